@@ -1,0 +1,61 @@
+"""Residual networks for Keras and TensorFlow, correct by construction.
+
+    import keras_residual as kr
+
+    model = kr.ResNet18(classes=10)
+
+Names load on first use, so `import keras_residual` (and `keras-residual --help`) do not wait for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from keras_residual import blocks, layers, models, registry, weights
+    from keras_residual.models import create, features, list_models
+    from keras_residual.models.resnet import *
+    from keras_residual.weights import load_weights, save_weights
+
+# Where each public name lives. Builders are not listed: the registry knows them.
+_HOMES = {
+    "blocks": "blocks",
+    "create": "models",
+    "features": "models",
+    "layers": "layers",
+    "list_models": "models",
+    "load_weights": "weights",
+    "models": "models",
+    "registry": "registry",
+    "save_weights": "weights",
+    "weights": "weights",
+}
+
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        value = module if _HOMES[name] == name else getattr(module, name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    else:
+        importlib.import_module(f"{__name__}.models")
+        from keras_residual.registry import entries
+
+        if name not in entries():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = entries()[name].builder
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    importlib.import_module(f"{__name__}.models")
+    from keras_residual.registry import entries
+
+    return sorted({*__all__, *entries()})

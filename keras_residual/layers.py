@@ -1,0 +1,311 @@
+"""The serializable layers that Keras lacks, or has without the speed. Weights and configs stay Keras' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_residual import primitives
+
+__all__ = [
+    "Attend",
+    "BatchNorm",
+    "BlurPool",
+    "Conv1D",
+    "Conv2D",
+    "Conv3D",
+    "LayerScale",
+    "Parameter",
+    "PositionEmbedding",
+    "SkipInit",
+    "SplitHeads",
+    "StageOutput",
+    "Token",
+    "gelu",
+    "gelu_tanh",
+    "quick_gelu",
+]
+
+register = keras.saving.register_keras_serializable(package="keras_residual")
+
+
+@register
+def gelu(x: Any) -> Any:
+    """Exact GELU (Hendrycks & Gimpel 2016), with a gradient that does not compute the CDF twice."""
+    return primitives.gelu(x)
+
+
+@register
+def quick_gelu(x: Any) -> Any:
+    """`x * sigmoid(1.702 x)`, the approximation OpenAI's CLIP was trained with."""
+    return x * ops.sigmoid(1.702 * x)
+
+
+@register
+def gelu_tanh(x: Any) -> Any:
+    """The tanh approximation of GELU, as SigLIP and big_vision train with."""
+    return ops.gelu(x, approximate=True)
+
+
+class _GroupedConv:
+    """Keras' convolution, except that grouped ones run natively where Keras would compile them with XLA."""
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        if self.groups == 1:  # pyright: ignore
+            return super().convolution_op(inputs, kernel)  # pyright: ignore
+        return primitives.grouped_conv(inputs, kernel, self.strides, self.padding, self.dilation_rate)  # pyright: ignore
+
+
+@register
+class Conv1D(_GroupedConv, keras.layers.Conv1D):
+    """`keras.layers.Conv1D` with fast `groups`."""
+
+
+@register
+class Conv2D(_GroupedConv, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with fast `groups`."""
+
+
+@register
+class Conv3D(_GroupedConv, keras.layers.Conv3D):
+    """`keras.layers.Conv3D` with fast `groups`."""
+
+
+@register
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch normalisation over all axes but the last, with torch's defaults and statistics.
+
+    Differs from `keras.layers.BatchNormalization` in its defaults (momentum 0.9, epsilon 1e-5), in the running
+    variance, which takes the *unbiased* batch variance as torch's does, and in speed on TensorFlow.
+    Weights, their names and the config are the same.
+
+    Raises:
+        ValueError: For `axis` other than the last, or `renorm`.
+    """
+
+    def __init__(self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        if axis != -1 or kwargs.get("renorm"):
+            raise ValueError(
+                f"BatchNorm normalises the last axis, without renorm. Received: axis={axis}, "
+                f"renorm={kwargs.get('renorm', False)}. Use keras.layers.BatchNormalization for other forms."
+            )
+        super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        super().build(input_shape)
+        self._ones = self.gamma if self.scale else np.ones(input_shape[-1], "float32")
+        self._zeros = self.beta if self.center else np.zeros(input_shape[-1], "float32")
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        training = bool(training) and self.trainable
+        native = primitives.native_kernels(inputs) and mask is None and not (training and self.synchronized)
+        if native and training:
+            gamma, beta = (ops.convert_to_tensor(v, "float32") for v in (self._ones, self._zeros))
+            outputs, mean, variance = primitives.batch_norm_train(inputs, gamma, beta, self.epsilon)
+            self._update(mean, variance)
+            return outputs
+        if native:
+            stats = (self._ones, self._zeros, self.moving_mean, self.moving_variance)
+            stats = (ops.convert_to_tensor(v, "float32") for v in stats)
+            return primitives.batch_norm_inference(inputs, *stats, self.epsilon)
+
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))  # sums overflow in half precision
+        if training:
+            mean, variance = self._moments(x, mask)
+            count = ops.prod(ops.shape(x)[:-1]) if mask is None else ops.sum(ops.cast(mask, x.dtype))
+            count = ops.cast(count, x.dtype)
+            self._update(mean, variance * (count / ops.maximum(count - 1, 1)))
+        else:
+            mean, variance = ops.cast(self.moving_mean, x.dtype), ops.cast(self.moving_variance, x.dtype)
+        gamma, beta = (ops.cast(v, x.dtype) for v in (self._ones, self._zeros))
+        outputs = ops.batch_normalization(x, mean, variance, -1, beta, gamma, self.epsilon)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _update(self, mean: Any, variance: Any) -> None:
+        for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            average.assign(average + (ops.cast(new, average.dtype) - average) * (1.0 - self.momentum))
+
+
+@register
+class BlurPool(keras.layers.Layer):
+    """Anti-aliased subsampling by a fixed binomial 3x3 filter (Zhang 2019, "Making Convolutional Networks
+    Shift-Invariant Again"): `(N, *spatial, C)` -> `(N, *ceil(spatial / strides), C)`, edges reflected."""
+
+    def __init__(self, strides: int = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.strides = strides
+
+    def call(self, inputs: Any) -> Any:
+        rank = len(inputs.shape) - 2
+        x = ops.pad(inputs, [(0, 0), *[(1, 1)] * rank, (0, 0)], mode="reflect")
+        for axis in range(1, rank + 1):  # the filter is separable: 1/4, 1/2, 1/4 along each axis
+            size = ops.shape(x)[axis] - 2
+            parts = []
+            for start in range(3):
+                place = [slice(None)] * (rank + 2)
+                place[axis] = slice(start, start + size, self.strides)
+                parts.append(x[tuple(place)])
+            x = 0.25 * (parts[0] + parts[2]) + 0.5 * parts[1]
+        return x
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        spatial = (None if size is None else -(-size // self.strides) for size in input_shape[1:-1])
+        return (input_shape[0], *spatial, input_shape[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "strides": self.strides}
+
+
+@register
+class StageOutput(keras.layers.Identity):
+    """Marks the end of a stage: what `keras_residual.features` returns as this level."""
+
+    def __init__(self, level: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.level = level
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "level": self.level}
+
+
+class Parameter(keras.layers.Layer):
+    """A layer that owns one bare parameter, named with the parameter's whole name in timm."""
+
+    value: Any
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update({key: getattr(self, key) for key in self._arguments})
+        return config
+
+    _arguments: tuple[str, ...] = ()
+
+
+@register
+class LayerScale(Parameter):
+    """Multiplies each channel of `(N, ..., C)` by a trained number that starts small (Touvron et al. 2021, CaiT)."""
+
+    _arguments = ("init",)
+
+    def __init__(self, init: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.init = init
+
+    def build(self, input_shape: Any) -> None:
+        self.value = self.add_weight(
+            shape=(input_shape[-1],), initializer=keras.initializers.Constant(self.init), name="gamma"
+        )
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.value
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+@register
+class SkipInit(LayerScale):
+    """Multiplies by one trained number that starts at 0 (De & Smith 2020, SkipInit; Bachlechner et al. 2021, ReZero)."""
+
+    def __init__(self, init: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(init, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        self.value = self.add_weight(shape=(), initializer=keras.initializers.Constant(self.init), name="gain")
+
+
+@register
+class Token(Parameter):
+    """Puts `count` trained tokens before a sequence: `(N, L, C)` -> `(N, count + L, C)`."""
+
+    _arguments = ("count",)
+
+    def __init__(self, count: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.count = count
+
+    def build(self, input_shape: Any) -> None:
+        self.value = self.add_weight(
+            shape=(1, self.count, input_shape[-1]),
+            initializer=keras.initializers.RandomNormal(stddev=1e-6),
+            name="token",
+        )
+
+    def call(self, inputs: Any) -> Any:
+        value = ops.cast(self.value, inputs.dtype)
+        tokens = ops.broadcast_to(value, (ops.shape(inputs)[0], self.count, inputs.shape[-1]))
+        return ops.concatenate([tokens, inputs], axis=1)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        length = input_shape[1] + self.count if input_shape[1] is not None else None
+        return (input_shape[0], length, input_shape[2])
+
+
+@register
+class PositionEmbedding(Parameter):
+    """Adds a trained vector to each position of `(N, L, C)`; the first `prefix` positions are not on the grid.
+
+    `grid` is kept so that weights trained at another image size can be resampled when they are loaded.
+    """
+
+    _arguments = ("grid", "prefix")
+
+    def __init__(self, grid: tuple[int, ...], prefix: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.grid, self.prefix = tuple(grid), prefix
+
+    def build(self, input_shape: Any) -> None:
+        self.value = self.add_weight(
+            shape=(1, *input_shape[1:]), initializer=keras.initializers.TruncatedNormal(stddev=0.02), name="position"
+        )
+
+    def call(self, inputs: Any) -> Any:
+        return inputs + self.value
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+@register
+class SplitHeads(keras.layers.Layer):
+    """One tensor `(N, L, parts * heads * D)` -> `parts` tensors `(N, heads, L, D)`."""
+
+    def __init__(self, heads: int, parts: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.heads, self.parts = heads, parts
+
+    def call(self, inputs: Any) -> list[Any]:
+        length, channels = ops.shape(inputs)[1], inputs.shape[2]
+        x = ops.reshape(inputs, (-1, length, self.parts, self.heads, channels // (self.parts * self.heads)))
+        return list(ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)), axis=0))
+
+    def compute_output_shape(self, input_shape: Any) -> list[Any]:
+        n, length, channels = input_shape
+        return [(n, self.heads, length, channels // (self.parts * self.heads))] * self.parts
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "heads": self.heads, "parts": self.parts}
+
+
+@register
+class Attend(keras.layers.Layer):
+    """Scaled dot-product attention of query, key and value `(N, heads, L, D)` -> `(N, L, heads * D)`."""
+
+    def __init__(self, causal: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.causal = causal
+
+    def call(self, inputs: list[Any]) -> Any:
+        q, k, v = inputs
+        x = ops.transpose(primitives.attention(q, k, v, self.causal), (0, 2, 1, 3))  # (N, L, heads, D)
+        return ops.reshape(x, (-1, ops.shape(q)[2], q.shape[1] * v.shape[3]))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        (n, heads, length, _), (*_, depth) = input_shape[0], input_shape[2]
+        return (n, length, heads * depth)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "causal": self.causal}

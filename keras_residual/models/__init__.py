@@ -1,0 +1,83 @@
+"""Every family, and the questions one asks of all of them: which are there, build this one, show its stages."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from typing import Any
+
+import keras
+
+from keras_residual import layers, registry
+from keras_residual.models import resnet as resnet
+
+__all__ = ["create", "features", "list_models"]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered builders that match a wildcard pattern, without regard to case.
+
+    Args:
+        pattern: For example `"resnet*"` or `"*50*"`.
+    """
+    return [name for name in registry.entries() if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+
+
+def find(name: str) -> registry.Entry:
+    """Returns the entry of a builder's name or timm name.
+
+    Raises:
+        ValueError: If there is none, with the nearest names.
+    """
+    known = registry.entries()
+    found = registry.resolve(name) if isinstance(name, str) else None
+    if found is None:
+        lower = {key.lower(): key for key in known}
+        near = [lower[key] for key in difflib.get_close_matches(str(name).lower(), lower, n=5)]
+        hint = f"Nearest: {', '.join(near)}." if near else "keras_residual.list_models() lists them."
+        raise ValueError(f"The name must be that of a registered model, or its timm name. Received: {name!r}. {hint}")
+    return known[found]
+
+
+def create(name: str, **arguments: Any) -> keras.Model:
+    """Builds a model by name.
+
+    Args:
+        name: A builder's name, such as `"ResNet18"`, or timm's, such as `"resnet18"`, in any case.
+        **arguments: The builder's arguments, for example `classes=10`.
+
+    Raises:
+        ValueError: If no model has that name; the error lists the nearest.
+    """
+    return find(name).builder(**arguments)
+
+
+def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), **arguments: Any) -> keras.Model:
+    """A model that returns the stage outputs of another: the backbone for detection and segmentation.
+
+    Args:
+        model: A model of this package, or the name of one.
+        levels: Which stages, counted from 1. A convolutional network has one per resolution; a Vision
+            Transformer has four, at a quarter of its depth each.
+        **arguments: With a name: the builder's arguments, for example `input_shape=(None, None, 3)`.
+
+    Returns:
+        A Functional model from the input to a list of feature maps `(N, *spatial, C)`, one per level. It shares
+        its layers and weights with `model`.
+
+    Raises:
+        ValueError: If the model has no such level.
+    """
+    if isinstance(model, str):
+        model = create(model, **{"include_top": False, **arguments})
+    elif arguments:
+        raise ValueError(
+            f"Builder's arguments go with a model's name, not with a model. Received: {sorted(arguments)}."
+        )
+    stages = {layer.level: layer for layer in model.layers if isinstance(layer, layers.StageOutput)}
+    missing = [level for level in levels if level not in stages]
+    if missing or not levels:
+        raise ValueError(
+            f"levels are stages of the model. Received: {tuple(levels)}; {model.name} has {tuple(sorted(stages))}."
+        )
+    return keras.Model(model.input, [stages[level].output for level in levels], name=f"{model.name}_features")

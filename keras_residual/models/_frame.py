@@ -1,0 +1,143 @@
+"""The contract of every builder, once: the `keras.applications` arguments, the input, the head, the finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_residual import blocks
+from keras_residual.registry import Config
+
+Pool = Callable[[Any], Any]
+
+
+class Frame:
+    """What all builders share. A family makes one, builds on `frame.x`, and returns `frame.model(...)`.
+
+    Attributes:
+        x: The network's input tensor, `(N, *spatial, C)` or `(N, C)`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        include_top: bool,
+        weights: str | None,
+        input_tensor: Any,
+        input_shape: tuple[int | None, ...] | None,
+        pooling: str | None,
+        classes: int,
+        classifier_activation: blocks.Activation,
+        name: str | None,
+    ) -> None:
+        if keras.backend.backend() == "torch":
+            raise RuntimeError(
+                "keras_residual runs on TensorFlow and JAX: layers are named as timm's modules, with dots, which "
+                "Keras' torch backend refuses. Received: KERAS_BACKEND=torch. Set KERAS_BACKEND=tensorflow or jax."
+            )
+        if keras.config.image_data_format() != "channels_last":
+            raise ValueError(
+                "Images are channels last, (N, H, W, C). Received: keras.config.image_data_format() == "
+                "'channels_first'. Call keras.config.set_image_data_format('channels_last')."
+            )
+        if pooling not in (None, "avg", "max"):
+            raise ValueError(f"pooling is None, 'avg' or 'max'. Received: {pooling!r}.")
+        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+            raise ValueError(f"classes is a positive number of classes. Received: {classes!r}.")
+        self.config, self.include_top, self.weights = config, include_top, weights
+        self.pooling, self.classes, self.classifier_activation = pooling, classes, classifier_activation
+        self.name = name or config.name
+        self.x = self._input(input_tensor, input_shape)
+
+    def _input(self, tensor: Any, shape: tuple[int | None, ...] | None) -> Any:
+        if tensor is not None:
+            blocks._require_tensor(tensor, "input_tensor", self.name)
+            if shape is not None and tuple(tensor.shape[1:]) != tuple(shape):
+                raise ValueError(
+                    f"{self.name}: input_tensor and input_shape must agree. Received: {tuple(tensor.shape[1:])} and "
+                    f"{tuple(shape)}. Leave input_shape out."
+                )
+            self._check_shape(tuple(tensor.shape[1:]))
+            return tensor
+        shape = self.config.input_shape if shape is None else shape
+        self._check_shape(shape)
+        return keras.Input(shape, name="input")
+
+    def _check_shape(self, shape: Any) -> None:
+        default = self.config.input_shape
+        vector = len(default) == 1
+        ranks = (1,) if vector else (2, 3, 4)
+        if not isinstance(shape, (tuple, list)) or len(shape) not in ranks or shape[-1] is None:
+            expected = "(features,)" if vector else "(steps, C), (H, W, C) or (D, H, W, C), with a known C"
+            raise ValueError(
+                f"{self.name}: input_shape is one sample's shape without the batch, {expected}, for example "
+                f"{default}. Received: {shape!r}."
+            )
+        if any(size is not None and (not isinstance(size, int) or size < 1) for size in shape):
+            raise ValueError(f"{self.name}: sizes in input_shape are positive integers or None. Received: {shape!r}.")
+        if None in shape and not self.config.dynamic_size:
+            raise ValueError(
+                f"{self.name} has position embeddings of a fixed grid, so its input size must be known. Received: "
+                f"input_shape={tuple(shape)}. Give the size, for example {default}; any multiple of the patch works."
+            )
+
+    def require_size(self, x: Any, stride: int) -> None:
+        """Raises unless each spatial size of `x` survives a further subsampling by `stride`."""
+        for axis in range(1, len(x.shape) - 1):
+            if x.shape[axis] is not None and x.shape[axis] < stride:
+                given = tuple(self.x.shape[1:])
+                least = stride * -(-given[axis - 1] // x.shape[axis])
+                raise ValueError(
+                    f"{self.name}: the input must not be smaller than the network's stride, {least}. Received: "
+                    f"input_shape={given}. Resize the images, or use a small-image stem: "
+                    "stem=keras_residual.models.resnet.small_stem."
+                )
+
+    def model(
+        self, x: Any, *, head: str, pool: Pool | None = None, finish: Pool | None = None, initializer: Any = None
+    ) -> keras.Model:
+        """Adds the head to the last feature map or token sequence `x` and makes the model.
+
+        Args:
+            x: `(N, *spatial, C)`, `(N, L, C)` or `(N, C)`.
+            head: Name of the classifier layer.
+            pool: The classifier's pooling, features to `(N, C)`; global average if `None`.
+            finish: What the family does to pooled features before the classifier (a norm).
+            initializer: The classifier's kernel initializer.
+        """
+        if self.include_top:
+            x = pool(x) if pool else self._average(x)
+            x = finish(x) if finish else x
+            x = keras.layers.Dense(self.classes, kernel_initializer=initializer or "glorot_uniform", name=head)(x)
+            # Probabilities and losses need float32; the layer stays for `None`, so that the graph is always the same.
+            half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
+            activation = self.classifier_activation or "linear"
+            dtype = "float32" if half else None
+            x = keras.layers.Activation(_resolve(activation), dtype=dtype, name="predictions")(x)
+        elif self.pooling == "avg":
+            x = self._average(x)
+        elif self.pooling == "max":
+            x = ops.max(x, axis=tuple(range(1, len(x.shape) - 1)))
+        inputs = keras.utils.get_source_inputs(self.x)
+        model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=self.name)
+        if self.weights is not None:
+            from keras_residual import weights
+
+            weights.load_weights(model, self.weights)
+        return model
+
+    def _average(self, x: Any) -> Any:
+        rank = len(x.shape) - 2
+        if rank == 0:
+            return x
+        return blocks._pooling("GlobalAverage", rank)(name="global_pool")(x)
+
+
+def _resolve(activation: Any) -> Any:
+    """The activation function itself, or the error that `blocks.activate` gives."""
+    if isinstance(activation, str):
+        blocks.activate(keras.Input((1,)), activation, name="classifier_activation")
+    return activation

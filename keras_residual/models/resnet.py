@@ -1,0 +1,1021 @@
+"""ResNet and the families that change one part of it: -C, -D, -T, -S, ResNeXt, Wide, SE, ECA, anti-aliased, RS.
+
+Names and topology are timm's; the layers are named as timm's modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import keras
+
+from keras_residual import blocks
+from keras_residual.blocks import (
+    Activation,
+    Attention,
+    Downsample,
+    Norm,
+    Shortcut,
+    Tensor,
+    average_pool,
+    basic,
+    blur_pool,
+    bottleneck,
+    conv_norm,
+    efficient_channel_attention,
+    group_norm,
+    plain_basic,
+    pooled_projection,
+    projection,
+    squeeze_excite,
+)
+from keras_residual.layers import StageOutput
+from keras_residual.models._frame import Frame
+from keras_residual.registry import Config, variant
+
+
+class Stem(Protocol):
+    """The layers before the first stage."""
+
+    def __call__(self, x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None) -> Tensor: ...
+
+
+def imagenet_stem(x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None) -> Tensor:
+    """7x7 convolution of stride 2, 3x3 max pooling of stride 2 (He et al. 2016, table 1): stride 4, 64 channels."""
+    x = conv_norm(x, 64, 7, stride=2, norm=norm, activation=activation, name="", names=("conv1", "bn1", "act1"))
+    return _pool(x, downsample)
+
+
+def deep_stem(
+    x: Tensor,
+    *,
+    norm: Norm,
+    activation: Activation,
+    downsample: Downsample | None,
+    widths: tuple[int, int, int] = (32, 32, 64),
+    pool: Callable[..., Tensor] | None = None,
+) -> Tensor:
+    """Three 3x3 convolutions, the first of stride 2, then pooling (He et al. 2019, ResNet-C): stride 4."""
+    use = partial(conv_norm, norm=norm, activation=activation, name="")
+    x = use(x, widths[0], stride=2, names=("conv1.0", "conv1.1", "conv1.2"))
+    x = use(x, widths[1], names=("conv1.3", "conv1.4", "conv1.5"))
+    x = use(x, widths[2], names=("conv1.6", "bn1", "act1"))
+    return pool(x, norm=norm, activation=activation) if pool else _pool(x, downsample)
+
+
+def small_stem(
+    x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None, width: int = 64
+) -> Tensor:
+    """One 3x3 convolution, no pooling: stride 1, for images of 32x32 or so."""
+    return conv_norm(x, width, 3, norm=norm, activation=activation, name="", names=("conv1", "bn1", "act1"))
+
+
+def strided_pool(x: Tensor, *, norm: Norm, activation: Activation) -> Tensor:
+    """A 3x3 convolution of stride 2 in place of the stem's max pooling (Bello et al. 2021, ResNet-RS)."""
+    names = ("maxpool.0", "maxpool.1", "maxpool.2")
+    return conv_norm(x, x.shape[-1], 3, stride=2, norm=norm, activation=activation, name="", names=names)
+
+
+def _pool(x: Tensor, downsample: Downsample | None) -> Tensor:
+    if downsample is None:
+        return blocks.max_pool(x, name="maxpool")
+    if downsample is average_pool:  # timm pools once where the anti-aliasing is a pooling itself
+        return downsample(x, 2, name="maxpool")
+    return downsample(blocks.max_pool(x, stride=1, name="maxpool.0"), 2, name="maxpool.1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(Config):
+    """One ResNet.
+
+    Attributes:
+        block: `basic`, `bottleneck` or `plain_basic`, or one of them for each stage.
+        depths: Blocks of each stage.
+        stem: The layers before the first stage.
+        shortcut: The shortcut where the shape changes.
+        widths: Channels of each stage's 3x3 convolutions; a bottleneck puts out four times as many.
+        groups: Groups of the 3x3 convolutions (ResNeXt's cardinality).
+        base_width: Channels of each group in a stage of width 64.
+        reduce_first: Divides the channels of a bottleneck's first convolution.
+        attention: Channel attention at the end of each branch.
+        downsample: Anti-aliased subsampling in place of strides.
+        norm: Normalisation after each convolution.
+    """
+
+    block: Callable[..., Tensor] | tuple[Callable[..., Tensor], ...]
+    depths: tuple[int, ...]
+    stem: Stem = imagenet_stem
+    shortcut: Shortcut = projection
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    groups: int = 1
+    base_width: int = 64
+    reduce_first: int = 1
+    attention: Attention | None = None
+    downsample: Downsample | None = None
+    norm: Norm = blocks.batch_norm
+
+    def tiny(self) -> ResNetConfig:
+        """The same topology with one or two blocks a stage, 32 to 64 channels and 64x64 images."""
+        return dataclasses.replace(
+            self,
+            depths=(1, 2, 1, 1),
+            widths=(32, 32, 64, 64),
+            groups=min(self.groups, 4),
+            base_width=self.base_width if self.groups == 1 else 16,
+            input_shape=(64, 64, 3),
+            classes=10,
+        )
+
+
+def resnet(
+    config: ResNetConfig,
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor: Any = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    drop_path: float = 0.0,
+    norm: Norm | None = None,
+    activation: Activation = "relu",
+    stem: Stem | None = None,
+    stride_in: str = "3x3",
+    zero_init: bool = True,
+) -> keras.Model:
+    """Builds a residual network of the ResNet family.
+
+    The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
+    `(D, H, W, C)` volumes or videos.
+
+    Args:
+        config: The row.
+        include_top: Whether to end in pooling and a classifier `fc`.
+        weights: `None` for random initialisation, or a source that `keras_residual.load_weights` reads.
+        input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
+        input_shape: Shape of one sample, channels last; spatial sizes may be `None`.
+        pooling: Without top: `None` for the feature map `(N, *spatial, C)`, `"avg"` or `"max"` for `(N, C)`.
+        classes: Number of outputs of the classifier.
+        classifier_activation: Activation of the outputs; `None` for logits.
+        name: Name of the model.
+        drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.
+        norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings; `None` for the row's.
+        activation: Activation of the stem and of each block, by name or function.
+        stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function like them.
+        stride_in: Where bottlenecks stride: `"3x3"` (v1.5, as timm and torchvision) or `"1x1"` (the original v1).
+        zero_init: Whether each branch starts as nothing (the last norm's scale at 0).
+
+    Returns:
+        A Functional `keras.Model` from `(N, *input_shape)` to `(N, classes)`, or to features without top.
+
+    Raises:
+        ValueError: For an argument out of its range, or an input smaller than the network's stride.
+    """
+    frame = Frame(
+        config,
+        include_top,
+        weights,
+        input_tensor,
+        input_shape,
+        pooling,
+        classes,
+        classifier_activation,
+        name,
+    )
+    norm = norm or config.norm
+    options: dict[str, Any] = {"shortcut": config.shortcut, "norm": norm, "activation": activation}
+    options |= {"attention": config.attention, "downsample": config.downsample, "zero_init": zero_init}
+    stages = config.block if isinstance(config.block, tuple) else (config.block,) * len(config.depths)
+    if stride_in != "3x3" and bottleneck not in stages:
+        raise ValueError(f"stride_in is an option of bottleneck blocks. {config.name} has basic ones: leave it out.")
+
+    x = (stem or config.stem)(frame.x, norm=norm, activation=activation, downsample=config.downsample)
+    frame.require_size(x, 2 ** (len(config.depths) - 1))
+    rates = iter(blocks.drop_path_rates(drop_path, sum(config.depths)))
+    for stage, (block, depth, width) in enumerate(zip(stages, config.depths, config.widths, strict=True), start=1):
+        filters, own = width, {}
+        if block is bottleneck:
+            filters = 4 * width
+            own = {
+                "width": width * config.base_width // 64 * config.groups,
+                "groups": config.groups,
+                "reduce_first": config.reduce_first,
+                "stride_in": stride_in,
+            }
+        for i in range(depth):
+            stride = 2 if stage > 1 and i == 0 else 1
+            x = block(x, filters, stride=stride, drop_path=next(rates), name=f"layer{stage}.{i}", **options, **own)
+        x = StageOutput(stage, name=f"layer{stage}")(x)
+    return frame.model(x, head="fc")
+
+
+# Rows. Parameters and GMACs: timm and torchvision at the row's input size.
+
+_WIDE_STEM = partial(deep_stem, widths=(64, 64, 128))
+_C: dict[str, Any] = {"stem": deep_stem}
+_D: dict[str, Any] = {"stem": deep_stem, "shortcut": pooled_projection}
+_T: dict[str, Any] = {"stem": partial(deep_stem, widths=(24, 32, 64)), "shortcut": pooled_projection}
+_S: dict[str, Any] = {"stem": _WIDE_STEM}
+_RS: dict[str, Any] = {
+    "stem": partial(deep_stem, pool=strided_pool),
+    "shortcut": pooled_projection,
+    "attention": partial(squeeze_excite, ratio=0.25),
+}
+
+ResNet10T = variant(
+    resnet, ResNetConfig("ResNet10T", basic, (1, 1, 1, 1), **_T, timm="resnet10t", params=5_435_488, gmacs=1.097)
+)
+ResNet14T = variant(
+    resnet, ResNetConfig("ResNet14T", bottleneck, (1, 1, 1, 1), **_T, timm="resnet14t", params=10_081_632, gmacs=1.677)
+)
+ResNet18 = variant(
+    resnet, ResNetConfig("ResNet18", basic, (2, 2, 2, 2), timm="resnet18", params=11_689_512, gmacs=1.814)
+)
+ResNet18D = variant(
+    resnet, ResNetConfig("ResNet18D", basic, (2, 2, 2, 2), **_D, timm="resnet18d", params=11_708_744, gmacs=2.054)
+)
+ResNet34 = variant(
+    resnet, ResNetConfig("ResNet34", basic, (3, 4, 6, 3), timm="resnet34", params=21_797_672, gmacs=3.664)
+)
+ResNet34D = variant(
+    resnet, ResNetConfig("ResNet34D", basic, (3, 4, 6, 3), **_D, timm="resnet34d", params=21_816_904, gmacs=3.903)
+)
+ResNet26 = variant(
+    resnet, ResNetConfig("ResNet26", bottleneck, (2, 2, 2, 2), timm="resnet26", params=15_995_176, gmacs=2.342)
+)
+ResNet26T = variant(
+    resnet, ResNetConfig("ResNet26T", bottleneck, (2, 2, 2, 2), **_T, timm="resnet26t", params=16_011_872, gmacs=2.550)
+)
+ResNet26D = variant(
+    resnet, ResNetConfig("ResNet26D", bottleneck, (2, 2, 2, 2), **_D, timm="resnet26d", params=16_014_408, gmacs=2.582)
+)
+ResNet50 = variant(
+    resnet, ResNetConfig("ResNet50", bottleneck, (3, 4, 6, 3), timm="resnet50", params=25_557_032, gmacs=4.089)
+)
+ResNet50C = variant(
+    resnet, ResNetConfig("ResNet50C", bottleneck, (3, 4, 6, 3), **_C, timm="resnet50c", params=25_576_264, gmacs=4.329)
+)
+ResNet50D = variant(
+    resnet, ResNetConfig("ResNet50D", bottleneck, (3, 4, 6, 3), **_D, timm="resnet50d", params=25_576_264, gmacs=4.329)
+)
+ResNet50S = variant(
+    resnet, ResNetConfig("ResNet50S", bottleneck, (3, 4, 6, 3), **_S, timm="resnet50s", params=25_680_808, gmacs=5.444)
+)
+ResNet50T = variant(
+    resnet, ResNetConfig("ResNet50T", bottleneck, (3, 4, 6, 3), **_T, timm="resnet50t", params=25_573_728, gmacs=4.297)
+)
+ResNet101 = variant(
+    resnet, ResNetConfig("ResNet101", bottleneck, (3, 4, 23, 3), timm="resnet101", params=44_549_160, gmacs=7.801)
+)
+ResNet101C = variant(
+    resnet,
+    ResNetConfig("ResNet101C", bottleneck, (3, 4, 23, 3), **_C, timm="resnet101c", params=44_568_392, gmacs=8.041),
+)
+ResNet101D = variant(
+    resnet,
+    ResNetConfig("ResNet101D", bottleneck, (3, 4, 23, 3), **_D, timm="resnet101d", params=44_568_392, gmacs=8.041),
+)
+ResNet101S = variant(
+    resnet,
+    ResNetConfig("ResNet101S", bottleneck, (3, 4, 23, 3), **_S, timm="resnet101s", params=44_672_936, gmacs=9.157),
+)
+ResNet152 = variant(
+    resnet, ResNetConfig("ResNet152", bottleneck, (3, 8, 36, 3), timm="resnet152", params=60_192_808, gmacs=11.51)
+)
+ResNet152C = variant(
+    resnet,
+    ResNetConfig("ResNet152C", bottleneck, (3, 8, 36, 3), **_C, timm="resnet152c", params=60_212_040, gmacs=11.75),
+)
+ResNet152D = variant(
+    resnet,
+    ResNetConfig("ResNet152D", bottleneck, (3, 8, 36, 3), **_D, timm="resnet152d", params=60_212_040, gmacs=11.75),
+)
+ResNet152S = variant(
+    resnet,
+    ResNetConfig("ResNet152S", bottleneck, (3, 8, 36, 3), **_S, timm="resnet152s", params=60_316_584, gmacs=12.87),
+)
+ResNet200 = variant(
+    resnet, ResNetConfig("ResNet200", bottleneck, (3, 24, 36, 3), timm="resnet200", params=64_673_832, gmacs=15.01)
+)
+ResNet200D = variant(
+    resnet,
+    ResNetConfig("ResNet200D", bottleneck, (3, 24, 36, 3), **_D, timm="resnet200d", params=64_693_064, gmacs=15.25),
+)
+WideResNet50_2 = variant(
+    resnet,
+    ResNetConfig(
+        "WideResNet50_2",
+        bottleneck,
+        (3, 4, 6, 3),
+        base_width=128,
+        timm="wide_resnet50_2",
+        params=68_883_240,
+        gmacs=11.40,
+    ),
+)
+WideResNet101_2 = variant(
+    resnet,
+    ResNetConfig(
+        "WideResNet101_2",
+        bottleneck,
+        (3, 4, 23, 3),
+        base_width=128,
+        timm="wide_resnet101_2",
+        params=126_886_696,
+        gmacs=22.75,
+    ),
+)
+ResNet50GN = variant(
+    resnet,
+    ResNetConfig(
+        "ResNet50GN", bottleneck, (3, 4, 6, 3), norm=group_norm, timm="resnet50_gn", params=25_557_032, gmacs=4.089
+    ),
+)
+ResNeXt50_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt50_32x4d",
+        bottleneck,
+        (3, 4, 6, 3),
+        groups=32,
+        base_width=4,
+        timm="resnext50_32x4d",
+        params=25_028_904,
+        gmacs=4.230,
+    ),
+)
+ResNeXt50D_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt50D_32x4d",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        groups=32,
+        base_width=4,
+        timm="resnext50d_32x4d",
+        params=25_048_136,
+        gmacs=4.470,
+    ),
+)
+ResNeXt101_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt101_32x4d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=32,
+        base_width=4,
+        timm="resnext101_32x4d",
+        params=44_177_704,
+        gmacs=7.970,
+    ),
+)
+ResNeXt101_32x8d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt101_32x8d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=32,
+        base_width=8,
+        timm="resnext101_32x8d",
+        params=88_791_336,
+        gmacs=16.41,
+    ),
+)
+ResNeXt101_32x16d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt101_32x16d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=32,
+        base_width=16,
+        timm="resnext101_32x16d",
+        params=194_026_792,
+        gmacs=36.16,
+    ),
+)
+ResNeXt101_32x32d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt101_32x32d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=32,
+        base_width=32,
+        timm="resnext101_32x32d",
+        params=468_530_472,
+        gmacs=87.11,
+    ),
+)
+ResNeXt101_64x4d = variant(
+    resnet,
+    ResNetConfig(
+        "ResNeXt101_64x4d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=64,
+        base_width=4,
+        timm="resnext101_64x4d",
+        params=83_455_272,
+        gmacs=15.46,
+    ),
+)
+ECAResNet26T = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNet26T",
+        bottleneck,
+        (2, 2, 2, 2),
+        **_T,
+        attention=efficient_channel_attention,
+        timm="ecaresnet26t",
+        params=16_011_916,
+        gmacs=2.550,
+    ),
+)
+ECAResNet50D = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNet50D",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        attention=efficient_channel_attention,
+        timm="ecaresnet50d",
+        params=25_576_350,
+        gmacs=4.329,
+    ),
+)
+ECAResNet50T = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNet50T",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_T,
+        attention=efficient_channel_attention,
+        timm="ecaresnet50t",
+        params=25_573_814,
+        gmacs=4.297,
+    ),
+)
+ECAResNetLight = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNetLight",
+        bottleneck,
+        (1, 1, 11, 3),
+        shortcut=pooled_projection,
+        attention=efficient_channel_attention,
+        timm="ecaresnetlight",
+        params=30_162_046,
+        gmacs=4.089,
+    ),
+)
+ECAResNet101D = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNet101D",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_D,
+        attention=efficient_channel_attention,
+        timm="ecaresnet101d",
+        params=44_568_563,
+        gmacs=8.041,
+    ),
+)
+ECAResNet200D = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNet200D",
+        bottleneck,
+        (3, 24, 36, 3),
+        **_D,
+        attention=efficient_channel_attention,
+        timm="ecaresnet200d",
+        params=64_693_400,
+        gmacs=15.25,
+    ),
+)
+ECAResNet269D = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNet269D",
+        bottleneck,
+        (3, 30, 48, 8),
+        **_D,
+        attention=efficient_channel_attention,
+        timm="ecaresnet269d",
+        params=102_093_077,
+        gmacs=20.27,
+    ),
+)
+ECAResNeXt26T_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNeXt26T_32x4d",
+        bottleneck,
+        (2, 2, 2, 2),
+        **_T,
+        groups=32,
+        base_width=4,
+        attention=efficient_channel_attention,
+        timm="ecaresnext26t_32x4d",
+        params=15_406_220,
+        gmacs=2.679,
+    ),
+)
+ECAResNeXt50T_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "ECAResNeXt50T_32x4d",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_T,
+        groups=32,
+        base_width=4,
+        attention=efficient_channel_attention,
+        timm="ecaresnext50t_32x4d",
+        params=25_045_686,
+        gmacs=4.439,
+    ),
+)
+SEResNet18 = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet18", basic, (2, 2, 2, 2), attention=squeeze_excite, timm="seresnet18", params=11_779_624, gmacs=1.814
+    ),
+)
+SEResNet34 = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet34", basic, (3, 4, 6, 3), attention=squeeze_excite, timm="seresnet34", params=21_960_416, gmacs=3.664
+    ),
+)
+SEResNet50 = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet50",
+        bottleneck,
+        (3, 4, 6, 3),
+        attention=squeeze_excite,
+        timm="seresnet50",
+        params=28_088_024,
+        gmacs=4.092,
+    ),
+)
+SEResNet50T = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet50T",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_T,
+        attention=squeeze_excite,
+        timm="seresnet50t",
+        params=28_104_720,
+        gmacs=4.300,
+    ),
+)
+SEResNet101 = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet101",
+        bottleneck,
+        (3, 4, 23, 3),
+        attention=squeeze_excite,
+        timm="seresnet101",
+        params=49_326_872,
+        gmacs=7.806,
+    ),
+)
+SEResNet152 = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet152",
+        bottleneck,
+        (3, 8, 36, 3),
+        attention=squeeze_excite,
+        timm="seresnet152",
+        params=66_821_848,
+        gmacs=11.52,
+    ),
+)
+SEResNet152D = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet152D",
+        bottleneck,
+        (3, 8, 36, 3),
+        **_D,
+        attention=squeeze_excite,
+        timm="seresnet152d",
+        params=66_841_080,
+        gmacs=11.76,
+    ),
+)
+SEResNet200D = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet200D",
+        bottleneck,
+        (3, 24, 36, 3),
+        **_D,
+        attention=squeeze_excite,
+        timm="seresnet200d",
+        params=71_855_096,
+        gmacs=15.25,
+    ),
+)
+SEResNet269D = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNet269D",
+        bottleneck,
+        (3, 30, 48, 8),
+        **_D,
+        attention=squeeze_excite,
+        timm="seresnet269d",
+        params=113_672_760,
+        gmacs=20.28,
+    ),
+)
+SEResNeXt26D_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt26D_32x4d",
+        bottleneck,
+        (2, 2, 2, 2),
+        **_D,
+        groups=32,
+        base_width=4,
+        attention=squeeze_excite,
+        timm="seresnext26d_32x4d",
+        params=16_809_512,
+        gmacs=2.712,
+    ),
+)
+SEResNeXt26T_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt26T_32x4d",
+        bottleneck,
+        (2, 2, 2, 2),
+        **_T,
+        groups=32,
+        base_width=4,
+        attention=squeeze_excite,
+        timm="seresnext26t_32x4d",
+        params=16_806_976,
+        gmacs=2.680,
+    ),
+)
+SEResNeXt50_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt50_32x4d",
+        bottleneck,
+        (3, 4, 6, 3),
+        groups=32,
+        base_width=4,
+        attention=squeeze_excite,
+        timm="seresnext50_32x4d",
+        params=27_559_896,
+        gmacs=4.233,
+    ),
+)
+SEResNeXt101_32x4d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt101_32x4d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=32,
+        base_width=4,
+        attention=squeeze_excite,
+        timm="seresnext101_32x4d",
+        params=48_955_416,
+        gmacs=7.975,
+    ),
+)
+SEResNeXt101_32x8d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt101_32x8d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=32,
+        base_width=8,
+        attention=squeeze_excite,
+        timm="seresnext101_32x8d",
+        params=93_569_048,
+        gmacs=16.42,
+    ),
+)
+SEResNeXt101D_32x8d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt101D_32x8d",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_D,
+        groups=32,
+        base_width=8,
+        attention=squeeze_excite,
+        timm="seresnext101d_32x8d",
+        params=93_588_280,
+        gmacs=16.66,
+    ),
+)
+SEResNeXt101_64x4d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXt101_64x4d",
+        bottleneck,
+        (3, 4, 23, 3),
+        groups=64,
+        base_width=4,
+        attention=squeeze_excite,
+        timm="seresnext101_64x4d",
+        params=88_232_984,
+        gmacs=15.47,
+    ),
+)
+SENet154 = variant(
+    resnet,
+    ResNetConfig(
+        "SENet154",
+        bottleneck,
+        (3, 8, 36, 3),
+        **_S,
+        groups=64,
+        base_width=4,
+        reduce_first=2,
+        shortcut=partial(projection, kernel=3),
+        attention=squeeze_excite,
+        timm="senet154",
+        params=115_088_984,
+        gmacs=20.69,
+    ),
+)
+ResNetBlur18 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetBlur18", basic, (2, 2, 2, 2), downsample=blur_pool, timm="resnetblur18", params=11_689_512, gmacs=2.338
+    ),
+)
+ResNetBlur50 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetBlur50",
+        bottleneck,
+        (3, 4, 6, 3),
+        downsample=blur_pool,
+        timm="resnetblur50",
+        params=25_557_032,
+        gmacs=5.133,
+    ),
+)
+ResNetBlur50D = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetBlur50D",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        downsample=blur_pool,
+        timm="resnetblur50d",
+        params=25_576_264,
+        gmacs=5.373,
+    ),
+)
+ResNetBlur101D = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetBlur101D",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_D,
+        downsample=blur_pool,
+        timm="resnetblur101d",
+        params=44_568_392,
+        gmacs=9.085,
+    ),
+)
+ResNetAA34D = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetAA34D",
+        basic,
+        (3, 4, 6, 3),
+        **_D,
+        downsample=average_pool,
+        timm="resnetaa34d",
+        params=21_816_904,
+        gmacs=4.424,
+    ),
+)
+ResNetAA50 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetAA50",
+        bottleneck,
+        (3, 4, 6, 3),
+        downsample=average_pool,
+        timm="resnetaa50",
+        params=25_557_032,
+        gmacs=5.130,
+    ),
+)
+ResNetAA50D = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetAA50D",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        downsample=average_pool,
+        timm="resnetaa50d",
+        params=25_576_264,
+        gmacs=5.369,
+    ),
+)
+ResNetAA101D = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetAA101D",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_D,
+        downsample=average_pool,
+        timm="resnetaa101d",
+        params=44_568_392,
+        gmacs=9.081,
+    ),
+)
+SEResNetAA50D = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNetAA50D",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        attention=squeeze_excite,
+        downsample=average_pool,
+        timm="seresnetaa50d",
+        params=28_107_256,
+        gmacs=5.372,
+    ),
+)
+SEResNeXtAA101D_32x8d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXtAA101D_32x8d",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_D,
+        groups=32,
+        base_width=8,
+        attention=squeeze_excite,
+        downsample=average_pool,
+        timm="seresnextaa101d_32x8d",
+        params=93_588_280,
+        gmacs=17.18,
+    ),
+)
+SEResNeXtAA201D_32x8d = variant(
+    resnet,
+    ResNetConfig(
+        "SEResNeXtAA201D_32x8d",
+        bottleneck,
+        (3, 24, 36, 4),
+        stem=_WIDE_STEM,
+        shortcut=pooled_projection,
+        groups=32,
+        base_width=8,
+        attention=squeeze_excite,
+        downsample=average_pool,
+        timm="seresnextaa201d_32x8d",
+        params=149_394_904,
+        gmacs=34.28,
+    ),
+)
+ResNetRS50 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS50",
+        bottleneck,
+        (3, 4, 6, 3),
+        **_RS,
+        input_shape=(160, 160, 3),
+        timm="resnetrs50",
+        params=35_691_912,
+        gmacs=2.279,
+    ),
+)
+ResNetRS101 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS101",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_RS,
+        input_shape=(192, 192, 3),
+        timm="resnetrs101",
+        params=63_618_696,
+        gmacs=6.012,
+    ),
+)
+ResNetRS152 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS152",
+        bottleneck,
+        (3, 8, 36, 3),
+        **_RS,
+        input_shape=(256, 256, 3),
+        timm="resnetrs152",
+        params=86_621_576,
+        gmacs=15.53,
+    ),
+)
+ResNetRS200 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS200",
+        bottleneck,
+        (3, 24, 36, 3),
+        **_RS,
+        input_shape=(256, 256, 3),
+        timm="resnetrs200",
+        params=93_209_992,
+        gmacs=20.09,
+    ),
+)
+ResNetRS270 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS270",
+        bottleneck,
+        (4, 29, 53, 4),
+        **_RS,
+        input_shape=(256, 256, 3),
+        timm="resnetrs270",
+        params=129_861_448,
+        gmacs=26.95,
+    ),
+)
+ResNetRS350 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS350",
+        bottleneck,
+        (4, 36, 72, 4),
+        **_RS,
+        input_shape=(288, 288, 3),
+        timm="resnetrs350",
+        params=163_956_168,
+        gmacs=43.49,
+    ),
+)
+ResNetRS420 = variant(
+    resnet,
+    ResNetConfig(
+        "ResNetRS420",
+        bottleneck,
+        (4, 44, 87, 4),
+        **_RS,
+        input_shape=(320, 320, 3),
+        timm="resnetrs420",
+        params=191_891_656,
+        gmacs=63.94,
+    ),
+)
+TestResNet = variant(
+    resnet,
+    ResNetConfig(
+        "TestResNet",
+        (basic, basic, bottleneck, basic),
+        (1, 1, 1, 1),
+        stem=partial(deep_stem, widths=(16, 16, 32)),
+        shortcut=pooled_projection,
+        widths=(32, 48, 48, 96),
+        input_shape=(160, 160, 3),
+        timm="test_resnet",
+        params=469_688,
+        gmacs=0.103,
+    ),
+)
+
+# The plain twins of He et al. 2016, figure 4: the same layers without the skips.
+PlainNet18 = variant(resnet, ResNetConfig("PlainNet18", plain_basic, (2, 2, 2, 2)))
+PlainNet34 = variant(resnet, ResNetConfig("PlainNet34", plain_basic, (3, 4, 6, 3)))

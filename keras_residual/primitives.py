@@ -1,0 +1,160 @@
+"""The four operations that Keras' own forms make slow, at the speed of the backend's native kernels.
+
+This is the one core module that may touch TensorFlow. Elsewhere (JAX, under XLA, float64) each function is the
+plain `keras.ops` composition, so weights, configs and numbers never depend on the path taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+_TENSORFLOW = keras.backend.backend() == "tensorflow"
+if _TENSORFLOW:
+    import tensorflow as tf
+    from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+
+def native_kernels(x: Any) -> bool:
+    """Whether `x` is computed by TensorFlow's own kernels: not traced for XLA, and of a dtype they have."""
+    if not _TENSORFLOW or keras.backend.standardize_dtype(x.dtype) not in ("float32", "bfloat16", "float16"):
+        return False
+    # No public call tells that a `tf.function(jit_compile=True)` is being traced.
+    return tf.executing_eagerly() or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+@functools.cache
+def _has_native_grouped_conv() -> bool:
+    """Whether TensorFlow can run a grouped convolution here: on CPUs only builds with oneDNN can."""
+    if tf.config.list_logical_devices("GPU"):
+        return True
+    try:
+        with tf.init_scope(), tf.device("CPU:0"):
+            tf.nn.conv2d(tf.ones((1, 1, 1, 2)), tf.ones((1, 1, 1, 2)), 1, "VALID")
+    except (tf.errors.OpError, ValueError):
+        return False
+    return True
+
+
+def grouped_conv(x: Any, kernel: Any, strides: tuple[int, ...], padding: str, dilation: tuple[int, ...]) -> Any:
+    """Grouped convolution of `(N, *spatial, C)` with a kernel `(*size, C / groups, filters)`.
+
+    Keras compiles every grouped convolution on a CPU with XLA, whose gradient is two orders of magnitude slower.
+    """
+    groups = x.shape[-1] // kernel.shape[-2]
+    if not _TENSORFLOW or (tf.config.list_logical_devices("GPU") and not native_kernels(x)):
+        return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
+    if native_kernels(x) and len(strides) <= 2 and _has_native_grouped_conv():
+        if len(strides) == 1:  # the native kernel is 2-D
+            y = grouped_conv(x[:, :, None], kernel[:, None], (strides[0], 1), padding, (dilation[0], 1))
+            return tf.squeeze(y, 2)
+        return tf.nn.conv2d(x, kernel, strides, padding.upper(), dilations=dilation)
+    parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    return tf.concat([tf.nn.convolution(a, k, strides, padding.upper(), dilations=dilation) for a, k in parts], -1)
+
+
+def batch_norm_train(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
+    """Normalises `x` `(N, ..., C)` over all axes but the last with its own statistics, natively.
+
+    Returns the result, the batch mean and the *unbiased* batch variance, which is what running averages take.
+    """
+    images, restore = _as_images(x)
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=images, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+    )
+    return restore(y), mean, variance
+
+
+def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+    """Normalises `x` `(N, ..., C)` with given statistics, in the form that TensorFlow fuses with convolutions."""
+    images, restore = _as_images(x)
+    return restore(
+        tf.raw_ops.FusedBatchNormV3(
+            x=images, scale=gamma, offset=beta, mean=mean, variance=variance, epsilon=epsilon, is_training=False
+        )[0]
+    )
+
+
+def _as_images(x: Any) -> tuple[Any, Any]:
+    """The 4-D view that the fused kernel wants, and the way back."""
+    if len(x.shape) == 4:
+        return x, lambda y: y
+    shape, static = tf.shape(x), x.shape
+
+    def restore(y: Any) -> Any:
+        return tf.ensure_shape(tf.reshape(y, shape), static)
+
+    return tf.reshape(x, (-1, 1, 1, x.shape[-1])), restore
+
+
+def gelu(x: Any) -> Any:
+    """Exact GELU, `x * Phi(x)`. The native gradient keeps the CDF instead of computing it again."""
+    if not native_kernels(x):
+        return ops.gelu(x, approximate=False)
+    return _gelu_native(x)
+
+
+if _TENSORFLOW:
+
+    @tf.custom_gradient
+    def _gelu_native(x: Any) -> Any:
+        cdf = 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))
+
+        def gradient(upstream: Any) -> Any:
+            return _gelu_gradient(upstream, x, cdf)
+
+        return x * cdf, gradient
+
+    @tf.custom_gradient
+    def _gelu_gradient(upstream: Any, x: Any, cdf: Any) -> Any:
+        pdf = tf.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+        slope = cdf + x * pdf
+
+        def gradient(upper: Any) -> Any:
+            # The whole dependence on x goes through here: for gelu'' the CDF is a value, not a variable.
+            return upper * slope, upper * upstream * (2.0 - x * x) * pdf, None
+
+        return upstream * slope, gradient
+
+
+def attention(q: Any, k: Any, v: Any, causal: bool = False) -> Any:
+    """Scaled dot-product attention of tensors `(N, heads, L, D)`; position i sees no j > i if `causal`.
+
+    Scores and their softmax are computed in float32 at least.
+    """
+    if native_kernels(q) and not causal:
+        return _attention_native(q, k, v)
+    dtype = keras.backend.result_type(q.dtype, "float32")
+    scores = ops.cast(ops.matmul(q * q.shape[-1] ** -0.5, ops.transpose(k, (0, 1, 3, 2))), dtype)
+    if causal:
+        place = ops.arange(q.shape[2])
+        scores = ops.where(place[:, None] >= place[None, :], scores, -1e9)
+    return ops.matmul(ops.cast(ops.softmax(scores), v.dtype), v)
+
+
+if _TENSORFLOW:
+
+    @tf.custom_gradient
+    def _attention_native(q: Any, k: Any, v: Any) -> Any:
+        scale = q.shape[-1] ** -0.5
+        scores = tf.matmul(q * scale, k, transpose_b=True)
+        weights = tf.cast(tf.nn.softmax(tf.cast(scores, tf.float32)), v.dtype)  # (N, heads, L, L)
+        out = tf.matmul(weights, v)
+
+        def gradient(upstream: Any) -> Any:
+            # The softmax's own gradient needs sum(weights * d_weights), which is sum(out * upstream): a sum over
+            # D instead of L, and the composition's two passes over (L, L) are one.
+            d_weights = tf.matmul(upstream, v, transpose_b=True)
+            inner = tf.reduce_sum(upstream * out, -1, keepdims=True)
+            d_scores = weights * (d_weights - inner) * scale
+            return (
+                tf.matmul(d_scores, k),
+                tf.matmul(d_scores, q, transpose_a=True),
+                tf.matmul(weights, upstream, transpose_a=True),
+            )
+
+        return out, gradient

@@ -1,0 +1,118 @@
+"""Which key of timm's state dict each variable is, and how its axes lie there: one rule per *layer type*.
+
+Layers are named as timm's modules, so no family needs a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_residual import layers
+
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One variable of a model and its place in a state dict.
+
+    Attributes:
+        key: The key in timm's state dict.
+        variable: The Keras variable.
+        layer: The layer that owns it.
+        shape: The array's shape in the state dict.
+        to_keras: Turns the state dict's array into the variable's axes.
+        to_torch: The way back.
+    """
+
+    key: str
+    variable: Any
+    layer: keras.layers.Layer
+    shape: tuple[int, ...]
+    to_keras: Callable[[Array], Array]
+    to_torch: Callable[[Array], Array]
+
+
+def slots(model: keras.Model) -> list[Slot]:
+    """The slots of all weights of a model, in the order of its layers.
+
+    Raises:
+        TypeError: If a layer owns weights but no rule knows its type.
+        ValueError: If two variables claim one key.
+    """
+    found = [slot for layer in _leaves(model) for slot in _layer_slots(layer)]
+    keys = [slot.key for slot in found]
+    doubles = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    if doubles:
+        raise ValueError(f"Layers that own weights need names of their own. Received twice: {', '.join(doubles[:5])}.")
+    return found
+
+
+def _leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    inner = layer.layers if isinstance(layer, keras.Model) else []
+    if not inner:
+        yield layer
+    for child in inner:
+        yield from _leaves(child)
+
+
+_NORMS = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.RMSNormalization,
+)
+_NORM_KEYS = {
+    "gamma": "weight",
+    "scale": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def _layer_slots(layer: keras.layers.Layer) -> Iterator[Slot]:
+    for variable in layer.weights:
+        key, to_keras, to_torch = _rule(layer, variable.name)
+        shape = to_torch(np.broadcast_to(np.float32(0), variable.shape)).shape
+        yield Slot(key, variable, layer, shape, to_keras, to_torch)
+
+
+def _rule(layer: keras.layers.Layer, variable: str) -> tuple[str, Callable[[Array], Array], Callable[[Array], Array]]:
+    if isinstance(layer, layers.Parameter):
+        return layer.name, _same, _same
+    if isinstance(layer, _NORMS):
+        return f"{layer.name}.{_NORM_KEYS[variable]}", _same, _same
+    if variable == "bias":
+        return f"{layer.name}.bias", _same, _same
+    key = f"{layer.name}.weight"
+    if isinstance(layer, keras.layers.Dense):  # (in, out) <-> (out, in)
+        return key, np.transpose, np.transpose
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        # (*size, C, m) <-> (C * m, 1, *size)
+        channels, multiplier = layer.kernel.shape[-2:]
+
+        def to_keras(a: Array) -> Array:
+            return np.moveaxis(a.reshape(channels, multiplier, *a.shape[2:]), (0, 1), (-2, -1))
+
+        def to_torch(a: Array) -> Array:
+            a = np.moveaxis(a, (-2, -1), (0, 1))
+            return a.reshape(channels * multiplier, 1, *a.shape[2:])
+
+        return key, to_keras, to_torch
+    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
+        # (*size, in, out) <-> (out, in, *size), grouped or not
+        return key, lambda a: np.moveaxis(a, (1, 0), (-2, -1)), lambda a: np.moveaxis(a, (-2, -1), (1, 0))
+    raise TypeError(
+        f"No rule says how weights of {type(layer).__name__} (layer {layer.name!r}) are stored. Add one to "
+        "keras_residual.weights.layout."
+    )
+
+
+def _same(a: Array) -> Array:
+    return a
