@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
         value = module if _HOMES[name] == name else getattr(module, name)
-    elif name.startswith("_"):
+    elif not name[0].isupper():  # builders are capitalised; the rest are submodules, found by the import system
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     else:
         importlib.import_module(f"{__name__}.models")

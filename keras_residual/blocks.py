@@ -37,6 +37,7 @@ __all__ = [
     "mlp",
     "mlp_block",
     "pad",
+    "padded_identity",
     "plain_basic",
     "pooled_projection",
     "preact_basic",

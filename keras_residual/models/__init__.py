@@ -10,6 +10,7 @@ import keras
 
 from keras_residual import layers, registry
 from keras_residual.models import resnet as resnet
+from keras_residual.models import resnet_cifar as resnet_cifar
 
 __all__ = ["create", "features", "list_models"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -121,13 +122,22 @@ class Frame:
             x = self._average(x)
         elif self.pooling == "max":
             x = ops.max(x, axis=tuple(range(1, len(x.shape) - 1)))
-        inputs = keras.utils.get_source_inputs(self.x)
-        model = keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=self.name)
+        model = self._close(x)
         if self.weights is not None:
             from keras_residual import weights
 
             weights.load_weights(model, self.weights)
         return model
+
+    def _close(self, x: Any) -> keras.Model:
+        # Keras walks the graph by recursion, a call per layer: ResNet-1202 needs more than Python's 1000.
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, 20_000))
+        try:
+            inputs = keras.utils.get_source_inputs(self.x)
+            return keras.Model(inputs[0] if len(inputs) == 1 else inputs, x, name=self.name)
+        finally:
+            sys.setrecursionlimit(limit)
 
     def _average(self, x: Any) -> Any:
         rank = len(x.shape) - 2

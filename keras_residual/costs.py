@@ -1,0 +1,74 @@
+"""What a network costs: parameters, multiply-additions and activations of one forward pass, counted layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+
+from keras_residual import layers, models
+
+__all__ = ["Costs", "costs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Costs of one sample.
+
+    Attributes:
+        params: Trainable parameters, as timm and torchvision count them (without running statistics).
+        macs: Multiply-additions of convolutions, dense layers and attention: what papers call FLOPs.
+        activations: Output elements of convolutions and dense layers (Dollar et al. 2021).
+    """
+
+    params: int
+    macs: int
+    activations: int
+
+
+def costs(model: keras.Model | str, input_shape: tuple[int, ...] | None = None) -> Costs:
+    """Counts the costs of a model, or of a registered model by its name, without allocating its weights.
+
+    Args:
+        model: A model with a known input size, or a name.
+        input_shape: With a name: the shape of one sample; the row's if `None`.
+
+    Raises:
+        ValueError: If a spatial size is unknown.
+    """
+    if isinstance(model, str):
+        with keras.StatelessScope():  # variables get shapes but no values
+            model = models.create(model, input_shape=input_shape)
+    elif input_shape is not None:
+        raise ValueError("input_shape goes with a model's name. Build the model at that size instead.")
+    shapes = [tensor.shape[1:] for tensor in model.inputs]
+    if any(None in shape for shape in shapes):
+        raise ValueError(f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape.")
+    params = macs = activations = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            inner = costs(layer)
+            params, macs, activations = params + inner.params, macs + inner.macs, activations + inner.activations
+            continue
+        params += sum(math.prod(v.shape) for v in layer.variables if v.trainable)
+        for node in layer._inbound_nodes:
+            done, size = _work(layer, node)
+            macs, activations = macs + done, activations + size
+    return Costs(params, macs, activations)
+
+
+def _work(layer: keras.layers.Layer, node: Any) -> tuple[int, int]:
+    """Multiply-additions and output elements of one call of a layer."""
+    shape = node.output_tensors[0].shape[1:]
+    if isinstance(layer, layers.Attend):
+        _, heads, length, depth = node.input_tensors[0].shape
+        return 2 * heads * length * length * depth, 0
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(shape) * layer.kernel.shape[0], math.prod(shape)
+    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
+        return math.prod(shape) * math.prod(layer.kernel.shape[:-2]), math.prod(shape)
+    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
+        return math.prod(shape) * math.prod(layer.kernel.shape[:-1]), math.prod(shape)
+    return 0, 0
