@@ -1,0 +1,345 @@
+"""The checks every registered model must pass: functions of one registry entry, run on the row's tiny twin.
+
+A check names the rows it runs on: `every` row, `distinct` tiny topologies (rows that differ in depth or width
+alone have the same twin), or a `cover`: few rows that together have every value of every field; the other distinct
+ones are then marked slow. What a row does otherwise than its siblings it says itself (`config.dynamic_size`);
+no names of models stand here.
+"""
+
+import contextlib
+import functools
+import inspect
+import math
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_residual as kr
+from keras_residual import registry, weights
+
+from . import tools
+
+APPLICATIONS = "include_top weights input_tensor input_shape pooling classes classifier_activation name".split()
+ALL = {}  # function -> "every", "distinct" or "cover"
+
+
+def check(rows):
+    def add(function):
+        ALL[function] = rows
+        return function
+
+    return add
+
+
+def build(entry, **options):
+    """The row's tiny twin with every variable filled; it returns logits."""
+    row = entry.config.tiny()
+    options = {"classes": 10, "classifier_activation": None, **options}
+    return tools.randomise(entry.family(row, **options))
+
+
+@functools.lru_cache(maxsize=2)
+def twin(entry):
+    """`build(entry)`, to look at, not to change."""
+    return build(entry)
+
+
+def sample(entry, batch=2):
+    return tools.noise((batch, *entry.config.tiny().input_shape), seed=1)
+
+
+def keys(model):
+    return {slot.key: slot.shape for slot in weights.slots(model)}
+
+
+def images_only(entry):
+    if len(entry.config.input_shape) == 1:
+        pytest.skip("takes vectors")
+
+
+def any_size_only(entry):
+    images_only(entry)
+    if not entry.config.dynamic_size:
+        pytest.skip("the row fixes the input size")
+
+
+# ------------------------------------------------------------------------------------------------------- the builder
+
+
+@check("every")
+def check_name(entry):
+    name = entry.config.name
+    assert entry.builder.__name__ == entry.builder.__qualname__ == name
+    assert getattr(sys.modules[entry.builder.__module__], name) is entry.builder
+    assert getattr(kr, name) is entry.builder
+    assert name in dir(kr)
+    assert name in kr.list_models()
+    assert registry.resolve(name.upper()) == name
+    assert entry.config.timm is None or registry.resolve(entry.config.timm) == name
+
+
+@check("every")
+def check_documented(entry):
+    text, row = entry.builder.__doc__, entry.config
+    assert text.startswith(f"{row.name}."), "the first line says which network this is"
+    assert row.source or row.timm, "a row names its paper, or the network in timm that it equals"
+    for said in (row.source, row.timm, row.params and f"{row.params:,} parameters"):
+        assert not said or said in text, f"the docstring lacks {said!r}"
+    for argument in inspect.signature(entry.builder).parameters:
+        assert f"\n    {argument}: " in text, f"the docstring lacks the argument {argument!r}"
+    assert "config:" not in text, "the row is no argument of the builder"
+    assert "Returns:" in text
+    assert "Raises:" in text
+
+
+@check("every")
+def check_pickles(entry):
+    assert pickle.loads(pickle.dumps(entry.builder)) is entry.builder
+
+
+@check("every")
+def check_signature(entry):
+    parameters = list(inspect.signature(entry.builder).parameters.values())
+    assert [p.name for p in parameters[:8]] == APPLICATIONS
+    defaults = {p.name: p.default for p in parameters}
+    assert defaults["include_top"] is True
+    assert defaults["weights"] is None, "no surprise download"
+    assert defaults["classes"] == entry.config.classes
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters[8:])
+
+
+@check("every")
+def check_full_size(entry):
+    """The whole network, without memory for its weights: parameters as published, output as the row says."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = entry.builder()
+    keras.utils.clear_session(free_memory=False)  # else the next scope would initialise these variables
+    assert model.name == entry.config.name
+    assert model.output_shape == (None, entry.config.classes)
+    if entry.config.params is not None:
+        assert sum(math.prod(v.shape) for v in model.trainable_variables) == entry.config.params
+
+
+# ------------------------------------------------------------------------------------------------- what it computes
+
+
+@check("distinct")
+def check_outputs(entry):
+    model, x = twin(entry), sample(entry)
+    y = np.asarray(model(x, training=False))
+    assert y.shape == (2, 10)
+    assert np.isfinite(y).all()
+    assert np.abs(y[0] - y[1]).max() > 1e-3, "the output does not depend on the input"
+    assert tools.distance(model(x[:1], training=False), y[:1]) < 1e-5, "samples depend on each other"
+    probabilities = np.asarray(build(entry, classifier_activation="softmax")(x, training=False))
+    np.testing.assert_allclose(probabilities, np.asarray(keras.ops.softmax(y)), atol=1e-6)
+
+
+@check("distinct")
+def check_gradients(entry):
+    """Every variable is reached: no dead layer, no branch beside the path."""
+    model, x = build(entry), sample(entry)
+    target = tools.noise((2, 10), seed=2)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True) * target)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        assert gradient is not None, f"{variable.path} has no gradient"
+        values = np.asarray(tf.convert_to_tensor(gradient))
+        assert np.isfinite(values).all(), f"the gradient of {variable.path} is not finite"
+        assert np.abs(values).max() > 0, f"the gradient of {variable.path} is zero"
+
+
+@check("distinct")
+def check_default_initialisation(entry):
+    """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""
+    row = entry.config.tiny()
+    model = entry.family(row, classes=10)
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    loss = model.train_on_batch(sample(entry), np.array([1, 7]))
+    assert np.isfinite(loss)
+    assert loss < 20, "the first loss of 10 classes is near log(10)"
+    assert all(np.isfinite(np.asarray(v)).all() for v in model.weights)
+
+
+@check("cover")
+def check_xla(entry):
+    model, x = twin(entry), sample(entry)
+    compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)
+    assert tools.distance(compiled(x), model(x, training=False)) < 1e-4
+
+
+@check("cover")
+def check_mixed_bfloat16(entry):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build(entry, classifier_activation="softmax")
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert any(layer.compute_dtype == "bfloat16" for layer in model.layers)
+    x = sample(entry)
+    full = keras.ops.softmax(twin(entry)(x, training=False))
+    for training in (False, True):
+        y = model(x, training=training)
+        assert keras.backend.standardize_dtype(y.dtype) == "float32", "losses need float32"
+        assert np.isfinite(np.asarray(y)).all()
+        if not training:
+            assert np.abs(np.asarray(y) - np.asarray(full)).max() < 0.15
+
+
+# ----------------------------------------------------------------------------------------------------- inputs, output
+
+
+@check("cover")
+def check_any_size(entry):
+    any_size_only(entry)
+    model = build(entry, input_shape=(None, None, 3))
+    x = sample(entry)
+    assert tools.distance(model(x, training=False), twin(entry)(x, training=False)) < 1e-5
+    larger = tools.noise((1, x.shape[1] + 32, x.shape[2] + 64, 3))
+    assert np.isfinite(np.asarray(model(larger, training=False))).all()
+
+
+@check("cover")
+def check_channels(entry):
+    images_only(entry)
+    shape = entry.config.tiny().input_shape[:-1]
+    for channels in (1, 4):
+        model = build(entry, input_shape=(*shape, channels))
+        changed = {key for key, size in keys(model).items() if keys(twin(entry))[key] != size}
+        assert len(changed) == 1, f"only the first layer depends on the number of channels, not {changed}"
+        assert np.isfinite(np.asarray(model(tools.noise((1, *shape, channels)), training=False))).all()
+
+
+@check("cover")
+def check_ranks(entry):
+    """Signals and volumes: the same layers with kernels of another rank."""
+    any_size_only(entry)
+    size = entry.config.tiny().input_shape[0]
+    names = set(keys(twin(entry)))
+    for shape in ((size, 2), (min(size, 32), 32, 32, 2)):
+        model = build(entry, input_shape=shape)
+        assert set(keys(model)) == names
+        y = np.asarray(model(tools.noise((1, *shape)), training=False))
+        assert y.shape == (1, 10)
+        assert np.isfinite(y).all()
+
+
+@check("cover")
+def check_smallest_input(entry):
+    images_only(entry)
+    with pytest.raises(ValueError, match="Received"):
+        build(entry, input_shape=(1, 1, 3))
+
+
+@check("cover")
+def check_without_top(entry):
+    x = sample(entry)
+    bare = build(entry, include_top=False)
+    head = set(keys(twin(entry))) - set(keys(bare))
+    assert head, "the head has weights"
+    features = np.asarray(bare(x, training=False))
+    for pooling in ("avg", "max"):
+        model = build(entry, include_top=False, pooling=pooling)
+        pooled = np.asarray(model(x, training=False))
+        assert pooled.shape == (2, features.shape[-1])
+        assert model.output_shape == (None, features.shape[-1])
+        if entry.config.dynamic_size and features.ndim > 2:
+            reduce = np.mean if pooling == "avg" else np.max
+            assert tools.distance(pooled, reduce(features, axis=tuple(range(1, features.ndim - 1)))) < 1e-5
+
+
+@check("cover")
+def check_features(entry):
+    images_only(entry)
+    model, x = twin(entry), sample(entry)
+    levels = tuple(layer.level for layer in model.layers if isinstance(layer, kr.layers.StageOutput))
+    assert levels == tuple(range(1, len(levels) + 1))
+    assert levels, "an image network has stages"
+    maps = kr.features(model, levels=levels)(x, training=False)
+    sizes = [tuple(m.shape[1:-1]) for m in maps]
+    assert sizes == sorted(sizes, reverse=True), "stages do not grow"
+    assert all(np.isfinite(np.asarray(m)).all() for m in maps)
+
+
+@check("cover")
+def check_input_tensor(entry):
+    shape = entry.config.tiny().input_shape
+    raw = keras.Input(shape)
+    model = build(entry, input_tensor=keras.layers.Rescaling(2.0)(raw))
+    assert keys(model) == keys(twin(entry))
+    x = sample(entry)
+    assert tools.distance(model(x / 2, training=False), twin(entry)(x, training=False)) < 1e-5
+
+
+# --------------------------------------------------------------------------------------------- topology and storage
+
+
+@check("cover")
+def check_topology(entry):
+    """The graph and the names of weights depend on the row alone: not on rates, head size or where weights come from."""
+    model = twin(entry)
+    names = [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    options = [{"classes": 7}, {"classifier_activation": "softmax"}, {"name": "mine"}]
+    options += [
+        {rate: 0.3} for rate in ("drop_path", "dropout") if accepts(entry, rate) and not raises(entry, **{rate: 0.3})
+    ]
+    head = set(keys(model)) - set(keys(build(entry, include_top=False)))
+    for option in options:
+        other = build(entry, **option)
+        assert [
+            layer.name for layer in other.layers if not isinstance(layer, keras.layers.InputLayer)
+        ] == names, f"{option} changes the graph"
+        changed = {key for key in keys(model).keys() | keys(other).keys() if keys(model).get(key) != keys(other).get(key)}
+        assert changed == (head if "classes" in option else set()), f"{option} changes {changed}"
+        if "classes" not in option and option != {"classifier_activation": "softmax"}:
+            x = sample(entry, 1)
+            assert tools.distance(other(x, training=False), model(x, training=False)) < 1e-6
+
+
+def accepts(entry, argument):
+    return argument in inspect.signature(entry.builder).parameters
+
+
+def raises(entry, **options):
+    with contextlib.suppress(ValueError):
+        build(entry, **options)
+        return False
+    return True
+
+
+@check("distinct")
+def check_safetensors(entry):
+    model, x = twin(entry), sample(entry)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.safetensors"
+        kr.save_weights(model, path)
+        loaded = entry.family(entry.config.tiny(), classes=10, classifier_activation=None, weights=str(path))
+    assert_equal(loaded, model, x)
+
+
+@check("cover")
+def check_keras_file(entry):
+    model, x = twin(entry), sample(entry)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        loaded = keras.models.load_model(path)
+    assert_equal(loaded, model, x)
+
+
+def assert_equal(loaded, model, x):
+    assert len(loaded.weights) == len(model.weights)
+    ours = {slot.key: np.asarray(slot.variable) for slot in weights.slots(model)}
+    theirs = {slot.key: np.asarray(slot.variable) for slot in weights.slots(loaded)}
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_array_equal(theirs[key], value, err_msg=key)
+    np.testing.assert_array_equal(np.asarray(loaded(x, training=False)), np.asarray(model(x, training=False)))

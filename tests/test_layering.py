@@ -1,0 +1,131 @@
+"""Imports point downward only, and `import keras_residual` stays cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_residual as kr
+from keras_residual import registry
+
+PACKAGE = Path(kr.__file__).parent
+# From the bottom up; a module may import those of its own line and of the lines above it here.
+LAYERS = [
+    {"registry", "primitives"},
+    {"layers"},
+    {"blocks"},
+    {"weights"},
+    {"models"},
+    {"costs", "data", "training", "classifier"},
+    {"finetune", "export", "serving", "diagnostics", "benchmark", "quickstart"},
+    {"cli"},
+]
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+CORE = {"registry", "layers", "blocks", "models", "weights"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path):
+    """The top-level part of the package that a file belongs to; "" for the package's own `__init__`."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(path):
+    """Absolute names of everything a file imports, wherever in the file, but not under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(node)
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.dump(test.test)
+        for child in test.body
+        for node in ast.walk(child)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path):
+    return {name.split(".")[1] for name in imports(path) if name.startswith("keras_residual.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_point_downward(path):
+    part = part_of(path)
+    if not part:
+        return
+    assert part in HEIGHT or part == "__main__", f"say in LAYERS where {part!r} stands"
+    own = HEIGHT.get(part, len(LAYERS))
+    upward = {name for name in ours(path) if name in HEIGHT and HEIGHT[name] > own}
+    # The frame loads weights that the builder was given; it asks for them when it needs them.
+    assert not upward, f"{part} imports {upward}, which stand above it"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if part_of(p) in CORE], ids=lambda p: p.relative_to(PACKAGE).as_posix()
+)
+def test_the_core_is_backend_neutral(path):
+    """`primitives` is the one core module that touches TensorFlow."""
+    foreign = {name.split(".")[0] for name in imports(path)} & {"tensorflow", "jax", "torch", "timm"}
+    assert not foreign, f"{path.name} imports {foreign}; write it with keras.ops, or put it into primitives"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_families_do_not_know_each_other(path):
+    """What two families share belongs into blocks, layers or the frame."""
+    families = {p.stem for p in (PACKAGE / "models").glob("[!_]*.py")} - {path.stem}
+    known = {name.split(".")[2] for name in imports(path) if name.startswith("keras_residual.models.")}
+    assert not known & families, f"{path.stem} imports {known & families}"
+
+
+def test_every_family_registers():
+    families = {p.stem for p in (PACKAGE / "models").glob("[!_]*.py")}
+    used = {entry.builder.__module__.rpartition(".")[2] for entry in registry.entries().values()}
+    assert families == used, "each file in models/ is a family, imported by models/__init__.py, with variants"
+
+
+def run(code):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout.strip()
+
+
+def test_import_is_cheap():
+    heavy = "{'keras', 'tensorflow', 'jax', 'numpy', 'sklearn', 'matplotlib'}"
+    assert run(f"import sys, keras_residual; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_public_names():
+    for name in kr.__all__:
+        assert getattr(kr, name) is not None
+    assert {*kr.__all__, *registry.entries()} == set(dir(kr))
+    with pytest.raises(AttributeError, match="ResNet9999"):
+        kr.ResNet9999  # noqa: B018
+    with pytest.raises(AttributeError, match="nothing"):
+        kr.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["blocks", "layers", "models", "registry", "weights"])
+def test_dunder_all_is_true(name):
+    """`__all__` lists what is there, and every public function of the module."""
+    module = getattr(kr, name)
+    for public in module.__all__:
+        assert hasattr(module, public), public
+    if name == "blocks":
+        defined = {
+            key
+            for key, value in vars(module).items()
+            if not key.startswith("_") and callable(value) and getattr(value, "__module__", "") == module.__name__
+        }
+        protocols = {"Norm", "Shortcut", "Attention", "Downsample"}
+        assert defined - protocols <= set(module.__all__), defined - protocols - set(module.__all__)
