@@ -8,6 +8,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import keras
 import pytest
 
+import keras_residual.models  # noqa: F401  (registers every family)
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -2,8 +2,6 @@
 
 import pytest
 
-import keras_residual  # noqa: F401
-from keras_residual import models as _models  # noqa: F401  (registers every family)
 from keras_residual import registry
 
 from . import checks, tools

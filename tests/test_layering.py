@@ -67,7 +67,6 @@ def test_imports_point_downward(path):
     assert part in HEIGHT or part == "__main__", f"say in LAYERS where {part!r} stands"
     own = HEIGHT.get(part, len(LAYERS))
     upward = {name for name in ours(path) if name in HEIGHT and HEIGHT[name] > own}
-    # The frame loads weights that the builder was given; it asks for them when it needs them.
     assert not upward, f"{part} imports {upward}, which stand above it"
 
 
