@@ -147,12 +147,16 @@ PlainNet44 = variant(resnet_cifar, CifarConfig("PlainNet44", plain_basic, 7, par
 PlainNet56 = variant(resnet_cifar, CifarConfig("PlainNet56", plain_basic, 9, params=853_018, source=_HE))
 PlainNet110 = variant(resnet_cifar, CifarConfig("PlainNet110", plain_basic, 18, params=1_727_962, source=_HE))
 
-PreActResNet110 = variant(resnet_cifar, CifarConfig("PreActResNet110", preact_basic, 18, source=_PREACT))
+PreActResNet110 = variant(
+    resnet_cifar, CifarConfig("PreActResNet110", preact_basic, 18, params=1_730_522, source=_PREACT)
+)
 PreActResNet164 = variant(
-    resnet_cifar, CifarConfig("PreActResNet164", preact_bottleneck, 18, (64, 128, 256), source=_PREACT)
+    resnet_cifar,
+    CifarConfig("PreActResNet164", preact_bottleneck, 18, (64, 128, 256), params=1_703_258, source=_PREACT),
 )
 PreActResNet1001 = variant(
-    resnet_cifar, CifarConfig("PreActResNet1001", preact_bottleneck, 111, (64, 128, 256), source=_PREACT)
+    resnet_cifar,
+    CifarConfig("PreActResNet1001", preact_bottleneck, 111, (64, 128, 256), params=10_327_706, source=_PREACT),
 )
 
 WideResNet16_8 = variant(

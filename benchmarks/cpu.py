@@ -1,0 +1,199 @@
+"""Training and inference images per second on this machine's CPU, beside `keras.applications` and timm (torch).
+
+    python benchmarks/cpu.py [--models ResNet18 ResNet50] [--rounds 5] [--output benchmarks/cpu.csv]
+
+Every contender runs in a process of its own that waits while another one is measured; they take turns in each
+round, and what counts is the ratio within a round, so that a machine whose speed drifts does not decide.
+Needs the extra `parity` for timm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+# model: (training batch, inference batch, steps of one turn in training, in inference)
+MODELS = {
+    "ResNet18": (16, 16, 3, 8),
+    "ResNet50": (16, 16, 2, 4),
+    "ResNeXt50_32x4d": (16, 16, 2, 4),
+    "ViTSmall16": (16, 16, 2, 4),
+}
+SIZE = 224
+
+
+def contenders(model: str) -> list[str]:
+    """Who can run this model; ours first."""
+    return ["keras_residual", *(["keras.applications"] if model == "ResNet50" else []), "timm"]
+
+
+# ------------------------------------------------------------------------------------- one contender, in its process
+
+
+def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import keras_residual
+
+    if contender == "keras_residual":
+        model = keras_residual.create(name, classifier_activation=None)
+    else:
+        model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
+    images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype("float32")
+    labels = np.arange(batch) % 1000
+    if mode == "inference":
+        images = tf.constant(images)
+        call = tf.function(lambda x: model(x, training=False), autograph=False)
+
+        def turn():
+            for _ in range(steps):
+                call(images).numpy()
+
+        return turn
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat()
+    return lambda: model.fit(data, steps_per_epoch=steps, verbose=0)
+
+
+def torch_turn(name: str, mode: str, batch: int, steps: int):
+    import torch
+
+    operators = torch.library.Library("torchvision", "DEF")  # its wheel has operators that a CPU build lacks
+    for operator in ("nms", "qnms"):
+        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+
+    from keras_residual.models import find
+
+    model = timm.create_model(find(name).config.timm).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % 1000
+    if mode == "inference":
+        model.eval()
+
+        def infer():
+            with torch.inference_mode():
+                for _ in range(steps):
+                    model(images)
+
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+
+    def train():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    return train
+
+
+def worker(contender: str, name: str, mode: str, batch: int, steps: int) -> None:
+    """Builds, warms up, then runs one turn for each line on standard input and answers with its seconds."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print must not look like an answer
+    turn = (
+        torch_turn(name, mode, batch, steps) if contender == "timm" else keras_turn(contender, name, mode, batch, steps)
+    )
+    turn()
+    turn()
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        turn()
+        print(time.perf_counter() - start, file=answers, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------- the contest
+
+
+def contest(name: str, mode: str, rounds: int) -> list[dict[str, object]]:
+    train_batch, infer_batch, train_steps, infer_steps = MODELS[name]
+    batch, steps = (train_batch, train_steps) if mode == "training" else (infer_batch, infer_steps)
+    runners = {}
+    for contender in contenders(name):
+        command = [sys.executable, __file__, "--worker", contender, name, mode, str(batch), str(steps)]
+        runners[contender] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        if runners[contender].stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{contender} could not run {name}: {' '.join(command)}")
+    speeds: dict[str, list[float]] = {contender: [] for contender in runners}
+    for _ in range(rounds):
+        for contender, runner in runners.items():
+            print("go", file=runner.stdin, flush=True)
+            speeds[contender].append(batch * steps / float(runner.stdout.readline()))
+    for runner in runners.values():
+        runner.stdin.close()
+        runner.wait()
+    ours = speeds["keras_residual"]
+    return [
+        {
+            "model": name,
+            "mode": mode,
+            "batch": batch,
+            "contender": contender,
+            "images_per_second": round(statistics.median(speed), 2),
+            "slowest": round(min(speed), 2),
+            "fastest": round(max(speed), 2),
+            "ours_over_it": round(statistics.median(a / b for a, b in zip(ours, speed, strict=True)), 3),
+        }
+        for contender, speed in speeds.items()
+    ]
+
+
+def machine() -> dict[str, str]:
+    """Versions and processor, written into each line."""
+    facts = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "torch", "timm")}
+    features = ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+        features = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else ""
+    return {
+        **facts,
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores {platform.machine()} {features}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--modes", nargs="+", default=["training", "inference"], choices=["training", "inference"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", default=os.path.join(os.path.dirname(__file__), "cpu.csv"))
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        contender, name, mode, batch, steps = arguments.worker
+        worker(contender, name, mode, int(batch), int(steps))
+        return
+    facts, rows = machine(), []
+    for name in arguments.models:
+        for mode in arguments.modes:
+            for row in contest(name, mode, arguments.rounds):
+                rows.append({**row, **facts})
+                print({key: row[key] for key in row}, flush=True)
+    temporary = arguments.output + ".part"
+    with open(temporary, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(temporary, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
