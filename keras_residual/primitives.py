@@ -29,12 +29,18 @@ def native_kernels(x: Any) -> bool:
 
 @functools.cache
 def _has_native_grouped_conv() -> bool:
-    """Whether TensorFlow can run a grouped convolution here: on CPUs only builds with oneDNN can."""
+    """Whether TensorFlow can train a grouped convolution here: on CPUs only with oneDNN.
+
+    Without it (older processors, `TF_ENABLE_ONEDNN_OPTS=0`) there is a forward pass, but no gradient.
+    """
     if tf.config.list_logical_devices("GPU"):
         return True
     try:
         with tf.init_scope(), tf.device("CPU:0"):
-            tf.nn.conv2d(tf.ones((1, 1, 1, 2)), tf.ones((1, 1, 1, 2)), 1, "VALID")
+            ones = tf.ones((1, 1, 1, 2))
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=(1, 1, 1, 2), filter=ones, out_backprop=ones, strides=[1, 1, 1, 1], padding="VALID"
+            )
     except (tf.errors.OpError, ValueError):
         return False
     return True
@@ -54,7 +60,9 @@ def grouped_conv(x: Any, kernel: Any, strides: tuple[int, ...], padding: str, di
             return tf.squeeze(y, 2)
         return tf.nn.conv2d(x, kernel, strides, padding.upper(), dilations=dilation)
     parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    return tf.concat([tf.nn.convolution(a, k, strides, padding.upper(), dilations=dilation) for a, k in parts], -1)
+    layout = ("NWC", "NHWC", "NDHWC")[len(strides) - 1]  # without it the gradient of the 3-D kernel fails
+    options = {"strides": strides, "padding": padding.upper(), "data_format": layout, "dilations": dilation}
+    return tf.concat([tf.nn.convolution(a, k, **options) for a, k in parts], -1)
 
 
 def batch_norm_train(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:

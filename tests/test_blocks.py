@@ -32,7 +32,9 @@ def windows(x, size, stride, dilation=1, fill=0.0):
     out = [(s + 2 * width - dilation * (size - 1) - 1) // stride + 1 for s in x.shape[1:-1]]
     taps = []
     for offset in itertools.product(range(size), repeat=rank):
-        place = [slice(o * dilation, o * dilation + (n - 1) * stride + 1, stride) for o, n in zip(offset, out, strict=True)]
+        place = [
+            slice(o * dilation, o * dilation + (n - 1) * stride + 1, stride) for o, n in zip(offset, out, strict=True)
+        ]
         taps.append(padded[(slice(None), *place, slice(None))])
     return np.stack(taps, -1)
 
@@ -44,7 +46,9 @@ def direct_conv(x, kernel, stride=1, dilation=1, groups=1):
     flat = kernel.astype("float64").reshape(size**rank, *kernel.shape[-2:])  # (K, C / groups, F)
     width, filters = kernel.shape[-2], kernel.shape[-1] // groups
     parts = [
-        np.einsum("...ck,kcf->...f", taps[..., g * width : (g + 1) * width, :], flat[..., g * filters : (g + 1) * filters])
+        np.einsum(
+            "...ck,kcf->...f", taps[..., g * width : (g + 1) * width, :], flat[..., g * filters : (g + 1) * filters]
+        )
         for g in range(groups)
     ]
     return np.concatenate(parts, -1)
@@ -523,11 +527,19 @@ MISTAKES = {
         ["(N, H, W, C)", "(None, 16)", "ResidualMLP"],
     ),
     "stride_in": (lambda: blocks.bottleneck(image(), 64, stride_in="2x2"), ValueError, ["'3x3'", "'1x1'", "'2x2'"]),
-    "stride_in of basic blocks": (lambda: kr.ResNet18(stride_in="1x1"), ValueError, ["bottleneck", "ResNet18", "leave"]),
+    "stride_in of basic blocks": (
+        lambda: kr.ResNet18(stride_in="1x1"),
+        ValueError,
+        ["bottleneck", "ResNet18", "leave"],
+    ),
     "pooling": (lambda: kr.ResNet18(pooling="mean"), ValueError, ["None, 'avg' or 'max'", "'mean'"]),
     "classes": (lambda: kr.ResNet18(classes=0), ValueError, ["positive", "0"]),
     "classes is no number": (lambda: kr.ResNet18(classes=True), ValueError, ["positive", "True"]),
-    "input_shape without channels": (lambda: kr.ResNet18(input_shape=(224, 224, None)), ValueError, ["known C", "None"]),
+    "input_shape without channels": (
+        lambda: kr.ResNet18(input_shape=(224, 224, None)),
+        ValueError,
+        ["known C", "None"],
+    ),
     "input_shape is a number": (lambda: kr.ResNet18(input_shape=224), ValueError, ["(H, W, C)", "224"]),
     "input_shape and input_tensor": (
         lambda: kr.ResNet18(input_tensor=image((64, 64, 3)), input_shape=(32, 32, 3)),

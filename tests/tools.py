@@ -40,7 +40,11 @@ def distance(ours, theirs):
 def describe(value):
     """A hashable description of a row's field; equal for partials of equal arguments."""
     if isinstance(value, functools.partial):
-        return (describe(value.func), *map(describe, value.args), *sorted((k, describe(v)) for k, v in value.keywords.items()))
+        return (
+            describe(value.func),
+            *map(describe, value.args),
+            *sorted((k, describe(v)) for k, v in value.keywords.items()),
+        )
     if isinstance(value, (tuple, list)):
         return tuple(map(describe, value))
     return getattr(value, "__qualname__", None) or repr(value)

@@ -1017,5 +1017,9 @@ TestResNet = variant(
 )
 
 # The plain twins of He et al. 2016, figure 4: the same layers without the skips.
-PlainNet18 = variant(resnet, ResNetConfig("PlainNet18", plain_basic, (2, 2, 2, 2)))
-PlainNet34 = variant(resnet, ResNetConfig("PlainNet34", plain_basic, (3, 4, 6, 3)))
+PlainNet18 = variant(
+    resnet, ResNetConfig("PlainNet18", plain_basic, (2, 2, 2, 2), source="He et al. 2016, table 2: plain-18")
+)
+PlainNet34 = variant(
+    resnet, ResNetConfig("PlainNet34", plain_basic, (3, 4, 6, 3), source="He et al. 2016, table 2: plain-34")
+)
