@@ -17,7 +17,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from keras_residual import blocks, layers, models, registry, weights
     from keras_residual.models import create, features, list_models
+    from keras_residual.models.pretrained import from_pretrained
     from keras_residual.models.resnet import *
+    from keras_residual.models.resnet_cifar import *
     from keras_residual.weights import load_weights, save_weights
 
 # Where each public name lives. Builders are not listed: the registry knows them.
@@ -25,6 +27,7 @@ _HOMES = {
     "blocks": "blocks",
     "create": "models",
     "features": "models",
+    "from_pretrained": "models.pretrained",
     "layers": "layers",
     "list_models": "models",
     "load_weights": "weights",

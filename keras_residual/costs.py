@@ -45,7 +45,9 @@ def costs(model: keras.Model | str, input_shape: tuple[int, ...] | None = None) 
         raise ValueError("input_shape goes with a model's name. Build the model at that size instead.")
     shapes = [tensor.shape[1:] for tensor in model.inputs]
     if any(None in shape for shape in shapes):
-        raise ValueError(f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape.")
+        raise ValueError(
+            f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape."
+        )
     params = macs = activations = 0
     for layer in model.layers:
         if isinstance(layer, keras.Model):

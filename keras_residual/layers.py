@@ -208,7 +208,7 @@ class LayerScale(Parameter):
 
 @register
 class SkipInit(LayerScale):
-    """Multiplies by one trained number that starts at 0 (De & Smith 2020, SkipInit; Bachlechner et al. 2021, ReZero)."""
+    """Multiplies by one trained number that starts at 0: SkipInit (De & Smith 2020), ReZero (Bachlechner 2021)."""
 
     def __init__(self, init: float = 0.0, **kwargs: Any) -> None:
         super().__init__(init, **kwargs)

@@ -34,6 +34,9 @@ class Config:
         input_shape: Default shape of one sample, channels last.
         classes: Default number of outputs.
         dynamic_size: Whether spatial dimensions may be `None`.
+        head: The classifier's layers, which differ between checkpoints of other classes.
+        top: Where the names begin of all layers that a network without top lacks.
+        tag: timm's tag of the checkpoint that `weights="imagenet"` means.
     """
 
     name: str
@@ -44,6 +47,9 @@ class Config:
     input_shape: tuple[int | None, ...] = dataclasses.field(default=(224, 224, 3), kw_only=True)
     classes: int = dataclasses.field(default=1000, kw_only=True)
     dynamic_size: bool = dataclasses.field(default=True, kw_only=True)
+    head: tuple[str, ...] = dataclasses.field(default=("fc",), kw_only=True)
+    top: tuple[str, ...] = dataclasses.field(default=("fc.",), kw_only=True)
+    tag: str | None = dataclasses.field(default=None, kw_only=True)
 
     def tiny(self) -> Config:
         """Returns the row of a small network with the same topology, as tests and demos need it."""

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_residual import blocks
+from keras_residual.models import _pretrained as pretrained
 from keras_residual.registry import Config
 
 Pool = Callable[[Any], Any]
@@ -26,7 +27,7 @@ class Frame:
         self,
         config: Config,
         include_top: bool,
-        weights: str | None,
+        source: str | None,
         input_tensor: Any,
         input_shape: tuple[int | None, ...] | None,
         pooling: str | None,
@@ -46,11 +47,12 @@ class Frame:
             )
         if pooling not in (None, "avg", "max"):
             raise ValueError(f"pooling is None, 'avg' or 'max'. Received: {pooling!r}.")
-        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-            raise ValueError(f"classes is a positive number of classes. Received: {classes!r}.")
-        self.config, self.include_top, self.weights = config, include_top, weights
+        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
+            raise ValueError(f"classes is a number of classes, or 0 for no classifier. Received: {classes!r}.")
+        self.config, self.include_top, self.weights = config, include_top, source
         self.pooling, self.classes, self.classifier_activation = pooling, classes, classifier_activation
         self.name = name or config.name
+        self.resized = input_shape is not None or input_tensor is not None
         self.x = self._input(input_tensor, input_shape)
 
     def _input(self, tensor: Any, shape: tuple[int | None, ...] | None) -> Any:
@@ -112,21 +114,26 @@ class Frame:
         if self.include_top:
             x = pool(x) if pool else self._average(x)
             x = finish(x) if finish else x
+        if self.include_top and self.classes:
             x = keras.layers.Dense(self.classes, kernel_initializer=initializer or "glorot_uniform", name=head)(x)
             # Probabilities and losses need float32; the layer stays for `None`, so that the graph is always the same.
             half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
             activation = self.classifier_activation or "linear"
             dtype = "float32" if half else None
             x = keras.layers.Activation(_resolve(activation), dtype=dtype, name="predictions")(x)
-        elif self.pooling == "avg":
+        elif not self.include_top and self.pooling == "avg":
             x = self._average(x)
-        elif self.pooling == "max":
+        elif not self.include_top and self.pooling == "max":
             x = ops.max(x, axis=tuple(range(1, len(x.shape) - 1)))
         model = self._close(x)
         if self.weights is not None:
-            from keras_residual import weights
-
-            weights.load_weights(model, self.weights)
+            pretrained.load(
+                model,
+                self.config,
+                self.weights,
+                new_head=self.classes != self.config.classes,
+                new_size=self.resized,
+            )
         return model
 
     def _close(self, x: Any) -> keras.Model:

@@ -1,4 +1,4 @@
-"""The small-image networks of the residual papers: CIFAR ResNets and their plain twins, pre-activation, Wide ResNets."""
+"""Small-image networks of the residual papers: CIFAR ResNets, their plain twins, pre-activation, Wide ResNets."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def resnet_cifar(
         input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
         input_shape: Shape of one sample, channels last; spatial sizes may be `None`.
         pooling: Without top: `None` for the feature map `(N, *spatial, C)`, `"avg"` or `"max"` for `(N, C)`.
-        classes: Number of outputs of the classifier.
+        classes: Number of outputs of the classifier; 0 for the pooled features before it.
         classifier_activation: Activation of the outputs; `None` for logits.
         name: Name of the model.
         drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.

@@ -1,6 +1,8 @@
 """Weights by name: one rule per layer type ties every variable to its key in timm's state dict."""
 
-from keras_residual.weights.files import Report, load_weights, save_weights
+from keras_residual.weights.files import WeightsError
 from keras_residual.weights.layout import Slot, slots
+from keras_residual.weights.load import Adapt, Report, load_weights, save_weights
+from keras_residual.weights.sources import Weights
 
-__all__ = ["Report", "Slot", "load_weights", "save_weights", "slots"]
+__all__ = ["Adapt", "Report", "Slot", "Weights", "WeightsError", "load_weights", "save_weights", "slots"]

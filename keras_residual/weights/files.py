@@ -1,141 +1,215 @@
-"""Weights from and to files, strictly: everything in the file and everything in the model is accounted for."""
+"""Files of weights, opened without trusting them: a header of names, shapes and dtypes first, values when asked for.
+
+No format here runs code: `.keras` and `.h5` files are read as arrays, `.npz` without pickle, and torch's pickles only
+by torch itself in its safe mode. Nothing is allocated beyond what the model can need.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import io
+import json
+import math
 import os
-import tempfile
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_residual.weights.layout import Slot, slots
-
-# torch's bookkeeping, no weights
-_IGNORED = ("num_batches_tracked", "relative_position_index", "attn_mask")
+Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a load did.
-
-    Attributes:
-        source: Where the weights came from.
-        loaded: Keys that were assigned.
-        missing: Keys of the model that the source lacks.
-        unexpected: Keys of the source that the model lacks.
-        misshapen: Keys whose shapes differ, with both shapes.
-        adapted: Keys that were changed to fit, as the caller asked.
-    """
-
-    source: str
-    loaded: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    misshapen: tuple[str, ...] = ()
-    adapted: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors loaded from {self.source}"]
-        for what in ("missing", "unexpected", "misshapen", "adapted"):
-            names = getattr(self, what)
-            if names:
-                more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-                lines.append(f"  {what} ({len(names)}): {', '.join(names[:20])}{more}")
-        return "\n".join(lines)
+class WeightsError(ValueError):
+    """A file of weights that cannot be read, or does not fit. The model is unchanged."""
 
 
-def load_weights(model: keras.Model, source: str | os.PathLike[str] | Mapping[str, Any]) -> Report:
-    """Loads weights by name, all or nothing.
+def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Reads all arrays of a file.
 
     Args:
-        model: A model of this package.
-        source: A `.safetensors` file, or a mapping from timm's names to arrays in timm's layout.
-
-    Returns:
-        A report of what was loaded.
+        path: A `.safetensors`, `.npz`, `.keras`, `.h5`, `.pth`, `.pt` or `.bin` file.
+        limit: The most bytes that may be allocated; headers that declare more are refused.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If anything is missing, unexpected, misshapen or not finite. The model is unchanged.
+        WeightsError: If the file is damaged, declares more than `limit`, or is of no known kind.
     """
-    if isinstance(source, Mapping):
-        name, state = "a mapping", dict(source)
-    else:
-        name, state = str(source), _read_safetensors(Path(source))
-    state = {key: value for key, value in state.items() if not key.endswith(_IGNORED)}
-    places = {slot.key: slot for slot in slots(model)}
-
-    report = Report(
-        name,
-        loaded=tuple(key for key in places if key in state),
-        missing=tuple(key for key in places if key not in state),
-        unexpected=tuple(key for key in state if key not in places),
-        misshapen=tuple(
-            f"{key} {tuple(np.shape(state[key]))} for {slot.shape}"
-            for key, slot in places.items()
-            if key in state and tuple(np.shape(state[key])) != tuple(slot.shape)
-        ),
-    )
-    if report.missing or report.unexpected or report.misshapen:
-        raise ValueError(f"The weights must fit {model.name} exactly; nothing was loaded. Received:\n{report}")
-    values = [(slot, slot.to_keras(_checked(key, state[key]))) for key, slot in places.items()]
-    for slot, value in values:
-        slot.variable.assign(value)
-    return report
-
-
-def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Writes all weights with timm's names and layout as safetensors. The file appears whole or not at all.
-
-    Args:
-        model: A model of this package.
-        path: A path that ends in `.safetensors`.
-    """
-    from safetensors.numpy import save_file
-
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"Weights are written as safetensors. Received: {str(path)!r}. Let the name end in .safetensors."
-        )
-    state = {slot.key: _contiguous(slot) for slot in slots(model)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(state, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _contiguous(slot: Slot) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(slot.to_torch(keras.ops.convert_to_numpy(slot.variable)))
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    import ml_dtypes as _  # noqa: F401  (lets NumPy hold bfloat16)
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    if path.suffix != ".safetensors":
-        raise ValueError(f"Weights are read from .safetensors files. Received: {str(path)!r}.")
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise WeightsError(f"Weights are read from {', '.join(_READERS)}. Received: {str(path)!r}.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}. Nothing was loaded.") from error
+        return reader(path, limit)
+    except WeightsError:
+        raise
+    except MemoryError:
+        raise WeightsError(f"{str(path)!r} declares more than memory holds. Nothing was loaded.") from None
+    except Exception as error:  # damaged bytes make parsers fail in ways of their own; none of them is the user's
+        raise WeightsError(
+            f"{str(path)!r} is not a whole {path.suffix} file: {type(error).__name__}: {error}. Nothing was loaded. "
+            "Fetch it again."
+        ) from error
 
 
-def _checked(key: str, value: Any) -> np.ndarray[Any, Any]:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fV" and array.dtype.name != "bfloat16":
-        raise ValueError(f"Weights are floating-point numbers. Received: {key} of {array.dtype}. Nothing was loaded.")
-    if not np.isfinite(array.astype("float64" if array.dtype == np.float64 else "float32")).all():
-        raise ValueError(f"Weights are finite. Received: NaN or infinity in {key}. Nothing was loaded.")
-    return array
+def _bound(path: Path, declared: int, count: int, limit: int) -> None:
+    if declared > limit or count > 100_000:
+        raise WeightsError(
+            f"{str(path)!r} declares {count:,} arrays of {declared:,} bytes; this model can need {limit:,}. "
+            "Nothing was loaded."
+        )
+
+
+def _safetensors(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    import ml_dtypes as _  # noqa: F401  (lets NumPy hold bfloat16)
+    from safetensors import safe_open
+
+    size = path.stat().st_size
+    with path.open("rb") as file:  # the header is parsed whole: bound it before the library does
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(size, 25_000_000):
+        raise WeightsError(f"{str(path)!r} is cut off: its header declares {length:,} bytes. Nothing was loaded.")
+    _bound(path, size, 0, limit + length)
+    with safe_open(path, framework="numpy") as file:
+        names = list(file.keys())
+        _bound(path, size - length, len(names), limit)
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _bound(path, sum(m.file_size for m in members), len(members), limit)
+        arrays = {}
+        for member in members:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = header(file)
+                _bound(path, math.prod(shape) * dtype.itemsize, 1, limit)
+            data = io.BytesIO(archive.read(member))  # checks the CRC
+            arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(data, allow_pickle=False)
+    return arrays
+
+
+def _torch(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(
+            f"{str(path)!r} is a torch pickle, which only torch can read safely. Install torch, or convert the file to "
+            "safetensors where torch is."
+        ) from None
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
+        raise WeightsError(
+            f"Pickles need torch >= 2.10, whose safe mode has no known bypass. Received: {torch.__version__}."
+        )
+    _bound(path, path.stat().st_size, 0, limit + 10_000_000)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+            break
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{str(path)!r} holds a {type(state).__name__}, not a state dict. Nothing was loaded.")
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    _bound(path, sum(t.numel() * t.element_size() for t in tensors.values()), len(tensors), limit)
+    return {
+        key: (t.float() if t.dtype is torch.bfloat16 else t).numpy()  # bfloat16 is exact in float32
+        for key, t in tensors.items()
+    }
+
+
+def _keras(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Reads the weights member of a `.keras` archive. Names come from the archive's list of layers, read as data."""
+    import h5py
+
+    with zipfile.ZipFile(path) as archive:
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+        _bound(path, sizes.get("model.weights.h5", 0), len(sizes), limit)
+        _bound(path, sizes.get("config.json", 0), 0, 100_000_000)
+        config = json.loads(archive.read("config.json"))
+        weights = io.BytesIO(archive.read("model.weights.h5"))
+    paths: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for layer in config["config"]["layers"]:
+        kind = _snake(layer["class_name"])
+        number = counts[kind] = counts.get(kind, -1) + 1
+        paths[f"layers/{kind}_{number}" if number else f"layers/{kind}"] = layer["config"]["name"]
+    arrays = {}
+    with h5py.File(weights, "r") as file:
+        for name, data in _datasets(file, path, limit):
+            place, _, index = name.rpartition("/vars/")
+            if place in paths:
+                arrays[f"{paths[place]}/{index}"] = data[()]
+    return arrays
+
+
+def _h5(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return {name: data[()] for name, data in _datasets(file, path, limit)}
+
+
+def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
+    """The datasets of an HDF5 file that hold their own numbers: external and linked ones could be any file."""
+    import h5py
+
+    found: list[tuple[str, Any]] = []
+
+    def walk(group: Any, prefix: str, depth: int) -> None:
+        for key in group:
+            link = group.get(key, getlink=True)
+            if not isinstance(link, h5py.HardLink) or depth > 20:
+                raise WeightsError(f"{str(path)!r} links to other places ({prefix}{key}). Nothing was loaded.")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                walk(item, f"{prefix}{key}/", depth + 1)
+            elif item.external or item.is_virtual:
+                raise WeightsError(f"{str(path)!r} refers to other files ({prefix}{key}). Nothing was loaded.")
+            else:
+                found.append((prefix + key, item))
+            if len(found) > 100_000:
+                raise WeightsError(f"{str(path)!r} declares too many arrays. Nothing was loaded.")
+
+    walk(file, "", 0)
+    _bound(path, sum(math.prod(d.shape) * d.dtype.itemsize for _, d in found), len(found), limit)
+    yield from found
+
+
+def _snake(name: str) -> str:
+    """Keras' own spelling of a class name in its weight files."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+_READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray[Any, Any]]]] = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+    ".keras": _keras,
+    ".h5": _h5,
+    ".pth": _torch,
+    ".pt": _torch,
+    ".bin": _torch,
+}
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; what was written there takes its place at once, or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""Checkpoints into models just built: the default tag of a row, and what the builder's arguments let differ."""
+
+from __future__ import annotations
+
+import logging
+
+import keras
+
+from keras_residual import weights
+from keras_residual.registry import Config
+
+
+def load(
+    model: keras.Model,
+    config: Config,
+    source: str,
+    *,
+    new_head: bool,
+    new_size: bool,
+    revision: str | None = None,
+) -> weights.Report:
+    """Loads a checkpoint, adapted to what the caller asked for, and logs what was adapted.
+
+    Args:
+        model: A model built from `config`.
+        config: Its row.
+        source: What `load_weights` reads, or `"imagenet"` for the row's default checkpoint.
+        new_head: Whether the caller asked for other classes, so that the classifier may stay new.
+        new_size: Whether the caller asked for an input size, so that position embeddings may be resampled.
+        revision: Of a repository.
+
+    Raises:
+        ValueError: If the row has no default checkpoint, or the weights do not fit.
+        FileNotFoundError: If there is no such source.
+    """
+    if source == "imagenet":
+        if config.tag is None:
+            raise ValueError(
+                f"{config.name} has no default ImageNet checkpoint. Received: weights='imagenet'. Name a file or a "
+                "repository, or leave weights out."
+            )
+        source = f"timm/{config.timm}.{config.tag}"
+    headed = any(layer.name in config.head for layer in model.layers)
+    adapt = weights.Adapt(
+        head=config.head if new_head else (), top=() if headed else config.top, channels=True, size=new_size
+    )
+    report = weights.load_weights(model, source, adapt=adapt, revision=revision)
+    if report.adapted:
+        logging.getLogger("keras_residual").warning("%s: %s", model.name, report)
+    return report

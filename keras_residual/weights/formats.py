@@ -1,0 +1,200 @@
+"""Checkpoints in other names than timm's: each format is known by its keys and turned into timm's names and layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+State = dict[str, Any]
+
+# torch's bookkeeping and what is computed from the configuration: no weights
+_NO_WEIGHTS = re.compile(r"(^|\.)(num_batches_tracked|relative_position_index|attn_mask)$")
+
+
+def to_timm(state: State) -> State:
+    """Returns the state dict in timm's names and layout; one that has them already comes back as it is."""
+    for known, convert in _FORMATS:
+        if known(state):
+            state = convert(state)
+    return {key: value for key, value in state.items() if not _NO_WEIGHTS.search(key)}
+
+
+def _starts(prefix: str) -> Callable[[State], bool]:
+    return lambda state: any(key.startswith(prefix) for key in state)
+
+
+def _has(key: str) -> Callable[[State], bool]:
+    return lambda state: key in state
+
+
+def _strip(prefix: str) -> Callable[[State], State]:
+    return lambda state: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _rename(state: State, rules: tuple[tuple[str, str], ...]) -> State:
+    renamed = {}
+    for key, value in state.items():
+        for old, new in rules:
+            key = re.sub(old, new, key)
+        renamed[key] = value
+    return renamed
+
+
+def _open_clip_timm(state: State) -> State:
+    """An OpenCLIP checkpoint whose image tower is timm's own; the projection outside the tower is the head."""
+    trunk = _strip("visual.trunk.")(state)
+    projection = state.get("visual.head.proj.weight")
+    if projection is not None:
+        trunk["head.weight"] = projection
+        trunk["head.bias"] = state.get("visual.head.proj.bias", np.zeros(projection.shape[0], projection.dtype))
+    return trunk
+
+
+def _openai_clip(state: State) -> State:
+    """The image tower of OpenAI's CLIP and of OpenCLIP checkpoints in its names."""
+    tower = _rename(
+        _strip("visual.")(state),
+        (
+            (r"^conv1\.", "patch_embed.proj."),
+            (r"^positional_embedding$", "pos_embed"),
+            (r"^class_embedding$", "cls_token"),
+            (r"^ln_pre\.", "norm_pre."),
+            (r"^ln_post\.", "norm."),
+            (r"^transformer\.resblocks\.", "blocks."),
+            (r"\.ln_([12])\.", r".norm\1."),
+            (r"\.attn\.in_proj_", ".attn.qkv."),
+            (r"\.attn\.out_proj\.", ".attn.proj."),
+            (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+            (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+        ),
+    )
+    tower["cls_token"] = tower["cls_token"][None, None]
+    tower["pos_embed"] = tower["pos_embed"][None]
+    if "proj" in tower:
+        projection = np.ascontiguousarray(np.transpose(tower.pop("proj")))
+        tower["head.weight"] = projection
+        tower["head.bias"] = np.zeros(projection.shape[0], projection.dtype)
+    return tower
+
+
+def _dinov2(state: State) -> State:
+    """Meta's DINOv2: no mask token here, SwiGLU under timm's names, and the class token's position folded into it
+    where register tokens leave the grid to the patches."""
+    state = {key: value for key, value in state.items() if key != "mask_token"}
+    state = _rename(state, ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")))
+    if "register_tokens" in state:
+        position = state["pos_embed"]
+        state["reg_token"] = state.pop("register_tokens")
+        state["cls_token"] = state["cls_token"] + position[:, 0]
+        state["pos_embed"] = position[:, 1:]
+    return state
+
+
+def _deit3(state: State) -> State:
+    return _rename(state, ((r"\.gamma_([12])$", r".ls\1.gamma"),))
+
+
+def _big_vision(state: State) -> State:
+    """Google's `.npz` ViTs (AugReg, the original ViT): names by path, kernels `(in, ..., out)`."""
+    prefix = next((p for p in ("params/", "opt/target/", "") if f"{p}embedding/kernel" in state), "")
+    source = _strip(prefix)(state) if prefix else state
+    result: State = {}
+    for key, value in source.items():
+        if key == "cls":
+            result["cls_token"] = value
+        elif key == "Transformer/posembed_input/pos_embedding":
+            result["pos_embed"] = value
+        elif key == "embedding/kernel":
+            result["patch_embed.proj.weight"] = np.transpose(value, (3, 2, 0, 1))
+        elif key == "embedding/bias":
+            result["patch_embed.proj.bias"] = value
+        elif key.startswith("Transformer/encoder_norm/"):
+            result[f"norm.{_SCALE[key.rpartition('/')[2]]}"] = value
+        elif key.startswith("head/"):
+            kernel = key.endswith("kernel")
+            result["head.weight" if kernel else "head.bias"] = np.transpose(value) if kernel else value
+        elif match := re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)/(\w+)", key):
+            number, place, what = match.groups()
+            block = f"blocks.{number}"
+            if place.startswith("LayerNorm_"):
+                result[f"{block}.norm{1 if place.endswith('0') else 2}.{_SCALE[what]}"] = value
+            elif place.startswith("MlpBlock"):
+                layer = "fc1" if place.endswith("Dense_0") else "fc2"
+                result[f"{block}.mlp.{layer}.{_SCALE[what]}"] = np.transpose(value) if what == "kernel" else value
+            elif place.endswith("/out"):  # (heads, D, C) -> (C, heads * D)
+                value = value.reshape(-1, value.shape[-1]).T if what == "kernel" else value
+                result[f"{block}.attn.proj.{_SCALE[what]}"] = value
+            else:
+                result[f"{block}.{place.rpartition('/')[2]}.{_SCALE[what]}"] = value
+        elif not key.startswith("pre_logits"):
+            result[key] = value
+    for block in sorted({key.rpartition(".query.")[0] for key in result if ".query." in key}):
+        for what in ("weight", "bias"):  # three matrices (C, heads, D) -> one (3 * C, C)
+            parts = [result.pop(f"{block}.{part}.{what}") for part in ("query", "key", "value")]
+            parts = [p.reshape(p.shape[0], -1).T if what == "weight" else p.reshape(-1) for p in parts]
+            result[f"{block}.attn.qkv.{what}"] = np.concatenate(parts)
+    return result
+
+
+_SCALE = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+
+
+def _keras_applications(state: State) -> State:
+    """ResNet 50, 101, 152 of `keras.applications`: convolutions with biases, which move into the norms that follow."""
+    result: State = {}
+    biases: State = {}
+    for key, value in state.items():
+        layer, variable = key.split("/")[-2], key.split("/")[-1].partition(":")[0]
+        name = _keras_name(layer)
+        if name is None:
+            raise ValueError(f"layer {layer!r} is not one of a keras.applications ResNet")
+        if variable == "kernel":
+            axes = (1, 0) if value.ndim == 2 else (3, 2, 0, 1)
+            result[f"{name}.weight"] = np.transpose(value, axes)
+        elif layer.endswith("_conv") and variable == "bias":
+            biases[_keras_name(layer.removesuffix("_conv") + "_bn")] = value
+        else:
+            result[f"{name}.{_KERAS_NORM[variable]}"] = value
+    for norm, bias in biases.items():
+        result[f"{norm}.running_mean"] = result[f"{norm}.running_mean"] - bias
+    for key in [key for key in result if key.endswith(".running_var")]:
+        result[key] = result[key] + np.float32(1.001e-5 - 1e-5)  # Keras' epsilon against torch's
+    return result
+
+
+_KERAS_NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "bias": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def _keras_name(layer: str) -> str | None:
+    if layer in ("conv1_conv", "conv1_bn"):
+        return "conv1" if layer == "conv1_conv" else "bn1"
+    if layer in ("probs", "predictions"):
+        return "fc"
+    match = re.fullmatch(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)", layer)
+    if not match:
+        return None
+    stage, block, place, kind = match.groups()
+    base = f"layer{int(stage) - 1}.{int(block) - 1}"
+    if place == "0":
+        return f"{base}.downsample.{0 if kind == 'conv' else 1}"
+    return f"{base}.{kind}{place}"
+
+
+_FORMATS: tuple[tuple[Callable[[State], bool], Callable[[State], State]], ...] = (
+    (_starts("module."), _strip("module.")),
+    (_starts("visual.trunk."), _open_clip_timm),
+    (_has("visual.class_embedding"), _openai_clip),
+    (_has("mask_token"), _dinov2),
+    (lambda state: any(re.search(r"\.gamma_[12]$", key) for key in state), _deit3),
+    (lambda state: any(key.endswith("Transformer/encoder_norm/scale") for key in state), _big_vision),
+    (lambda state: any("conv1_conv/" in key for key in state), _keras_applications),
+)
