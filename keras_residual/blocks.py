@@ -28,6 +28,7 @@ __all__ = [
     "blur_pool",
     "bottleneck",
     "conv_norm",
+    "convolution",
     "drop_path_rates",
     "efficient_channel_attention",
     "group_norm",
@@ -206,7 +207,7 @@ def convolution(
         # oneDNN crashes the process on strided 1x1 convolutions of few channels (oneDNN #6035): subsample first.
         x = _pooling("Max", rank)(1, stride, name=f"{name}.subsample")(x)
         stride = 1
-    conv = (layers.Conv1D, layers.Conv2D, layers.Conv3D)[rank - 1] if groups > 1 else _keras("Conv{}D", rank)
+    conv: Any = (layers.Conv1D, layers.Conv2D, layers.Conv3D)[rank - 1] if groups > 1 else _keras("Conv{}D", rank)
     return conv(
         filters,
         kernel,

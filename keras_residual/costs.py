@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -38,18 +39,16 @@ def costs(model: keras.Model | str, input_shape: tuple[int, ...] | None = None) 
     Raises:
         ValueError: If a spatial size is unknown.
     """
-    if isinstance(model, str):
-        with keras.StatelessScope():  # variables get shapes but no values
-            model = models.create(model, input_shape=input_shape)
-    elif input_shape is not None:
+    if input_shape is not None and not isinstance(model, str):
         raise ValueError("input_shape goes with a model's name. Build the model at that size instead.")
-    shapes = [tensor.shape[1:] for tensor in model.inputs]
+    whole: keras.Model = _build(model, input_shape) if isinstance(model, str) else model
+    shapes = [tensor.shape[1:] for tensor in whole.inputs]
     if any(None in shape for shape in shapes):
         raise ValueError(
             f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape."
         )
     params = macs = activations = 0
-    for layer in model.layers:
+    for layer in whole.layers:
         if isinstance(layer, keras.Model):
             inner = costs(layer)
             params, macs, activations = params + inner.params, macs + inner.macs, activations + inner.activations
@@ -59,6 +58,18 @@ def costs(model: keras.Model | str, input_shape: tuple[int, ...] | None = None) 
             done, size = _work(layer, node)
             macs, activations = macs + done, activations + size
     return Costs(params, macs, activations)
+
+
+def _build(name: str, input_shape: tuple[int, ...] | None) -> keras.Model:
+    """A model whose variables have shapes but no values."""
+
+    def build() -> keras.Model:
+        with keras.StatelessScope(initialize_variables=False):
+            return models.create(name, input_shape=input_shape)
+
+    # Keras would allocate the variables when the next scope of this thread ends: so the thread is one of its own.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(build).result()
 
 
 def _work(layer: keras.layers.Layer, node: Any) -> tuple[int, int]:

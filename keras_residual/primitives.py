@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
 _TENSORFLOW = keras.backend.backend() == "tensorflow"
-if _TENSORFLOW:
+if TYPE_CHECKING or _TENSORFLOW:
     import tensorflow as tf
     from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
@@ -58,7 +58,7 @@ def grouped_conv(x: Any, kernel: Any, strides: tuple[int, ...], padding: str, di
         if len(strides) == 1:  # the native kernel is 2-D
             y = grouped_conv(x[:, :, None], kernel[:, None], (strides[0], 1), padding, (dilation[0], 1))
             return tf.squeeze(y, 2)
-        return tf.nn.conv2d(x, kernel, strides, padding.upper(), dilations=dilation)
+        return tf.nn.conv2d(x, kernel, strides, padding.upper(), dilations=dilation)  # pyright: ignore[reportArgumentType]
     parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
     layout = ("NWC", "NHWC", "NDHWC")[len(strides) - 1]  # without it the gradient of the 3-D kernel fails
     options = {"strides": strides, "padding": padding.upper(), "data_format": layout, "dilations": dilation}
@@ -106,7 +106,7 @@ def gelu(x: Any) -> Any:
     return _gelu_native(x)
 
 
-if _TENSORFLOW:
+if TYPE_CHECKING or _TENSORFLOW:
 
     @tf.custom_gradient
     def _gelu_native(x: Any) -> Any:
@@ -144,7 +144,7 @@ def attention(q: Any, k: Any, v: Any, causal: bool = False) -> Any:
     return ops.matmul(ops.cast(ops.softmax(scores), v.dtype), v)
 
 
-if _TENSORFLOW:
+if TYPE_CHECKING or _TENSORFLOW:
 
     @tf.custom_gradient
     def _attention_native(q: Any, k: Any, v: Any) -> Any:

@@ -24,7 +24,8 @@ from keras_residual import registry, weights
 
 from . import tools
 
-APPLICATIONS = "include_top weights input_tensor input_shape pooling classes classifier_activation name".split()
+APPLICATIONS = ["include_top", "weights", "input_tensor", "input_shape"]
+APPLICATIONS += ["pooling", "classes", "classifier_activation", "name"]
 ALL = {}  # function -> "every", "distinct" or "cover"
 
 

@@ -82,7 +82,7 @@ def test_residual_is_the_equation():
 def test_layer_scale_is_per_channel():
     scale = layers.LayerScale(1.0)
     x = tools.noise((2, 3, 8))
-    y, model = run(lambda t: blocks.residual(t, t, scale=scale), x)
+    _, model = run(lambda t: blocks.residual(t, t, scale=scale), x)
     gamma = np.arange(8, dtype="float32")
     scale.value.assign(gamma)
     np.testing.assert_allclose(np.asarray(model(x)), x + gamma * x, rtol=1e-6)
@@ -263,7 +263,7 @@ def test_blur_pool(rank, size):
 def test_norms_normalise(norm, rank):
     x = 3 + 5 * cube(rank, 6, 16, batch=4)
     y, _ = run(lambda t: norm(t, name="n"), x, training=True)
-    kept = {"batch_norm": (-1,), "layer_norm": tuple(range(x.ndim - 1))}.get(getattr(norm, "__name__", ""), None)
+    kept = {"batch_norm": (-1,), "layer_norm": tuple(range(x.ndim - 1))}.get(getattr(norm, "__name__", ""))
     if kept is None:
         y = y.reshape(4, -1, 4, 4)
         axes = (1, 3)

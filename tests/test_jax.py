@@ -12,30 +12,33 @@ import pytest
 
 import keras_residual as kr
 
-from . import checks, tools
+from . import checks
 from .test_checks import COVER
 
 pytest.importorskip("jax", reason="needs: pip install 'keras-residual[jax]'")
 
 
+# A training step compiles for seconds on JAX: the first network of each family.
+TRAINED = {entry.family: entry.config.name for entry in reversed(COVER)}.values()
+
+pytestmark = pytest.mark.xdist_group("jax")  # one worker, one child process
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What TensorFlow computes, and what JAX makes of the same weights, by name."""
-    folder, losses = tmp_path_factory.mktemp("jax"), {}
+    """How far JAX is from TensorFlow with the same weights and images, by name."""
+    folder = tmp_path_factory.mktemp("jax")
     for entry in COVER:
-        name, model, x = entry.config.name, checks.build(entry), checks.sample(entry)
-        labels = np.array([1, 7])
+        name, model, x, labels = entry.config.name, checks.build(entry), checks.sample(entry), np.array([1, 7])
         kr.save_weights(model, folder / f"{name}.safetensors")
-        y = np.asarray(model(x, training=False))
-        model.compile(
-            keras.optimizers.SGD(1e-3),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            run_eagerly=True,
-        )
-        losses[name] = float(model.train_on_batch(x, labels))
-        after = np.asarray(model(x, training=False))
-        np.savez(folder / f"{name}.npz", x=x, y=y, labels=labels, after=after)
-    (folder / "names.json").write_text(json.dumps(list(losses)))
+        data = {"x": x, "y": np.asarray(model(x, training=False))}
+        if name in TRAINED:
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(keras.optimizers.SGD(1e-3), loss, run_eagerly=True)
+            data |= {"labels": labels, "loss": model.train_on_batch(x, labels)}
+            data["after"] = np.asarray(model(x, training=False))
+        np.savez(folder / f"{name}.npz", **data)
+    (folder / "names.json").write_text(json.dumps([entry.config.name for entry in COVER]))
     child = subprocess.run(
         [sys.executable, "-m", "tests.jax_child", str(folder)],
         cwd=Path(__file__).parents[1],
@@ -45,13 +48,13 @@ def results(tmp_path_factory):
         timeout=900,
     )
     assert child.returncode == 0, child.stderr[-3000:]
-    found = json.loads((folder / "result.json").read_text())
-    return {name: {**found[name], "expected_loss": losses[name]} for name in losses}
+    return json.loads((folder / "result.json").read_text())
 
 
 @pytest.mark.parametrize("name", [entry.config.name for entry in COVER])
 def test_equals_tensorflow(results, name):
+    limits = {"inference": 1e-5, "loss": 1e-3, "after": 1e-2}
     result = results[name]
-    assert result["distance"] < 1e-5, "inference differs"
-    assert result["loss"] == pytest.approx(result["expected_loss"], rel=1e-3), "the training loss differs"
-    assert result["after"] < 1e-2, "a training step goes elsewhere"
+    assert set(result) == (set(limits) if name in TRAINED else {"inference"})
+    far = {what: value for what, value in result.items() if not value < limits[what]}
+    assert not far, far

@@ -76,6 +76,8 @@ def test_imports_point_downward(path):
 def test_the_core_is_backend_neutral(path):
     """`primitives` is the one core module that touches TensorFlow."""
     foreign = {name.split(".")[0] for name in imports(path)} & {"tensorflow", "jax", "torch", "timm"}
+    if part_of(path) == "weights":  # it reads torch's files, for those who have torch
+        foreign -= {"torch"}
     assert not foreign, f"{path.name} imports {foreign}; write it with keras.ops, or put it into primitives"
 
 

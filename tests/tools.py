@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 
-import keras
 import numpy as np
 
 

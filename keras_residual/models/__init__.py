@@ -69,16 +69,15 @@ def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), *
     Raises:
         ValueError: If the model has no such level.
     """
-    if isinstance(model, str):
-        model = create(model, **{"include_top": False, **arguments})
-    elif arguments:
+    if arguments and not isinstance(model, str):
         raise ValueError(
             f"Builder's arguments go with a model's name, not with a model. Received: {sorted(arguments)}."
         )
-    stages = {layer.level: layer for layer in model.layers if isinstance(layer, layers.StageOutput)}
+    whole: keras.Model = create(model, **{"include_top": False, **arguments}) if isinstance(model, str) else model
+    stages = {layer.level: layer for layer in whole.layers if isinstance(layer, layers.StageOutput)}
     missing = [level for level in levels if level not in stages]
     if missing or not levels:
         raise ValueError(
-            f"levels are stages of the model. Received: {tuple(levels)}; {model.name} has {tuple(sorted(stages))}."
+            f"levels are stages of the model. Received: {tuple(levels)}; {whole.name} has {tuple(sorted(stages))}."
         )
-    return keras.Model(model.input, [stages[level].output for level in levels], name=f"{model.name}_features")
+    return keras.Model(whole.input, [stages[level].output for level in levels], name=f"{whole.name}_features")
