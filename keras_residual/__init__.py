@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keras_residual.models.pretrained import from_pretrained
     from keras_residual.models.resnet import *
     from keras_residual.models.resnet_cifar import *
+    from keras_residual.models.vit import *
     from keras_residual.weights import load_weights, save_weights
 
 # Where each public name lives. Builders are not listed: the registry knows them.

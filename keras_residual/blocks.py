@@ -29,6 +29,7 @@ __all__ = [
     "bottleneck",
     "conv_norm",
     "convolution",
+    "dense",
     "drop_path_rates",
     "efficient_channel_attention",
     "group_norm",
@@ -39,6 +40,7 @@ __all__ = [
     "mlp_block",
     "pad",
     "padded_identity",
+    "patches",
     "plain_basic",
     "pooled_projection",
     "preact_basic",
@@ -219,6 +221,13 @@ def convolution(
         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
         name=name,
     )(x)
+
+
+def patches(x: Tensor, filters: int, size: int, *, bias: bool = True, name: str) -> Tensor:
+    """Cuts `(N, *spatial, C)` into patches of `size` along each axis and projects each to `filters` channels."""
+    conv = _keras("Conv{}D", _spatial_rank(x, name))
+    initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+    return conv(filters, size, size, use_bias=bias, kernel_initializer=initializer, name=f"{name}.proj")(x)
 
 
 def batch_norm(x: Tensor, *, name: str, zero_init: bool = False) -> Tensor:
@@ -579,11 +588,13 @@ def attention(
             f"{name}: the channels must be a multiple of the number of heads. Received: {x.shape[-1]} channels, "
             f"heads={heads}."
         )
-    q, k, v = layers.SplitHeads(heads, name=f"{name}.heads")(_dense(x, 3 * x.shape[-1], qkv_bias, f"{name}.qkv"))
+    q, k, v = layers.SplitHeads(heads, name=f"{name}.heads")(
+        dense(x, 3 * x.shape[-1], bias=qkv_bias, name=f"{name}.qkv")
+    )
     if qk_norm is not None:
         q, k = qk_norm(q, name=f"{name}.q_norm"), qk_norm(k, name=f"{name}.k_norm")
     y = layers.Attend(causal, name=f"{name}.attend")([q, k, v])
-    y = _dense(y, x.shape[-1], True, f"{name}.proj")
+    y = dense(y, x.shape[-1], name=f"{name}.proj")
     return keras.layers.Dropout(dropout, name=f"{name}.proj_drop")(y)
 
 
@@ -594,9 +605,9 @@ def mlp(
     name = _name(name, "mlp")
     _require_tensor(x, "x", name)
     _require_rate(dropout, "dropout")
-    y = activate(_dense(x, hidden, True, f"{name}.fc1"), activation, name=f"{name}.act")
+    y = activate(dense(x, hidden, name=f"{name}.fc1"), activation, name=f"{name}.act")
     y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
-    y = _dense(y, x.shape[-1], True, f"{name}.fc2")
+    y = dense(y, x.shape[-1], name=f"{name}.fc2")
     return keras.layers.Dropout(dropout, name=f"{name}.drop2")(y)
 
 
@@ -607,10 +618,10 @@ def swiglu(
     name = _name(name, "mlp")
     _require_tensor(x, "x", name)
     _require_rate(dropout, "dropout")
-    a, b = ops.split(_dense(x, hidden, True, f"{name}.fc1"), 2, axis=-1)
+    a, b = ops.split(dense(x, hidden, name=f"{name}.fc1"), 2, axis=-1)
     y = keras.layers.Multiply(name=f"{name}.gate")([activate(a, activation, name=f"{name}.act"), b])
     y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
-    y = _dense(y, x.shape[-1], True, f"{name}.fc2")
+    y = dense(y, x.shape[-1], name=f"{name}.fc2")
     return keras.layers.Dropout(dropout, name=f"{name}.drop2")(y)
 
 
@@ -661,7 +672,8 @@ def _layer_scale(init: float | None, name: str) -> layers.LayerScale | None:
     return None if init is None else layers.LayerScale(init, name=f"{name}.gamma")
 
 
-def _dense(x: Tensor, units: int, bias: bool, name: str) -> Tensor:
+def dense(x: Tensor, units: int, *, bias: bool = True, name: str) -> Tensor:
+    """A dense layer on the last axis, initialised as Vision Transformers are."""
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     return keras.layers.Dense(units, use_bias=bias, kernel_initializer=initializer, name=name)(x)
 

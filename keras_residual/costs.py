@@ -76,8 +76,8 @@ def _work(layer: keras.layers.Layer, node: Any) -> tuple[int, int]:
     """Multiply-additions and output elements of one call of a layer."""
     shape = node.output_tensors[0].shape[1:]
     if isinstance(layer, layers.Attend):
-        _, heads, length, depth = node.input_tensors[0].shape
-        return 2 * heads * length * length * depth, 0
+        (_, heads, queries, depth), (_, _, keys, _) = (tensor.shape for tensor in node.input_tensors[:2])
+        return 2 * heads * queries * keys * depth, 0
     if isinstance(layer, keras.layers.Dense):
         return math.prod(shape) * layer.kernel.shape[0], math.prod(shape)
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):

@@ -161,14 +161,17 @@ class BlurPool(keras.layers.Layer):
 
 @register
 class StageOutput(keras.layers.Identity):
-    """Marks the end of a stage: what `keras_residual.features` returns as this level."""
+    """Marks the end of a stage: what `keras_residual.features` returns as this level.
 
-    def __init__(self, level: int, **kwargs: Any) -> None:
+    `grid` is the shape of the patches where the stage puts out a token sequence.
+    """
+
+    def __init__(self, level: int, grid: tuple[int, ...] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.level = level
+        self.level, self.grid = level, None if grid is None else tuple(grid)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "level": self.level}
+        return {**super().get_config(), "level": self.level, "grid": self.grid}
 
 
 class Parameter(keras.layers.Layer):

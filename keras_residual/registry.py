@@ -28,6 +28,7 @@ class Config:
     Attributes:
         name: The builder's public name, for example `"ResNet50"`.
         timm: The same network's name in timm, also its alias in `create`; `None` if timm has none.
+        aliases: More names in timm of the same network, each with the image size it stands for.
         params: Published number of parameters with the default head.
         gmacs: Published cost of one forward pass at `input_shape`, in 10^9 multiply-additions.
         source: Paper (and table) the numbers and the topology come from.
@@ -41,6 +42,7 @@ class Config:
 
     name: str
     timm: str | None = dataclasses.field(default=None, kw_only=True)
+    aliases: tuple[tuple[str, int], ...] = dataclasses.field(default=(), kw_only=True)
     params: int | None = dataclasses.field(default=None, kw_only=True)
     gmacs: float | None = dataclasses.field(default=None, kw_only=True)
     source: str = dataclasses.field(default="", kw_only=True)
@@ -66,7 +68,7 @@ class Entry:
 
 
 _entries: dict[str, Entry] = {}
-_names: dict[str, str] = {}  # lower-case name or timm alias -> name
+_names: dict[str, tuple[str, int | None]] = {}  # lower-case name or timm name -> name, image size if not the row's
 
 
 def variant(family: Callable[Concatenate[C, P], R], config: C) -> Callable[P, R]:
@@ -94,12 +96,15 @@ def variant(family: Callable[Concatenate[C, P], R], config: C) -> Callable[P, R]
     builder.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # pyright: ignore[reportAttributeAccessIssue]
     del builder.__wrapped__  # pickle and inspect must see the builder, not the family
 
-    for name in filter(None, (config.name, config.timm)):
-        owner = _names.setdefault(name.lower(), config.name)
-        if owner != config.name or (name == config.name and name in _entries):
+    names = [(config.name, None), (config.timm, None), *config.aliases]
+    for name, size in names:
+        if name is None:
+            continue
+        owner, _ = _names.setdefault(name.lower(), (config.name, size))
+        if owner != config.name or config.name in _entries:
             raise ValueError(
                 f"Every variant needs a name of its own. Received: {name!r} for {config.name!r}, already taken by "
-                f"{owner!r}. Choose another `name` or `timm` in the row."
+                f"{owner!r}. Choose another `name`, `timm` or alias in the row."
             )
     _entries[config.name] = Entry(config, builder, family)
     return builder
@@ -110,8 +115,8 @@ def entries() -> dict[str, Entry]:
     return dict(_entries)
 
 
-def resolve(name: str) -> str | None:
-    """Returns the registered spelling of a name or timm alias, or `None`."""
+def resolve(name: str) -> tuple[str, int | None] | None:
+    """Returns the registered spelling of a name or timm name, and the image size of an alias; or `None`."""
     return _names.get(name.lower())
 
 

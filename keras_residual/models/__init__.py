@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import keras
 from keras_residual import layers, registry
 from keras_residual.models import resnet as resnet
 from keras_residual.models import resnet_cifar as resnet_cifar
+from keras_residual.models import vit as vit
 
 __all__ = ["create", "features", "list_models"]
 
@@ -37,20 +39,25 @@ def find(name: str) -> registry.Entry:
         near = [lower[key] for key in difflib.get_close_matches(str(name).lower(), lower, n=5)]
         hint = f"Nearest: {', '.join(near)}." if near else "keras_residual.list_models() lists them."
         raise ValueError(f"The name must be that of a registered model, or its timm name. Received: {name!r}. {hint}")
-    return known[found]
+    return known[found[0]]
 
 
 def create(name: str, **arguments: Any) -> keras.Model:
     """Builds a model by name.
 
     Args:
-        name: A builder's name, such as `"ResNet18"`, or timm's, such as `"resnet18"`, in any case.
+        name: A builder's name, such as `"ResNet18"`, or timm's, such as `"resnet18"`, in any case. A timm name that
+            says an image size, such as `"vit_base_patch16_384"`, gives the network at that size.
         **arguments: The builder's arguments, for example `classes=10`.
 
     Raises:
         ValueError: If no model has that name; the error lists the nearest.
     """
-    return find(name).builder(**arguments)
+    entry = find(name)
+    _, size = registry.resolve(name) or (name, None)
+    if size is not None and arguments.get("input_tensor") is None and arguments.get("input_shape") is None:
+        arguments["input_shape"] = (size, size, entry.config.input_shape[-1])
+    return entry.builder(**arguments)
 
 
 def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), **arguments: Any) -> keras.Model:
@@ -80,4 +87,13 @@ def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), *
         raise ValueError(
             f"levels are stages of the model. Received: {tuple(levels)}; {whole.name} has {tuple(sorted(stages))}."
         )
-    return keras.Model(whole.input, [stages[level].output for level in levels], name=f"{whole.name}_features")
+    outputs = [_feature_map(stages[level]) for level in levels]
+    return keras.Model(whole.input, outputs, name=f"{whole.name}_features")
+
+
+def _feature_map(stage: layers.StageOutput) -> Any:
+    """The stage's output as a feature map: of a token sequence the patches, back on their grid."""
+    if stage.grid is None:
+        return stage.output
+    patches = stage.output[:, -math.prod(stage.grid) :]
+    return keras.layers.Reshape((*stage.grid, patches.shape[-1]))(patches)

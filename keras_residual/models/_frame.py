@@ -100,22 +100,22 @@ class Frame:
                 )
 
     def model(
-        self, x: Any, *, head: str, pool: Pool | None = None, finish: Pool | None = None, initializer: Any = None
+        self, x: Any, *, pool: Pool | None = None, finish: Pool | None = None, initializer: Any = None
     ) -> keras.Model:
         """Adds the head to the last feature map or token sequence `x` and makes the model.
 
         Args:
             x: `(N, *spatial, C)`, `(N, L, C)` or `(N, C)`.
-            head: Name of the classifier layer.
-            pool: The classifier's pooling, features to `(N, C)`; global average if `None`.
+            pool: The classifier's pooling, features to `(N, C)` or to one of them per head; global average if
+                `None`.
             finish: What the family does to pooled features before the classifier (a norm).
             initializer: The classifier's kernel initializer.
         """
         if self.include_top:
             x = pool(x) if pool else self._average(x)
             x = finish(x) if finish else x
+            x = self._classified(x, initializer)
         if self.include_top and self.classes:
-            x = keras.layers.Dense(self.classes, kernel_initializer=initializer or "glorot_uniform", name=head)(x)
             # Probabilities and losses need float32; the layer stays for `None`, so that the graph is always the same.
             half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
             activation = self.classifier_activation or "linear"
@@ -135,6 +135,17 @@ class Frame:
                 new_size=self.resized,
             )
         return model
+
+    def _classified(self, x: Any, initializer: Any) -> Any:
+        """Logits of pooled features; several are averaged, each the work of its own head."""
+        several = x if isinstance(x, list) else [x]
+        if self.classes:
+            initializer = initializer or "glorot_uniform"
+            several = [
+                keras.layers.Dense(self.classes, kernel_initializer=initializer, name=name)(x)
+                for x, name in zip(several, self.config.head, strict=True)
+            ]
+        return several[0] if len(several) == 1 else keras.layers.Average(name="heads")(several)
 
     def _close(self, x: Any) -> keras.Model:
         # Keras walks the graph by recursion, a call per layer: ResNet-1202 needs more than Python's 1000.

@@ -211,7 +211,7 @@ def resnet(
             stride = 2 if stage > 1 and i == 0 else 1
             x = block(x, filters, stride=stride, drop_path=next(rates), name=f"layer{stage}.{i}", **options, **own)
         x = StageOutput(stage, name=f"layer{stage}")(x)
-    return frame.model(x, head="fc")
+    return frame.model(x)
 
 
 # Rows. Parameters and GMACs: timm and torchvision at the row's input size.

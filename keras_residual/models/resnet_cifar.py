@@ -125,7 +125,7 @@ def resnet_cifar(
         x = StageOutput(stage, name=f"layer{stage}")(x)
     if config.preactivated:  # the stream is linear: without these the last block's sum would go out raw
         x = blocks.activate(norm(x, name="bn"), activation, name="act")
-    return frame.model(x, head="fc")
+    return frame.model(x)
 
 
 _HE = "He et al. 2016, table 6"
