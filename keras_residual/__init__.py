@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from keras_residual import blocks, layers, models, registry, weights
     from keras_residual.models import create, features, list_models
+    from keras_residual.models.mlp import *
     from keras_residual.models.pretrained import from_pretrained
     from keras_residual.models.resnet import *
     from keras_residual.models.resnet_cifar import *

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_residual import layers, registry
+from keras_residual.models import mlp as mlp
 from keras_residual.models import resnet as resnet
 from keras_residual.models import resnet_cifar as resnet_cifar
 from keras_residual.models import vit as vit
