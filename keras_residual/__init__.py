@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from keras_residual.models.resnet import *
     from keras_residual.models.resnet_cifar import *
     from keras_residual.models.vit import *
-    from keras_residual.weights import load_weights, save_weights
+    from keras_residual.weights import load_weights, preprocessing, save_weights
 
 # Where each public name lives. Builders are not listed: the registry knows them.
 _HOMES = {
@@ -34,6 +34,7 @@ _HOMES = {
     "list_models": "models",
     "load_weights": "weights",
     "models": "models",
+    "preprocessing": "weights.preprocessing",
     "registry": "registry",
     "save_weights": "weights",
     "weights": "weights",

@@ -1,4 +1,4 @@
-"""The four operations that Keras' own forms make slow, at the speed of the backend's native kernels.
+"""The few operations that Keras' own forms make slow or refuse, by the native kernels of the backend.
 
 This is the one core module that may touch TensorFlow. Elsewhere (JAX, under XLA, float64) each function is the
 plain `keras.ops` composition, so weights, configs and numbers never depend on the path taken.
@@ -166,3 +166,13 @@ if TYPE_CHECKING or _TENSORFLOW:
             )
 
         return out, gradient
+
+
+def resize(x: Any, size: tuple[Any, Any], interpolation: str) -> Any:
+    """Resizes `(N, H, W, C)`, antialiased; in a TensorFlow graph the size may be a tensor, which Keras refuses."""
+    antialias = interpolation != "nearest"
+    if _TENSORFLOW:
+        return tf.image.resize(
+            x, tf.stack([tf.cast(side, tf.int32) for side in size]), method=interpolation, antialias=antialias
+        )
+    return ops.image.resize(x, size, interpolation=interpolation, antialias=antialias, data_format="channels_last")
