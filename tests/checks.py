@@ -20,7 +20,7 @@ import pytest
 import tensorflow as tf
 
 import keras_residual as kr
-from keras_residual import registry, weights
+from keras_residual import models, weights
 
 from . import tools
 
@@ -80,8 +80,8 @@ def check_name(entry):
     assert getattr(kr, name) is entry.builder
     assert name in dir(kr)
     assert name in kr.list_models()
-    assert registry.resolve(name.upper()) == name
-    assert entry.config.timm is None or registry.resolve(entry.config.timm) == name
+    for known in (name.upper(), entry.config.timm, *(alias for alias, _ in entry.config.aliases)):
+        assert known is None or models.find(known) is entry
 
 
 @check("every")

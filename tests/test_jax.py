@@ -1,9 +1,11 @@
 """The same networks on JAX: in a child process, since a process has one backend."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -18,17 +20,28 @@ from .test_checks import COVER
 pytest.importorskip("jax", reason="needs: pip install 'keras-residual[jax]'")
 
 
-# A training step compiles for seconds on JAX: the first network of each family.
+# Graphs take seconds to build and to compile on JAX: every second network, the others are slow tests, and a training
+# step of the first of each family.
+HALVES = (COVER[::2], COVER[1::2])
 TRAINED = {entry.family: entry.config.name for entry in reversed(COVER)}.values()
+CASES = [
+    pytest.param(half, e.config.name, id=e.config.name, marks=[pytest.mark.slow] if half else [])
+    for half, entries in enumerate(HALVES)
+    for e in entries
+]
 
-pytestmark = pytest.mark.xdist_group("jax")  # one worker, one child process
+pytestmark = pytest.mark.xdist_group("jax")  # one worker, so that each half has one child process
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+@functools.cache
+def results(half):
     """How far JAX is from TensorFlow with the same weights and images, by name."""
-    folder = tmp_path_factory.mktemp("jax")
-    for entry in COVER:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(HALVES[half], Path(folder))
+
+
+def measure(entries, folder):
+    for entry in entries:
         name, model, x, labels = entry.config.name, checks.build(entry), checks.sample(entry), np.array([1, 7])
         kr.save_weights(model, folder / f"{name}.safetensors")
         data = {"x": x, "y": np.asarray(model(x, training=False))}
@@ -38,7 +51,7 @@ def results(tmp_path_factory):
             data |= {"labels": labels, "loss": model.train_on_batch(x, labels)}
             data["after"] = np.asarray(model(x, training=False))
         np.savez(folder / f"{name}.npz", **data)
-    (folder / "names.json").write_text(json.dumps([entry.config.name for entry in COVER]))
+    (folder / "names.json").write_text(json.dumps([entry.config.name for entry in entries]))
     child = subprocess.run(
         [sys.executable, "-m", "tests.jax_child", str(folder)],
         cwd=Path(__file__).parents[1],
@@ -51,10 +64,10 @@ def results(tmp_path_factory):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("name", [entry.config.name for entry in COVER])
-def test_equals_tensorflow(results, name):
+@pytest.mark.parametrize(("half", "name"), CASES)
+def test_equals_tensorflow(half, name):
     limits = {"inference": 1e-5, "loss": 1e-3, "after": 1e-2}
-    result = results[name]
+    result = results(half)[name]
     assert set(result) == (set(limits) if name in TRAINED else {"inference"})
     far = {what: value for what, value in result.items() if not value < limits[what]}
     assert not far, far
