@@ -201,6 +201,8 @@ _READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray[Any, Any]]]] = {
     ".bin": _torch,
 }
 
+SUFFIXES = tuple(_READERS)
+
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

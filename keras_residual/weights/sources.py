@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from keras_residual.weights import files
 from keras_residual.weights.files import WeightsError
 
 # Best first. OpenCLIP publishes its towers under names of its own.
@@ -95,7 +96,7 @@ def weights_file(source: str | os.PathLike[str], revision: str | None = None) ->
         FileNotFoundError: If there is none; the error says what to do.
     """
     path = Path(source)
-    if path.suffix in (".safetensors", ".npz", ".keras", ".h5", ".pth", ".pt", ".bin") and not _is_repository(source):
+    if path.is_file() or (path.suffix in files.SUFFIXES and not _is_repository(source)):
         return path
     return _member(source, _FILES, revision)
 
