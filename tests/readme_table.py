@@ -16,7 +16,8 @@ def table():
     for entry in registry.entries().values():
         families.setdefault(entry.builder.__module__, []).append(entry.config)
     lines = ["| family | what it is | networks | parameters |", "| --- | --- | --- | --- |"]
-    for module, rows in families.items():
+    # Networks for images first: they are what most come for.
+    for module, rows in sorted(families.items(), key=lambda family: len(family[1][0].input_shape) == 1):
         what = importlib.import_module(module).__doc__.strip().partition("\n")[0].rstrip(".")
         names = ", ".join(f"`{row.name}`" for row in rows[:SHOWN])
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
