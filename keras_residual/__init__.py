@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from keras_residual import blocks, layers, models, registry, weights
+    from keras_residual.exporting import export
     from keras_residual.models import create, features, list_models
     from keras_residual.models.mlp import *
     from keras_residual.models.pretrained import from_pretrained
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "blocks": "blocks",
     "create": "models",
+    "export": "exporting",
     "features": "models",
     "from_pretrained": "models.pretrained",
     "layers": "layers",

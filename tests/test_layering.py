@@ -19,7 +19,7 @@ LAYERS = [
     {"weights"},
     {"models"},
     {"costs", "data", "training", "classifier"},
-    {"finetune", "export", "serving", "diagnostics", "benchmark", "quickstart"},
+    {"finetune", "export", "exporting", "serving", "diagnostics", "benchmark", "quickstart"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

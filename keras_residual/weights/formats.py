@@ -155,7 +155,10 @@ def _keras_applications(state: State) -> State:
             axes = (1, 0) if value.ndim == 2 else (3, 2, 0, 1)
             result[f"{name}.weight"] = np.transpose(value, axes)
         elif layer.endswith("_conv") and variable == "bias":
-            biases[_keras_name(layer.removesuffix("_conv") + "_bn")] = value
+            norm = _keras_name(layer.removesuffix("_conv") + "_bn")
+            if norm is None:
+                raise ValueError(f"layer {layer!r} has a bias but no batch normalisation to fold it into")
+            biases[norm] = value
         else:
             result[f"{name}.{_KERAS_NORM[variable]}"] = value
     for norm, bias in biases.items():

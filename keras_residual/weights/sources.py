@@ -135,6 +135,7 @@ def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: st
     repository = str(source).removeprefix("hf-hub:").removeprefix("hf_hub:")
     repository, _, pinned = repository.partition("@")
     revision = revision or pinned or None
+    missing: Exception | None = None
     for name in names:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))

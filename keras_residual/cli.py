@@ -1,0 +1,128 @@
+"""The command line. Each command imports what it needs, so that help does not wait for TensorFlow."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from keras_residual import __version__
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `keras-residual`; returns its exit code: 2 for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the user sees our words, not TensorFlow's
+    try:
+        options.command(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"keras-residual: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keras-residual", description="Residual networks for Keras and TensorFlow, correct by construction."
+    )
+    parser.add_argument("--version", action="version", version=f"keras-residual {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("quickstart", _quickstart, "Train, compare and export a small residual network on handwritten digits.")
+    sub.add_argument("--seeds", type=int, default=1, metavar="N", help="number of runs, each with a split of its own")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first run")
+    sub.add_argument("--epochs", type=int, default=None, metavar="N", help="epochs of training")
+    sub.add_argument("--output", default="runs/digits", metavar="DIR", help="where results go (%(default)s)")
+    sub.add_argument(
+        "--saved-model", default="saved_models/digits", metavar="DIR", help="where the export goes (%(default)s)"
+    )
+
+    sub = add("list", _list, "List the registered models.")
+    sub.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, for example 'resnet*'")
+
+    sub = add("info", _info, "Show what is known of a model.")
+    sub.add_argument("name", metavar="NAME", help="a model's name, or its timm name")
+
+    sub = add("convert", _convert, "Turn any weights into safetensors in timm's names and layout.")
+    sub.add_argument("source", metavar="SRC", help="a file, a directory or a repository such as timm/resnet18.a1_in1k")
+    sub.add_argument("target", metavar="DST", help="a path that ends in .safetensors")
+    sub.add_argument("--model", metavar="NAME", help="the weights' model, where the source has no config.json")
+    sub.add_argument("--classes", type=int, metavar="N", help="the weights' number of classes, likewise")
+    return parser
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from keras_residual.quickstart import quickstart
+
+    quickstart(options.output, options.saved_model, options.seeds, options.seed, options.epochs)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from keras_residual.models import find, list_models
+
+    table = Table("name", "timm", "source", box=None, pad_edge=False)
+    table.add_column("params", justify="right")
+    table.add_column("GMACs", justify="right")
+    names = list_models(options.pattern)
+    for name in names:
+        row = find(name).config
+        params = f"{row.params / 1e6:,.1f} M" if row.params else ""
+        table.add_row(name, row.timm or "", row.source, params, f"{row.gmacs:,.2f}" if row.gmacs else "")
+    if not names:
+        raise ValueError(f"No model matches {options.pattern!r}. `keras-residual list` shows all.")
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print(f"{len(names)} models")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from keras_residual.costs import costs
+    from keras_residual.models import find
+
+    row = find(options.name).config
+    count = costs(row.name)
+    shape = " x ".join(map(str, row.input_shape))
+    facts = {
+        "parameters": f"{count.params:,}",
+        "multiply-additions": f"{count.macs / 1e9:,.3f} G at {shape}",
+        "activations": f"{count.activations / 1e6:,.2f} M",
+        "input": shape,
+        "outputs": str(row.classes),
+        "timm": ", ".join(filter(None, (row.timm, *(alias for alias, _ in row.aliases)))),
+        'weights="imagenet"': f"timm/{row.timm}.{row.tag}" if row.tag else "",
+        "source": row.source,
+    }
+    print(row.name)
+    for name, value in facts.items():
+        if value:
+            print(f"  {name:<20} {value}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from keras_residual.models import create
+    from keras_residual.models.pretrained import from_pretrained
+    from keras_residual.weights import load_weights, save_weights
+
+    if options.model is None:
+        model = from_pretrained(options.source)
+    else:
+        model = create(options.model, **({} if options.classes is None else {"classes": options.classes}))
+        print(load_weights(model, options.source))
+    save_weights(model, options.target)
+    print(f"{model.name}: {options.target}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

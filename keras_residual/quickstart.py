@@ -1,0 +1,350 @@
+"""The main job from end to end on data that is always there: scikit-learn's handwritten digits.
+
+Train a small residual network, compare it, draw, save, export, read the export back without Keras.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_residual import figures
+from keras_residual.exporting import export
+from keras_residual.models.resnet_cifar import ResNet20
+from keras_residual.weights import save_weights
+from keras_residual.weights.files import written_whole
+
+__all__ = ["quickstart"]
+
+EPOCHS = 40
+BATCH = 64
+RATE = 3e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Digits `(N, 8, 8, 1)` of 0..1 and their classes, stratified: four fifths to train on, one fifth held out."""
+
+    train_images: np.ndarray[Any, Any]
+    train_classes: np.ndarray[Any, Any]
+    test_images: np.ndarray[Any, Any]
+    test_classes: np.ndarray[Any, Any]
+
+    @classmethod
+    def of_digits(cls, seed: int) -> Split:
+        """The split of scikit-learn's 1,797 digits that belongs to a seed."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        images = (digits.images[..., None] / 16).astype("float32")
+        a, b, c, d = train_test_split(images, digits.target, test_size=0.2, stratify=digits.target, random_state=seed)
+        return cls(a, c, b, d)
+
+
+class Distorted(keras.utils.PyDataset):
+    """Training batches, each epoch in a new order and distorted anew: a function of seed and epoch alone."""
+
+    def __init__(self, images: Any, classes: Any, seed: int) -> None:
+        super().__init__()
+        self.images, self.classes, self.seed, self.epoch = images, classes, seed, 0
+        self.on_epoch_begin()
+
+    def __len__(self) -> int:
+        return len(self.images) // BATCH
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        place = slice(index * BATCH, (index + 1) * BATCH)
+        return self.current[place], self.targets[place]
+
+    def on_epoch_begin(self) -> None:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.images))
+        self.current = distort(self.images[order], generator)
+        self.targets = np.eye(10, dtype="float32")[self.classes[order]]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        self.on_epoch_begin()
+
+
+def distort(images: Any, generator: np.random.Generator) -> Any:
+    """Shifts by up to a pixel, turns by up to 10 degrees and scales by up to 10 %, each image its own way.
+
+    One affine map and one interpolation: Keras' three layers in a row would blur 8x8 pixels three times.
+    """
+    from scipy.ndimage import map_coordinates
+
+    n, height, width, _ = images.shape
+    angle, size = np.deg2rad(generator.uniform(-10, 10, n)), np.exp(generator.uniform(-0.1, 0.1, n))
+    shift = generator.uniform(-1, 1, (2, n, 1, 1))
+    cos, sin = (f(angle)[:, None, None] / size[:, None, None] for f in (np.cos, np.sin))
+    y, x = np.mgrid[:height, :width] - np.array([height - 1, width - 1])[:, None, None] / 2
+    rows = cos * y + sin * x + shift[0] + (height - 1) / 2
+    columns = cos * x - sin * y + shift[1] + (width - 1) / 2
+    which = np.broadcast_to(np.arange(n)[:, None, None], rows.shape)
+    return map_coordinates(images[..., 0], [which, rows, columns], order=1, mode="constant")[..., None]
+
+
+def network() -> keras.Model:
+    """`ResNet20` of He et al. 2016 on digits enlarged to 16x16; logits out."""
+    inputs = keras.Input((8, 8, 1), name="digits")
+    x = keras.layers.UpSampling2D(2, interpolation="bilinear", name="enlarge")(inputs)
+    return ResNet20(input_tensor=x, classes=10, classifier_activation=None, name="digits")
+
+
+def train(split: Split, seed: int, epochs: int) -> tuple[keras.Model, dict[str, list[float]]]:
+    """Trains a network on a split; the held-out part is looked at, never chosen by.
+
+    Returns:
+        The model, with probabilities as its outputs, and the history by name and epoch.
+    """
+    keras.utils.set_random_seed(seed)
+    model = network()
+    data = Distorted(split.train_images, split.train_classes, seed)
+    steps, warmup = epochs * len(data), min(3, epochs) * len(data)
+    rate = keras.optimizers.schedules.CosineDecay(
+        RATE / 25, max(1, steps - warmup), warmup_target=RATE, warmup_steps=warmup
+    )
+    model.compile(
+        keras.optimizers.AdamW(rate, weight_decay=0.05),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+        metrics=["accuracy"],
+        jit_compile=False,  # on a CPU, XLA is slower for convolutions
+    )
+    held_out = (split.test_images, np.eye(10, dtype="float32")[split.test_classes])
+    history = model.fit(
+        data,
+        epochs=epochs,
+        validation_data=held_out,
+        validation_batch_size=360,
+        verbose=0,
+        callbacks=[Progress(epochs)],
+    )
+    outputs = keras.layers.Softmax(name="probabilities")(model.output)
+    return keras.Model(model.input, outputs, name="digits"), history.history
+
+
+class Progress(keras.callbacks.Callback):
+    """A live bar on a terminal, a line every tenth of the way elsewhere."""
+
+    def __init__(self, epochs: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__()
+        self.epochs = epochs
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns) if sys.stdout.isatty() else None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.bar is not None:
+            self.bar.start()
+            self.task = self.bar.add_task("training", total=self.epochs, words="compiling")
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches = batch + 1
+        self.train_seconds = time.perf_counter() - self.start
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs = logs or {}
+        words = (
+            f"epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.3f}  accuracy {logs['accuracy']:6.1%}  "
+            f"held out {logs['val_accuracy']:6.1%}  {self.batches * BATCH / self.train_seconds:,.0f} images/s"
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=epoch + 1, words=words)
+        elif (epoch + 1) % max(1, self.epochs // 10) == 0:
+            print("  " + words, flush=True)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def baselines(split: Split) -> dict[str, float]:
+    """Accuracy of three classical classifiers on the same split."""
+    from sklearn.dummy import DummyClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    models = {
+        "majority class": DummyClassifier(),
+        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        "SVC (RBF)": SVC(gamma=0.256),  # 0.001 for pixels of 0..16, as scikit-learn's own example has it
+    }
+    train, test = (images.reshape(len(images), -1) for images in (split.train_images, split.test_images))
+    return {
+        name: float(model.fit(train, split.train_classes).score(test, split.test_classes))
+        for name, model in models.items()
+    }
+
+
+def quickstart(
+    output: str | os.PathLike[str] = "runs/digits",
+    saved_model: str | os.PathLike[str] = "saved_models/digits",
+    seeds: int = 1,
+    seed: int = 0,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """Trains on handwritten digits, compares, draws, saves and exports; prints what it does.
+
+    Args:
+        output: Directory for `model.keras`, `weights.safetensors`, `history.csv`, `metrics.json`, `curves.png` and
+            `confusion.png` of the first seed.
+        saved_model: Directory in which the SavedModel gets the next version number.
+        seeds: Number of runs, each with a split of its own.
+        seed: Seed of the first run.
+        epochs: Epochs of each run; `None` for 40.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        ValueError: If `seeds` or `epochs` is not positive.
+    """
+    epochs = EPOCHS if epochs is None else epochs
+    for what, number in (("seeds", seeds), ("epochs", epochs)):
+        if number < 1:
+            raise ValueError(f"{what} is a positive number. Received: {number}.")
+    _say(
+        f"keras_residual quickstart: Keras {keras.__version__} on {keras.backend.backend()}, "
+        "XLA off: it gains on GPUs only"
+    )
+    accuracies: dict[str, list[float]] = {}
+    first: tuple[keras.Model, dict[str, list[float]], Split] | None = None
+    for number in range(seed, seed + seeds):
+        split = Split.of_digits(number)
+        train_size, test_size = len(split.train_images), len(split.test_images)
+        _say(f"\nseed {number}: ResNet20 on {train_size} digits of 8x8 pixels, {test_size} held out")
+        start = time.perf_counter()
+        model, history = train(split, number, epochs)
+        _say(f"  trained in {time.perf_counter() - start:.0f} s")
+        predicted = _predict(model, split.test_images).argmax(-1)
+        for name, accuracy in {
+            **baselines(split),
+            "ResNet20": float((predicted == split.test_classes).mean()),
+        }.items():
+            accuracies.setdefault(name, []).append(accuracy)
+        first = first or (model, history, split)
+    assert first is not None
+    model, history, split = first
+
+    _say("\naccuracy on held-out digits" + (f", {seeds} splits: mean, lowest to highest" if seeds > 1 else ""))
+    for name, values in accuracies.items():
+        spread = f"   {min(values):.1%} to {max(values):.1%}" if seeds > 1 else ""
+        _say(f"  {name:<20} {np.mean(values):7.2%}{spread}")
+
+    metrics = {"accuracy": accuracies, "seeds": list(range(seed, seed + seeds)), "epochs": epochs}
+    folder = Path(output)
+    _write_run(folder, model, history, split, metrics)
+    _say(
+        f"\nwritten to {folder}/: model.keras, weights.safetensors, history.csv, metrics.json, curves.png, "
+        "confusion.png"
+    )
+
+    version = export(model, saved_model)
+    difference = _read_without_keras(version, split.test_images, _predict(model, split.test_images))
+    _say(f"exported to {version}/, read back without Keras: probabilities agree to {difference:.1e}\n")
+    _show(model, split)
+    _say(
+        "\nnext:\n"
+        "  keras-residual list 'resnet*'           which models there are\n"
+        "  keras-residual info ResNet50            what one of them costs\n"
+        "  keras-residual quickstart --seeds 5     how sure the accuracy is"
+    )
+    return metrics
+
+
+def _predict(model: keras.Model, images: Any) -> Any:
+    return np.asarray(model(images, training=False))
+
+
+def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]], split: Split, metrics: Any) -> None:
+    from sklearn.metrics import confusion_matrix
+
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / ".part.model.keras"  # Keras wants the suffix
+    model.save(archive)
+    os.replace(archive, folder / "model.keras")
+    save_weights(model, folder / "weights.safetensors")
+    with written_whole(folder / "metrics.json") as path:
+        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with written_whole(folder / "history.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["epoch", *history])
+        table.writerows([i + 1, *row] for i, row in enumerate(zip(*history.values(), strict=True)))
+    figures.draw_curves(history, folder / "curves.png", "ResNet20 on handwritten digits")
+    predicted = _predict(model, split.test_images).argmax(-1)
+    right = (predicted == split.test_classes).mean()
+    figures.draw_confusion(
+        confusion_matrix(split.test_classes, predicted),
+        [str(digit) for digit in range(10)],
+        folder / "confusion.png",
+        f"{len(predicted)} held-out digits, {right:.1%} right",
+    )
+
+
+_READER = """
+import sys
+import numpy as np, tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+data = np.load(sys.argv[2])
+outputs = serve(inputs=tf.constant(data["images"]))["outputs"].numpy()
+assert "keras" not in sys.modules, "Keras was imported"
+print(np.abs(outputs - data["expected"]).max())
+"""
+
+
+def _read_without_keras(version: Path, images: Any, expected: Any) -> float:
+    """Largest difference between the SavedModel's answers, in a process that never imports Keras, and `expected`."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        data = os.path.join(folder, "data.npz")
+        np.savez(data, images=images, expected=expected)
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [sys.executable, "-c", _READER, str(version), data]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"The SavedModel in {version} could not be read back:\n{done.stderr[-2000:]}")
+    return float(done.stdout)
+
+
+def _show(model: keras.Model, split: Split, count: int = 4) -> None:
+    """Prints some held-out digits, and what the network says of them."""
+    probabilities = _predict(model, split.test_images[:count])
+    rows = [
+        "   ".join(
+            "".join(" .:-=+*#%@"[int(9 * pixel)] * 2 for pixel in image[y, :, 0]) for image in split.test_images[:count]
+        )
+        for y in range(8)
+    ]
+    answers = (
+        f"{p.argmax()}, {p.max():.0%} sure (is {c})" for p, c in zip(probabilities, split.test_classes, strict=False)
+    )
+    _say("\n".join(rows))
+    _say("   ".join(f"{answer:<16}" for answer in answers))
+
+
+def _say(words: str) -> None:
+    print(words, flush=True)
