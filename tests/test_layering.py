@@ -19,7 +19,7 @@ LAYERS = [
     {"weights"},
     {"models"},
     {"costs", "data", "training", "classifier"},
-    {"finetune", "export", "exporting", "serving", "diagnostics", "benchmark", "quickstart"},
+    {"finetune", "export", "exporting", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
