@@ -15,8 +15,8 @@ Command = Callable[[argparse.Namespace], None]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `keras-residual`; returns its exit code: 2 for what the user can mend."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the user sees our words, not TensorFlow's
     try:
+        _import_quietly()
         options.command(options)
     except (ValueError, TypeError, OSError) as error:
         print(f"keras-residual: {error}", file=sys.stderr)
@@ -24,6 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _import_quietly() -> None:
+    """Imports Keras without what TensorFlow's C++ libraries say before their log level is read."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            import keras as _  # noqa: F401
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,11 +26,11 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, title: str) 
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "held out", "--")):
             if key in history:
                 axis.plot(range(1, len(history[key]) + 1), history[key], style, label=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[0].set_yscale("log")
     low = min(min(history[key][len(history[key]) // 4 :]) for key in ("accuracy", "val_accuracy") if key in history)
     axes[1].set_ylim(max(0.0, low - 0.02), 1.002)
     figure.suptitle(title)
@@ -47,11 +47,13 @@ def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Pa
         title: Above the picture.
     """
     figure, axis = _canvas(1, 1, (5.6, 5.2))
-    mistakes = matrix - np.diag(np.diag(matrix))
-    axis.imshow(np.where(np.eye(len(labels), dtype=bool), 0.12 * max(1, mistakes.max()), mistakes), cmap="Reds", vmin=0)
-    for row, column in np.ndindex(*matrix.shape):
-        if matrix[row, column]:
-            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9)
+    diagonal = np.eye(len(labels), dtype=bool)
+    # Each colour on its own scale: beside the many right answers, a few mistakes would hardly show.
+    for cmap, part in (("Blues", diagonal), ("Reds", ~diagonal)):
+        shown = np.ma.masked_where(~part | (matrix == 0), matrix)
+        axis.imshow(shown, cmap=cmap, vmin=0, vmax=1.6 * max(1, matrix[part].max()))  # pale enough for black numbers
+    for row, column in np.argwhere(matrix):
+        axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9)
     axis.set_xticks(range(len(labels)), labels)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_xlabel("predicted")

@@ -228,83 +228,169 @@ _RS: dict[str, Any] = {
 }
 
 ResNet10T = variant(
-    resnet, ResNetConfig("ResNet10T", basic, (1, 1, 1, 1), **_T, timm="resnet10t", params=5_435_488, gmacs=1.097)
+    resnet,
+    ResNetConfig(
+        "ResNet10T", basic, (1, 1, 1, 1), **_T, timm="resnet10t", tag="c3_in1k", params=5_435_488, gmacs=1.097
+    ),
 )
 ResNet14T = variant(
-    resnet, ResNetConfig("ResNet14T", bottleneck, (1, 1, 1, 1), **_T, timm="resnet14t", params=10_081_632, gmacs=1.677)
+    resnet,
+    ResNetConfig(
+        "ResNet14T", bottleneck, (1, 1, 1, 1), **_T, timm="resnet14t", tag="c3_in1k", params=10_081_632, gmacs=1.677
+    ),
 )
 ResNet18 = variant(
-    resnet, ResNetConfig("ResNet18", basic, (2, 2, 2, 2), timm="resnet18", params=11_689_512, gmacs=1.814)
+    resnet,
+    ResNetConfig("ResNet18", basic, (2, 2, 2, 2), timm="resnet18", tag="a1_in1k", params=11_689_512, gmacs=1.814),
 )
 ResNet18D = variant(
-    resnet, ResNetConfig("ResNet18D", basic, (2, 2, 2, 2), **_D, timm="resnet18d", params=11_708_744, gmacs=2.054)
+    resnet,
+    ResNetConfig(
+        "ResNet18D", basic, (2, 2, 2, 2), **_D, timm="resnet18d", tag="ra2_in1k", params=11_708_744, gmacs=2.054
+    ),
 )
 ResNet34 = variant(
-    resnet, ResNetConfig("ResNet34", basic, (3, 4, 6, 3), timm="resnet34", params=21_797_672, gmacs=3.664)
+    resnet,
+    ResNetConfig("ResNet34", basic, (3, 4, 6, 3), timm="resnet34", tag="a1_in1k", params=21_797_672, gmacs=3.664),
 )
 ResNet34D = variant(
-    resnet, ResNetConfig("ResNet34D", basic, (3, 4, 6, 3), **_D, timm="resnet34d", params=21_816_904, gmacs=3.903)
+    resnet,
+    ResNetConfig(
+        "ResNet34D", basic, (3, 4, 6, 3), **_D, timm="resnet34d", tag="ra2_in1k", params=21_816_904, gmacs=3.903
+    ),
 )
 ResNet26 = variant(
-    resnet, ResNetConfig("ResNet26", bottleneck, (2, 2, 2, 2), timm="resnet26", params=15_995_176, gmacs=2.342)
+    resnet,
+    ResNetConfig("ResNet26", bottleneck, (2, 2, 2, 2), timm="resnet26", tag="bt_in1k", params=15_995_176, gmacs=2.342),
 )
 ResNet26T = variant(
-    resnet, ResNetConfig("ResNet26T", bottleneck, (2, 2, 2, 2), **_T, timm="resnet26t", params=16_011_872, gmacs=2.550)
+    resnet,
+    ResNetConfig(
+        "ResNet26T", bottleneck, (2, 2, 2, 2), **_T, timm="resnet26t", tag="ra2_in1k", params=16_011_872, gmacs=2.550
+    ),
 )
 ResNet26D = variant(
-    resnet, ResNetConfig("ResNet26D", bottleneck, (2, 2, 2, 2), **_D, timm="resnet26d", params=16_014_408, gmacs=2.582)
+    resnet,
+    ResNetConfig(
+        "ResNet26D", bottleneck, (2, 2, 2, 2), **_D, timm="resnet26d", tag="bt_in1k", params=16_014_408, gmacs=2.582
+    ),
 )
 ResNet50 = variant(
-    resnet, ResNetConfig("ResNet50", bottleneck, (3, 4, 6, 3), timm="resnet50", params=25_557_032, gmacs=4.089)
+    resnet,
+    ResNetConfig("ResNet50", bottleneck, (3, 4, 6, 3), timm="resnet50", tag="a1_in1k", params=25_557_032, gmacs=4.089),
 )
 ResNet50C = variant(
-    resnet, ResNetConfig("ResNet50C", bottleneck, (3, 4, 6, 3), **_C, timm="resnet50c", params=25_576_264, gmacs=4.329)
+    resnet,
+    ResNetConfig(
+        "ResNet50C", bottleneck, (3, 4, 6, 3), **_C, timm="resnet50c", tag="gluon_in1k", params=25_576_264, gmacs=4.329
+    ),
 )
 ResNet50D = variant(
-    resnet, ResNetConfig("ResNet50D", bottleneck, (3, 4, 6, 3), **_D, timm="resnet50d", params=25_576_264, gmacs=4.329)
+    resnet,
+    ResNetConfig(
+        "ResNet50D", bottleneck, (3, 4, 6, 3), **_D, timm="resnet50d", tag="ra2_in1k", params=25_576_264, gmacs=4.329
+    ),
 )
 ResNet50S = variant(
-    resnet, ResNetConfig("ResNet50S", bottleneck, (3, 4, 6, 3), **_S, timm="resnet50s", params=25_680_808, gmacs=5.444)
+    resnet,
+    ResNetConfig(
+        "ResNet50S", bottleneck, (3, 4, 6, 3), **_S, timm="resnet50s", tag="gluon_in1k", params=25_680_808, gmacs=5.444
+    ),
 )
 ResNet50T = variant(
     resnet, ResNetConfig("ResNet50T", bottleneck, (3, 4, 6, 3), **_T, timm="resnet50t", params=25_573_728, gmacs=4.297)
 )
 ResNet101 = variant(
-    resnet, ResNetConfig("ResNet101", bottleneck, (3, 4, 23, 3), timm="resnet101", params=44_549_160, gmacs=7.801)
+    resnet,
+    ResNetConfig(
+        "ResNet101", bottleneck, (3, 4, 23, 3), timm="resnet101", tag="a1h_in1k", params=44_549_160, gmacs=7.801
+    ),
 )
 ResNet101C = variant(
     resnet,
-    ResNetConfig("ResNet101C", bottleneck, (3, 4, 23, 3), **_C, timm="resnet101c", params=44_568_392, gmacs=8.041),
+    ResNetConfig(
+        "ResNet101C",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_C,
+        timm="resnet101c",
+        tag="gluon_in1k",
+        params=44_568_392,
+        gmacs=8.041,
+    ),
 )
 ResNet101D = variant(
     resnet,
-    ResNetConfig("ResNet101D", bottleneck, (3, 4, 23, 3), **_D, timm="resnet101d", params=44_568_392, gmacs=8.041),
+    ResNetConfig(
+        "ResNet101D", bottleneck, (3, 4, 23, 3), **_D, timm="resnet101d", tag="ra2_in1k", params=44_568_392, gmacs=8.041
+    ),
 )
 ResNet101S = variant(
     resnet,
-    ResNetConfig("ResNet101S", bottleneck, (3, 4, 23, 3), **_S, timm="resnet101s", params=44_672_936, gmacs=9.157),
+    ResNetConfig(
+        "ResNet101S",
+        bottleneck,
+        (3, 4, 23, 3),
+        **_S,
+        timm="resnet101s",
+        tag="gluon_in1k",
+        params=44_672_936,
+        gmacs=9.157,
+    ),
 )
 ResNet152 = variant(
-    resnet, ResNetConfig("ResNet152", bottleneck, (3, 8, 36, 3), timm="resnet152", params=60_192_808, gmacs=11.51)
+    resnet,
+    ResNetConfig(
+        "ResNet152", bottleneck, (3, 8, 36, 3), timm="resnet152", tag="a1h_in1k", params=60_192_808, gmacs=11.51
+    ),
 )
 ResNet152C = variant(
     resnet,
-    ResNetConfig("ResNet152C", bottleneck, (3, 8, 36, 3), **_C, timm="resnet152c", params=60_212_040, gmacs=11.75),
+    ResNetConfig(
+        "ResNet152C",
+        bottleneck,
+        (3, 8, 36, 3),
+        **_C,
+        timm="resnet152c",
+        tag="gluon_in1k",
+        params=60_212_040,
+        gmacs=11.75,
+    ),
 )
 ResNet152D = variant(
     resnet,
-    ResNetConfig("ResNet152D", bottleneck, (3, 8, 36, 3), **_D, timm="resnet152d", params=60_212_040, gmacs=11.75),
+    ResNetConfig(
+        "ResNet152D", bottleneck, (3, 8, 36, 3), **_D, timm="resnet152d", tag="ra2_in1k", params=60_212_040, gmacs=11.75
+    ),
 )
 ResNet152S = variant(
     resnet,
-    ResNetConfig("ResNet152S", bottleneck, (3, 8, 36, 3), **_S, timm="resnet152s", params=60_316_584, gmacs=12.87),
+    ResNetConfig(
+        "ResNet152S",
+        bottleneck,
+        (3, 8, 36, 3),
+        **_S,
+        timm="resnet152s",
+        tag="gluon_in1k",
+        params=60_316_584,
+        gmacs=12.87,
+    ),
 )
 ResNet200 = variant(
     resnet, ResNetConfig("ResNet200", bottleneck, (3, 24, 36, 3), timm="resnet200", params=64_673_832, gmacs=15.01)
 )
 ResNet200D = variant(
     resnet,
-    ResNetConfig("ResNet200D", bottleneck, (3, 24, 36, 3), **_D, timm="resnet200d", params=64_693_064, gmacs=15.25),
+    ResNetConfig(
+        "ResNet200D",
+        bottleneck,
+        (3, 24, 36, 3),
+        **_D,
+        timm="resnet200d",
+        tag="ra2_in1k",
+        params=64_693_064,
+        gmacs=15.25,
+    ),
 )
 WideResNet50_2 = variant(
     resnet,
@@ -314,6 +400,7 @@ WideResNet50_2 = variant(
         (3, 4, 6, 3),
         base_width=128,
         timm="wide_resnet50_2",
+        tag="racm_in1k",
         params=68_883_240,
         gmacs=11.40,
     ),
@@ -326,6 +413,7 @@ WideResNet101_2 = variant(
         (3, 4, 23, 3),
         base_width=128,
         timm="wide_resnet101_2",
+        tag="tv_in1k",
         params=126_886_696,
         gmacs=22.75,
     ),
@@ -333,7 +421,14 @@ WideResNet101_2 = variant(
 ResNet50GN = variant(
     resnet,
     ResNetConfig(
-        "ResNet50GN", bottleneck, (3, 4, 6, 3), norm=group_norm, timm="resnet50_gn", params=25_557_032, gmacs=4.089
+        "ResNet50GN",
+        bottleneck,
+        (3, 4, 6, 3),
+        norm=group_norm,
+        timm="resnet50_gn",
+        tag="a1h_in1k",
+        params=25_557_032,
+        gmacs=4.089,
     ),
 )
 ResNeXt50_32x4d = variant(
@@ -345,6 +440,7 @@ ResNeXt50_32x4d = variant(
         groups=32,
         base_width=4,
         timm="resnext50_32x4d",
+        tag="a1h_in1k",
         params=25_028_904,
         gmacs=4.230,
     ),
@@ -359,6 +455,7 @@ ResNeXt50D_32x4d = variant(
         groups=32,
         base_width=4,
         timm="resnext50d_32x4d",
+        tag="bt_in1k",
         params=25_048_136,
         gmacs=4.470,
     ),
@@ -372,6 +469,7 @@ ResNeXt101_32x4d = variant(
         groups=32,
         base_width=4,
         timm="resnext101_32x4d",
+        tag="fb_ssl_yfcc100m_ft_in1k",
         params=44_177_704,
         gmacs=7.970,
     ),
@@ -385,6 +483,7 @@ ResNeXt101_32x8d = variant(
         groups=32,
         base_width=8,
         timm="resnext101_32x8d",
+        tag="tv_in1k",
         params=88_791_336,
         gmacs=16.41,
     ),
@@ -398,6 +497,7 @@ ResNeXt101_32x16d = variant(
         groups=32,
         base_width=16,
         timm="resnext101_32x16d",
+        tag="fb_wsl_ig1b_ft_in1k",
         params=194_026_792,
         gmacs=36.16,
     ),
@@ -411,6 +511,7 @@ ResNeXt101_32x32d = variant(
         groups=32,
         base_width=32,
         timm="resnext101_32x32d",
+        tag="fb_wsl_ig1b_ft_in1k",
         params=468_530_472,
         gmacs=87.11,
     ),
@@ -424,6 +525,7 @@ ResNeXt101_64x4d = variant(
         groups=64,
         base_width=4,
         timm="resnext101_64x4d",
+        tag="c1_in1k",
         params=83_455_272,
         gmacs=15.46,
     ),
@@ -437,6 +539,7 @@ ECAResNet26T = variant(
         **_T,
         attention=efficient_channel_attention,
         timm="ecaresnet26t",
+        tag="ra2_in1k",
         params=16_011_916,
         gmacs=2.550,
     ),
@@ -450,6 +553,7 @@ ECAResNet50D = variant(
         **_D,
         attention=efficient_channel_attention,
         timm="ecaresnet50d",
+        tag="miil_in1k",
         params=25_576_350,
         gmacs=4.329,
     ),
@@ -463,6 +567,7 @@ ECAResNet50T = variant(
         **_T,
         attention=efficient_channel_attention,
         timm="ecaresnet50t",
+        tag="ra2_in1k",
         params=25_573_814,
         gmacs=4.297,
     ),
@@ -476,6 +581,7 @@ ECAResNetLight = variant(
         shortcut=pooled_projection,
         attention=efficient_channel_attention,
         timm="ecaresnetlight",
+        tag="miil_in1k",
         params=30_162_046,
         gmacs=4.089,
     ),
@@ -489,6 +595,7 @@ ECAResNet101D = variant(
         **_D,
         attention=efficient_channel_attention,
         timm="ecaresnet101d",
+        tag="miil_in1k",
         params=44_568_563,
         gmacs=8.041,
     ),
@@ -515,6 +622,7 @@ ECAResNet269D = variant(
         **_D,
         attention=efficient_channel_attention,
         timm="ecaresnet269d",
+        tag="ra2_in1k",
         params=102_093_077,
         gmacs=20.27,
     ),
@@ -569,6 +677,7 @@ SEResNet50 = variant(
         (3, 4, 6, 3),
         attention=squeeze_excite,
         timm="seresnet50",
+        tag="a1_in1k",
         params=28_088_024,
         gmacs=4.092,
     ),
@@ -619,6 +728,7 @@ SEResNet152D = variant(
         **_D,
         attention=squeeze_excite,
         timm="seresnet152d",
+        tag="ra2_in1k",
         params=66_841_080,
         gmacs=11.76,
     ),
@@ -660,6 +770,7 @@ SEResNeXt26D_32x4d = variant(
         base_width=4,
         attention=squeeze_excite,
         timm="seresnext26d_32x4d",
+        tag="bt_in1k",
         params=16_809_512,
         gmacs=2.712,
     ),
@@ -675,6 +786,7 @@ SEResNeXt26T_32x4d = variant(
         base_width=4,
         attention=squeeze_excite,
         timm="seresnext26t_32x4d",
+        tag="bt_in1k",
         params=16_806_976,
         gmacs=2.680,
     ),
@@ -689,6 +801,7 @@ SEResNeXt50_32x4d = variant(
         base_width=4,
         attention=squeeze_excite,
         timm="seresnext50_32x4d",
+        tag="racm_in1k",
         params=27_559_896,
         gmacs=4.233,
     ),
@@ -703,6 +816,7 @@ SEResNeXt101_32x4d = variant(
         base_width=4,
         attention=squeeze_excite,
         timm="seresnext101_32x4d",
+        tag="gluon_in1k",
         params=48_955_416,
         gmacs=7.975,
     ),
@@ -717,6 +831,7 @@ SEResNeXt101_32x8d = variant(
         base_width=8,
         attention=squeeze_excite,
         timm="seresnext101_32x8d",
+        tag="ah_in1k",
         params=93_569_048,
         gmacs=16.42,
     ),
@@ -732,6 +847,7 @@ SEResNeXt101D_32x8d = variant(
         base_width=8,
         attention=squeeze_excite,
         timm="seresnext101d_32x8d",
+        tag="ah_in1k",
         params=93_588_280,
         gmacs=16.66,
     ),
@@ -746,6 +862,7 @@ SEResNeXt101_64x4d = variant(
         base_width=4,
         attention=squeeze_excite,
         timm="seresnext101_64x4d",
+        tag="gluon_in1k",
         params=88_232_984,
         gmacs=15.47,
     ),
@@ -763,6 +880,7 @@ SENet154 = variant(
         shortcut=partial(projection, kernel=3),
         attention=squeeze_excite,
         timm="senet154",
+        tag="gluon_in1k",
         params=115_088_984,
         gmacs=20.69,
     ),
@@ -781,6 +899,7 @@ ResNetBlur50 = variant(
         (3, 4, 6, 3),
         downsample=blur_pool,
         timm="resnetblur50",
+        tag="bt_in1k",
         params=25_557_032,
         gmacs=5.133,
     ),
@@ -832,6 +951,7 @@ ResNetAA50 = variant(
         (3, 4, 6, 3),
         downsample=average_pool,
         timm="resnetaa50",
+        tag="a1h_in1k",
         params=25_557_032,
         gmacs=5.130,
     ),
@@ -845,6 +965,7 @@ ResNetAA50D = variant(
         **_D,
         downsample=average_pool,
         timm="resnetaa50d",
+        tag="sw_in12k_ft_in1k",
         params=25_576_264,
         gmacs=5.369,
     ),
@@ -858,6 +979,7 @@ ResNetAA101D = variant(
         **_D,
         downsample=average_pool,
         timm="resnetaa101d",
+        tag="sw_in12k_ft_in1k",
         params=44_568_392,
         gmacs=9.081,
     ),
@@ -888,6 +1010,7 @@ SEResNeXtAA101D_32x8d = variant(
         attention=squeeze_excite,
         downsample=average_pool,
         timm="seresnextaa101d_32x8d",
+        tag="sw_in12k_ft_in1k_288",
         params=93_588_280,
         gmacs=17.18,
     ),
@@ -905,6 +1028,7 @@ SEResNeXtAA201D_32x8d = variant(
         attention=squeeze_excite,
         downsample=average_pool,
         timm="seresnextaa201d_32x8d",
+        tag="sw_in12k_ft_in1k_384",
         params=149_394_904,
         gmacs=34.28,
     ),
@@ -918,6 +1042,7 @@ ResNetRS50 = variant(
         **_RS,
         input_shape=(160, 160, 3),
         timm="resnetrs50",
+        tag="tf_in1k",
         params=35_691_912,
         gmacs=2.279,
     ),
@@ -931,6 +1056,7 @@ ResNetRS101 = variant(
         **_RS,
         input_shape=(192, 192, 3),
         timm="resnetrs101",
+        tag="tf_in1k",
         params=63_618_696,
         gmacs=6.012,
     ),
@@ -944,6 +1070,7 @@ ResNetRS152 = variant(
         **_RS,
         input_shape=(256, 256, 3),
         timm="resnetrs152",
+        tag="tf_in1k",
         params=86_621_576,
         gmacs=15.53,
     ),
@@ -957,6 +1084,7 @@ ResNetRS200 = variant(
         **_RS,
         input_shape=(256, 256, 3),
         timm="resnetrs200",
+        tag="tf_in1k",
         params=93_209_992,
         gmacs=20.09,
     ),
@@ -970,6 +1098,7 @@ ResNetRS270 = variant(
         **_RS,
         input_shape=(256, 256, 3),
         timm="resnetrs270",
+        tag="tf_in1k",
         params=129_861_448,
         gmacs=26.95,
     ),
@@ -983,6 +1112,7 @@ ResNetRS350 = variant(
         **_RS,
         input_shape=(288, 288, 3),
         timm="resnetrs350",
+        tag="tf_in1k",
         params=163_956_168,
         gmacs=43.49,
     ),
@@ -996,6 +1126,7 @@ ResNetRS420 = variant(
         **_RS,
         input_shape=(320, 320, 3),
         timm="resnetrs420",
+        tag="tf_in1k",
         params=191_891_656,
         gmacs=63.94,
     ),
@@ -1011,6 +1142,7 @@ TestResNet = variant(
         widths=(32, 48, 48, 96),
         input_shape=(160, 160, 3),
         timm="test_resnet",
+        tag="r160_in1k",
         params=469_688,
         gmacs=0.103,
     ),

@@ -1,0 +1,65 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import keras_residual as kr
+from keras_residual.cli import main
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quickstart", "--help"]])
+def test_help_does_not_wait_for_tensorflow(arguments):
+    code = (
+        "import sys, keras_residual.cli as cli\n"
+        f"try: cli.main({arguments!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "loaded = {'keras', 'tensorflow', 'numpy'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "keras-residual" in done.stdout
+
+
+def test_list(capsys):
+    assert main(["list", "ResNeXt50*"]) == 0
+    out = capsys.readouterr().out
+    assert "ResNeXt50_32x4d" in out
+    assert "25.0 M" in out
+    assert "ViT" not in out
+
+
+def test_info(capsys):
+    assert main(["info", "resnet50"]) == 0
+    out = capsys.readouterr().out
+    for fact in ("ResNet50", "25,557,032", "4.089 G", "11.11 M", "timm/resnet50."):
+        assert fact in out, fact
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["info", "resnet51"], "ResNet50"),
+        (["list", "nothing*"], "No model matches"),
+        (["convert", "missing.safetensors", "b.safetensors", "--model", "ResNet20"], "missing.safetensors"),
+        (["quickstart", "--seeds", "0"], "positive"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments, words, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_convert(tmp_path, capsys):
+    model = kr.ResNet20()
+    model.save(tmp_path / "a.keras")
+    target = tmp_path / "b.safetensors"
+    assert main(["convert", str(tmp_path / "a.keras"), str(target), "--model", "ResNet20"]) == 0
+    kernel = np.asarray(model.get_layer("conv1").kernel)
+    np.testing.assert_array_equal(load_file(target)["conv1.weight"], kernel.transpose(3, 2, 0, 1))

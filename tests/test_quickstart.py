@@ -1,0 +1,85 @@
+"""The main job: quick, on two epochs, for what it leaves behind; slow, for what it achieves."""
+
+import csv
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_residual as kr
+from keras_residual import quickstart as job
+
+from .tools import distance
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    metrics = job.quickstart(folder / "run", folder / "served", seeds=1, epochs=2)
+    return folder, metrics
+
+
+def test_what_it_leaves_behind(run):
+    folder, metrics = run
+    names = {path.name for path in (folder / "run").iterdir()}
+    assert names == {
+        "model.keras",
+        "weights.safetensors",
+        "metrics.json",
+        "history.csv",
+        "curves.png",
+        "confusion.png",
+    }
+    assert json.loads((folder / "run" / "metrics.json").read_text()) == metrics
+    assert set(metrics["accuracy"]) == {"majority class", "logistic regression", "SVC (RBF)", "ResNet20"}
+    assert metrics["accuracy"]["SVC (RBF)"][0] > 0.98
+    with open(folder / "run" / "history.csv", newline="") as file:
+        assert len(list(csv.reader(file))) == 3
+    assert (folder / "served" / "1" / "saved_model.pb").is_file()
+    for name in ("curves.png", "confusion.png"):
+        pixels = np.asarray(Image.open(folder / "run" / name).convert("RGB"))
+        assert pixels.std() > 10, name
+
+
+def test_the_saved_model_and_weights_are_the_network(run):
+    folder, metrics = run
+    split = job.Split.of_digits(0)
+    model = keras.models.load_model(folder / "run" / "model.keras")
+    predicted = np.asarray(model(split.test_images))
+    assert (predicted.argmax(-1) == split.test_classes).mean() == pytest.approx(metrics["accuracy"]["ResNet20"][0])
+    other = job.network()
+    kr.load_weights(other, folder / "run" / "weights.safetensors")
+    logits = np.asarray(other(split.test_images))
+    assert distance(keras.ops.softmax(logits), predicted) < 1e-5
+
+
+def test_split_is_stratified_and_disjoint():
+    split = job.Split.of_digits(3)
+    assert len(split.train_images) + len(split.test_images) == 1797
+    counts = np.bincount(split.test_classes)
+    assert counts.min() >= 34
+    assert counts.max() <= 37
+    assert not np.array_equal(split.test_images, job.Split.of_digits(4).test_images)
+
+
+def test_distortion_depends_on_seed_and_epoch_alone():
+    split = job.Split.of_digits(0)
+    data, again = (job.Distorted(split.train_images, split.train_classes, 7) for _ in range(2))
+    first, _ = data[0]
+    np.testing.assert_array_equal(first, again[0][0])
+    data.on_epoch_end()
+    assert not np.array_equal(first, data[0][0])
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert first.mean() == pytest.approx(split.train_images.mean(), rel=0.1)
+
+
+@pytest.mark.slow
+def test_five_seeds_are_at_least_the_svc(tmp_path):
+    """The bar of the README: the mean over five splits."""
+    accuracy = job.quickstart(tmp_path / "run", tmp_path / "served", seeds=5)["accuracy"]
+    assert np.mean(accuracy["ResNet20"]) >= np.mean(accuracy["SVC (RBF)"])
+    assert Path(tmp_path / "run" / "metrics.json").is_file()
