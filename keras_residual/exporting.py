@@ -56,10 +56,14 @@ def export(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     temporary = path / f".{os.getpid()}.part"  # TensorFlow Serving looks at whole numbers only
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    logger = tf.get_logger()
+    level = logger.level
     try:
+        logger.setLevel("WARNING")  # it would name the temporary directory, which is gone afterwards
         tf.saved_model.save(root, str(temporary), signatures={"serving_default": serve}, options=options)
         version = path / str(1 + max((int(p.name) for p in path.iterdir() if p.name.isdigit()), default=0))
         os.replace(temporary, version)
     finally:
+        logger.setLevel(level)
         shutil.rmtree(temporary, ignore_errors=True)
     return version
