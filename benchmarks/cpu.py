@@ -21,10 +21,10 @@ import time
 
 # model: (training batch, inference batch, steps of one turn in training, in inference)
 MODELS = {
-    "ResNet18": (16, 16, 3, 8),
-    "ResNet50": (16, 16, 2, 4),
-    "ResNeXt50_32x4d": (16, 16, 2, 4),
-    "ViTSmall16": (16, 16, 2, 4),
+    "ResNet18": (16, 16, 2, 4),
+    "ResNet50": (16, 16, 1, 3),
+    "ResNeXt50_32x4d": (16, 16, 1, 3),
+    "ViTSmall16": (16, 16, 1, 3),
 }
 SIZE = 224
 

@@ -47,7 +47,7 @@ def export(model: keras.Model, path: str | os.PathLike[str]) -> Path:
     def serve(inputs: Any) -> dict[str, Any]:
         return {"outputs": tf.cast(model(inputs, training=False), tf.float32)}
 
-    root = tf.Module()
+    root: Any = tf.Module()
     # The variables themselves: tracking the model would store its optimizer, and each weight twice (keras #23553).
     root.variables_ = [variable.value for variable in model.variables]
     root.serve = serve

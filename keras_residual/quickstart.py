@@ -97,10 +97,8 @@ def distort(images: Any, generator: np.random.Generator) -> Any:
 
 
 def network() -> keras.Model:
-    """`ResNet20` of He et al. 2016 on digits enlarged to 16x16; logits out."""
-    inputs = keras.Input((8, 8, 1), name="digits")
-    x = keras.layers.UpSampling2D(2, interpolation="bilinear", name="enlarge")(inputs)
-    return ResNet20(input_tensor=x, classes=10, classifier_activation=None, name="digits")
+    """`ResNet20` of He et al. 2016 on digits of 8x8 pixels; logits out."""
+    return ResNet20(input_shape=(8, 8, 1), classes=10, classifier_activation=None, name="digits")
 
 
 def train(split: Split, seed: int, epochs: int) -> tuple[keras.Model, dict[str, list[float]]]:
@@ -152,6 +150,7 @@ class Progress(keras.callbacks.Callback):
         self.bar = Progress(*columns) if sys.stdout.isatty() else None
 
     def on_train_begin(self, logs: Any = None) -> None:
+        self.begin = time.perf_counter()
         if self.bar is not None:
             self.bar.start()
             self.task = self.bar.add_task("training", total=self.epochs, words="compiling")
@@ -172,7 +171,8 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.update(self.task, completed=epoch + 1, words=words)
         elif (epoch + 1) % max(1, self.epochs // 10) == 0:
-            print("  " + words, flush=True)
+            left = (time.perf_counter() - self.begin) / (epoch + 1) * (self.epochs - epoch - 1)
+            _say(f"  {words}  {left:.0f} s left")
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.bar is not None:
@@ -231,6 +231,7 @@ def quickstart(
         "XLA off: it gains on GPUs only"
     )
     accuracies: dict[str, list[float]] = {}
+    seconds: list[float] = []
     first: tuple[keras.Model, dict[str, list[float]], Split] | None = None
     for number in range(seed, seed + seeds):
         split = Split.of_digits(number)
@@ -238,7 +239,8 @@ def quickstart(
         _say(f"\nseed {number}: ResNet20 on {train_size} digits of 8x8 pixels, {test_size} held out")
         start = time.perf_counter()
         model, history = train(split, number, epochs)
-        _say(f"  trained in {time.perf_counter() - start:.0f} s")
+        seconds.append(round(time.perf_counter() - start, 1))
+        _say(f"  trained in {seconds[-1]:.0f} s")
         predicted = _predict(model, split.test_images).argmax(-1)
         for name, accuracy in {
             **baselines(split),
@@ -254,7 +256,12 @@ def quickstart(
         spread = f"   {min(values):.1%} to {max(values):.1%}" if seeds > 1 else ""
         _say(f"  {name:<20} {np.mean(values):7.2%}{spread}")
 
-    metrics = {"accuracy": accuracies, "seeds": list(range(seed, seed + seeds)), "epochs": epochs}
+    metrics = {
+        "accuracy": accuracies,
+        "training_seconds": seconds,
+        "seeds": list(range(seed, seed + seeds)),
+        "epochs": epochs,
+    }
     folder = Path(output)
     _write_run(folder, model, history, split, metrics)
     _say(
@@ -283,9 +290,13 @@ def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]]
     from sklearn.metrics import confusion_matrix
 
     folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / ".part.model.keras"  # Keras wants the suffix
-    model.save(archive)
-    os.replace(archive, folder / "model.keras")
+    with written_whole(folder / "model.keras") as path:
+        archive = path.with_suffix(".keras")  # Keras wants the suffix
+        try:
+            model.save(archive)
+            os.replace(archive, path)
+        finally:
+            archive.unlink(missing_ok=True)
     save_weights(model, folder / "weights.safetensors")
     with written_whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
