@@ -1,7 +1,11 @@
 """The main job: quick, on two epochs, for what it leaves behind; slow, for what it achieves."""
 
+import contextlib
 import csv
+import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import keras
@@ -11,6 +15,7 @@ from PIL import Image
 
 import keras_residual as kr
 from keras_residual import quickstart as job
+from keras_residual.cli import _parser
 
 from .tools import distance
 
@@ -18,12 +23,13 @@ from .tools import distance
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
-    metrics = job.quickstart(folder / "run", folder / "served", seeds=1, epochs=2)
-    return folder, metrics
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        metrics = job.quickstart(folder / "run", folder / "served", seeds=1, epochs=2)
+    return folder, metrics, printed.getvalue()
 
 
 def test_what_it_leaves_behind(run):
-    folder, metrics = run
+    folder, metrics, _ = run
     names = {path.name for path in (folder / "run").iterdir()}
     assert names == {
         "model.keras",
@@ -45,7 +51,7 @@ def test_what_it_leaves_behind(run):
 
 
 def test_the_saved_model_and_weights_are_the_network(run):
-    folder, metrics = run
+    folder, metrics, _ = run
     split = job.Split.of_digits(0)
     model = keras.models.load_model(folder / "run" / "model.keras")
     predicted = np.asarray(model(split.test_images))
@@ -54,6 +60,16 @@ def test_the_saved_model_and_weights_are_the_network(run):
     kr.load_weights(other, folder / "run" / "weights.safetensors")
     logits = np.asarray(other(split.test_images))
     assert distance(keras.ops.softmax(logits), predicted) < 1e-5
+
+
+def test_what_it_says(run):
+    *_, printed = run
+    assert re.search(r"epoch +2/2 +loss \d+\.\d+ .* images/s +0 s left", printed)
+    assert float(re.search(r"read back without Keras: probabilities agree to (\S+)", printed)[1]) < 1e-5
+    commands = re.findall(r"^  keras-residual (.*?)   ", printed, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:  # what it names next exists
+        _parser().parse_args(shlex.split(command))
 
 
 def test_split_is_stratified_and_disjoint():
@@ -74,7 +90,7 @@ def test_distortion_depends_on_seed_and_epoch_alone():
     assert not np.array_equal(first, data[0][0])
     assert first.min() >= 0
     assert first.max() <= 1
-    assert first.mean() == pytest.approx(split.train_images.mean(), rel=0.1)
+    assert first.mean() == pytest.approx(split.train_images.mean(), rel=0.2)  # a little ink leaves the picture
 
 
 @pytest.mark.slow
