@@ -19,13 +19,16 @@ import keras
 import numpy as np
 
 from keras_residual import figures
+from keras_residual.blocks import basic
 from keras_residual.exporting import export
-from keras_residual.models.resnet_cifar import ResNet20
+from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
 from keras_residual.weights import save_weights
 from keras_residual.weights.files import written_whole
 
 __all__ = ["quickstart"]
 
+# A row of its own: 8x8 pixels ask for width before depth. Chosen on splits of other seeds than those reported.
+NETWORK = CifarConfig("ResNet-8 wide", basic, 1, (32, 64, 128), input_shape=(8, 8, 1))
 EPOCHS = 40
 BATCH = 64
 RATE = 3e-3
@@ -97,8 +100,8 @@ def distort(images: Any, generator: np.random.Generator) -> Any:
 
 
 def network() -> keras.Model:
-    """`ResNet20` of He et al. 2016 on digits of 8x8 pixels; logits out."""
-    return ResNet20(input_shape=(8, 8, 1), classes=10, classifier_activation=None, name="digits")
+    """The CIFAR ResNet of He et al. 2016 with one block a stage, twice as wide; logits out."""
+    return resnet_cifar(NETWORK, classifier_activation=None, name="digits")
 
 
 def train(split: Split, seed: int, epochs: int) -> tuple[keras.Model, dict[str, list[float]]]:
@@ -236,7 +239,7 @@ def quickstart(
     for number in range(seed, seed + seeds):
         split = Split.of_digits(number)
         train_size, test_size = len(split.train_images), len(split.test_images)
-        _say(f"\nseed {number}: ResNet20 on {train_size} digits of 8x8 pixels, {test_size} held out")
+        _say(f"\nseed {number}: {NETWORK.name} on {train_size} digits of 8x8 pixels, {test_size} held out")
         start = time.perf_counter()
         model, history = train(split, number, epochs)
         seconds.append(round(time.perf_counter() - start, 1))
@@ -244,7 +247,7 @@ def quickstart(
         predicted = _predict(model, split.test_images).argmax(-1)
         for name, accuracy in {
             **baselines(split),
-            "ResNet20": float((predicted == split.test_classes).mean()),
+            NETWORK.name: float((predicted == split.test_classes).mean()),
         }.items():
             accuracies.setdefault(name, []).append(accuracy)
         first = first or (model, history, split)
@@ -304,7 +307,7 @@ def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]]
         table = csv.writer(file)
         table.writerow(["epoch", *history])
         table.writerows([i + 1, *row] for i, row in enumerate(zip(*history.values(), strict=True)))
-    figures.draw_curves(history, folder / "curves.png", "ResNet20 on handwritten digits")
+    figures.draw_curves(history, folder / "curves.png", f"{NETWORK.name} on handwritten digits")
     predicted = _predict(model, split.test_images).argmax(-1)
     right = (predicted == split.test_classes).mean()
     figures.draw_confusion(

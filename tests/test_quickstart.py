@@ -40,7 +40,7 @@ def test_what_it_leaves_behind(run):
         "confusion.png",
     }
     assert json.loads((folder / "run" / "metrics.json").read_text()) == metrics
-    assert set(metrics["accuracy"]) == {"majority class", "logistic regression", "SVC (RBF)", "ResNet20"}
+    assert set(metrics["accuracy"]) == {"majority class", "logistic regression", "SVC (RBF)", job.NETWORK.name}
     assert metrics["accuracy"]["SVC (RBF)"][0] > 0.98
     with open(folder / "run" / "history.csv", newline="") as file:
         assert len(list(csv.reader(file))) == 3
@@ -55,7 +55,9 @@ def test_the_saved_model_and_weights_are_the_network(run):
     split = job.Split.of_digits(0)
     model = keras.models.load_model(folder / "run" / "model.keras")
     predicted = np.asarray(model(split.test_images))
-    assert (predicted.argmax(-1) == split.test_classes).mean() == pytest.approx(metrics["accuracy"]["ResNet20"][0])
+    assert (predicted.argmax(-1) == split.test_classes).mean() == pytest.approx(
+        metrics["accuracy"][job.NETWORK.name][0]
+    )
     other = job.network()
     kr.load_weights(other, folder / "run" / "weights.safetensors")
     logits = np.asarray(other(split.test_images))
@@ -97,5 +99,5 @@ def test_distortion_depends_on_seed_and_epoch_alone():
 def test_five_seeds_are_at_least_the_svc(tmp_path):
     """The bar of the README: the mean over five splits."""
     accuracy = job.quickstart(tmp_path / "run", tmp_path / "served", seeds=5)["accuracy"]
-    assert np.mean(accuracy["ResNet20"]) >= np.mean(accuracy["SVC (RBF)"])
+    assert np.mean(accuracy[job.NETWORK.name]) >= np.mean(accuracy["SVC (RBF)"])
     assert Path(tmp_path / "run" / "metrics.json").is_file()
