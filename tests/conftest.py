@@ -1,5 +1,6 @@
 """Before anything else: quiet TensorFlow, the same numbers in every run."""
 
+import json
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -7,6 +8,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import keras
 import pytest
+from safetensors.numpy import save_file
 
 import keras_residual.models  # noqa: F401  (registers every family)
 
@@ -17,3 +19,27 @@ def _seeded():
     policy = keras.config.dtype_policy()
     yield
     assert keras.config.dtype_policy() == policy, "a test left another dtype policy behind"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache as huggingface_hub lays it out, and no network: returns a function that puts a repository into it."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+
+    def publish(name, files, commit="0123456789abcdef0123456789abcdef01234567"):
+        folder = tmp_path / f"models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text(commit)
+        snapshots = folder / "snapshots" / commit
+        snapshots.mkdir(parents=True)
+        for file, content in files.items():
+            if isinstance(content, dict) and file.endswith(".json"):
+                (snapshots / file).write_text(json.dumps(content))
+            else:
+                save_file(content, snapshots / file)
+
+    return publish

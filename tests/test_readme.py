@@ -2,7 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+import keras_residual as kr
 
 from .readme_table import README, with_table
 
@@ -17,9 +21,26 @@ def namespace():
 
 @pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_code_runs(number, namespace, tmp_path, monkeypatch):
+def test_code_runs(number, namespace, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
+    if "from_pretrained" in BLOCKS[number]:
+        publish(hub)
+        namespace["photos"] = np.zeros((2, 300, 400, 3), "uint8")
     exec(compile(BLOCKS[number], f"README.md, block {number + 1}", "exec"), namespace)
+
+
+def publish(hub):
+    """The repositories the README names, with random weights, in the local cache of the Hub."""
+    for repository in (
+        "timm/resnet18.a1_in1k",
+        "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+        "timm/resnet50.a1_in1k",
+    ):
+        assert repository in TEXT or repository.endswith(f"resnet50.{kr.models.find('ResNet50').config.tag}")
+        name = repository.partition("/")[2].partition(".")[0]
+        kr.save_weights(kr.create(name), "model.safetensors")
+        record = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+        hub(repository, {"config.json": record, "model.safetensors": load_file("model.safetensors")})
 
 
 def test_there_is_code():

@@ -232,30 +232,6 @@ def test_without_top(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- the Hub
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A cache as huggingface_hub lays it out, and no network: returns a function that puts a repository into it."""
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
-
-    def publish(name, files, commit="0123456789abcdef0123456789abcdef01234567"):
-        folder = tmp_path / f"models--{name.replace('/', '--')}"
-        (folder / "refs").mkdir(parents=True)
-        (folder / "refs" / "main").write_text(commit)
-        snapshots = folder / "snapshots" / commit
-        snapshots.mkdir(parents=True)
-        for file, content in files.items():
-            if isinstance(content, dict) and file.endswith(".json"):
-                (snapshots / file).write_text(json.dumps(content))
-            else:
-                save_file(content, snapshots / file)
-
-    return publish
-
-
 CONFIG = {
     "architecture": "resnet10t",
     "num_classes": 5,
