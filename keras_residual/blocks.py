@@ -48,6 +48,7 @@ __all__ = [
     "projection",
     "residual",
     "rms_norm",
+    "split_swiglu",
     "squeeze_excite",
     "swiglu",
 ]
@@ -564,6 +565,7 @@ def attention(
     heads: int,
     *,
     qkv_bias: bool = True,
+    proj_bias: bool = True,
     qk_norm: Norm | None = None,
     causal: bool = False,
     dropout: float = 0.0,
@@ -575,6 +577,7 @@ def attention(
         x: Tokens `(N, L, C)`.
         heads: Number of heads; divides C.
         qkv_bias: Whether the first projection has a bias.
+        proj_bias: Whether the last projection has a bias.
         qk_norm: Normalisation of each head's query and key (Dehghani et al. 2023).
         causal: Whether a token sees only itself and the tokens before it.
         dropout: Rate of dropout after the last projection.
@@ -594,7 +597,7 @@ def attention(
     if qk_norm is not None:
         q, k = qk_norm(q, name=f"{name}.q_norm"), qk_norm(k, name=f"{name}.k_norm")
     y = layers.Attend(causal, name=f"{name}.attend")([q, k, v])
-    y = dense(y, x.shape[-1], name=f"{name}.proj")
+    y = dense(y, x.shape[-1], bias=proj_bias, name=f"{name}.proj")
     return keras.layers.Dropout(dropout, name=f"{name}.proj_drop")(y)
 
 
@@ -622,6 +625,27 @@ def swiglu(
     y = keras.layers.Multiply(name=f"{name}.gate")([activate(a, activation, name=f"{name}.act"), b])
     y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
     y = dense(y, x.shape[-1], name=f"{name}.fc2")
+    return keras.layers.Dropout(dropout, name=f"{name}.drop2")(y)
+
+
+def split_swiglu(
+    x: Tensor,
+    hidden: int,
+    *,
+    activation: Activation = "silu",
+    bias: bool = True,
+    dropout: float = 0.0,
+    name: str | None = None,
+) -> Tensor:
+    """Gated MLP with a matrix for each half: `fc2(silu(fc1_g(x)) * fc1_x(x))`, both of `hidden` channels."""
+    name = _name(name, "mlp")
+    _require_tensor(x, "x", name)
+    _require_rate(dropout, "dropout")
+    a = activate(dense(x, hidden, bias=bias, name=f"{name}.fc1_g"), activation, name=f"{name}.act")
+    b = dense(x, hidden, bias=bias, name=f"{name}.fc1_x")
+    y = keras.layers.Multiply(name=f"{name}.gate")([a, b])
+    y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
+    y = dense(y, x.shape[-1], bias=bias, name=f"{name}.fc2")
     return keras.layers.Dropout(dropout, name=f"{name}.drop2")(y)
 
 
@@ -660,7 +684,8 @@ def mlp_block(
 ) -> Tensor:
     """`x + drop_path(scale * mlp(norm(x)))`: the second half of a pre-norm Transformer block.
 
-    `feed_forward` is `mlp` or `swiglu`; `scale` is LayerScale's initial value; `options` go to `feed_forward`.
+    `feed_forward` is `mlp`, `swiglu` or `split_swiglu`; `scale` is LayerScale's initial value; `options` go to
+    `feed_forward`.
     """
     name = _name(name, "block")
     norm_name, mlp_name, scale_name = (f"{name}.{n}" for n in names)

@@ -224,16 +224,16 @@ class SkipInit(LayerScale):
 class Token(Parameter):
     """Puts `count` trained tokens before a sequence: `(N, L, C)` -> `(N, count + L, C)`."""
 
-    _arguments = ("count",)
+    _arguments = ("count", "stddev")
 
-    def __init__(self, count: int = 1, **kwargs: Any) -> None:
+    def __init__(self, count: int = 1, stddev: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.count = count
+        self.count, self.stddev = count, stddev
 
     def build(self, input_shape: Any) -> None:
         self.value = self.add_weight(
             shape=(1, self.count, input_shape[-1]),
-            initializer=keras.initializers.RandomNormal(stddev=1e-6),
+            initializer=keras.initializers.RandomNormal(stddev=self.stddev),
             name="token",
         )
 

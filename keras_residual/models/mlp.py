@@ -25,7 +25,8 @@ class MLPConfig(Config):
         norm: Normalisation at the start of each block and at the end.
         activation: Activation inside the blocks.
         norm_activated: Whether the last norm is followed by the activation.
-        dropout: Default rate inside the blocks.
+        dropout: Default rate inside a block, after the activation.
+        residual_dropout: Default rate at the end of a block's branch.
     """
 
     width: int
@@ -35,6 +36,7 @@ class MLPConfig(Config):
     activation: Activation = "gelu"
     norm_activated: bool = False
     dropout: float = 0.0
+    residual_dropout: float = 0.0
     input_shape: tuple[int | None, ...] = dataclasses.field(default=(784,), kw_only=True)
     classes: int = dataclasses.field(default=10, kw_only=True)
     dynamic_size: bool = dataclasses.field(default=False, kw_only=True)
@@ -59,6 +61,7 @@ def residual_mlp(
     hidden: int | None = None,
     depth: int | None = None,
     dropout: float | None = None,
+    residual_dropout: float | None = None,
     drop_path: float = 0.0,
     norm: Norm | None = None,
     activation: Activation = None,
@@ -76,9 +79,10 @@ def residual_mlp(
         classifier_activation: Activation of the outputs; `None` for logits, also for regression.
         name: Name of the model.
         width: Channels of the residual stream; `None` for the row's.
-        hidden: Channels inside a block; `None` for the row's.
+        hidden: Channels inside a block; `None` for the row's ratio to the width.
         depth: Number of blocks; `None` for the row's.
-        dropout: Rate inside the blocks; `None` for the row's.
+        dropout: Rate inside a block, after the activation; `None` for the row's.
+        residual_dropout: Rate at the end of a block's branch; `None` for the row's.
         drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.
         norm: Normalisation; `None` for the row's.
         activation: Activation inside the blocks; `None` for the row's.
@@ -100,13 +104,14 @@ def residual_mlp(
         classifier_activation,
         name,
     )
-    width, depth = width or config.width, config.depth if depth is None else depth
-    hidden = hidden or (config.hidden if width == config.width else width * config.hidden // config.width)
+    width = _size("width", config.width if width is None else width)
+    hidden = _size("hidden", width * config.hidden // config.width if hidden is None else hidden)
+    depth = _size("depth", config.depth if depth is None else depth)
     dropout = config.dropout if dropout is None else dropout
+    residual_dropout = config.residual_dropout if residual_dropout is None else residual_dropout
+    blocks._require_rate(dropout, "dropout")
+    blocks._require_rate(residual_dropout, "residual_dropout")
     norm, activation = norm or config.norm, activation or config.activation
-    for what, size in (("width", width), ("hidden", hidden), ("depth", depth)):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{what} is a positive number. Received: {size!r}.")
 
     x = _dense(frame.x, width, "stem")
     for i, rate in enumerate(blocks.drop_path_rates(drop_path, depth)):
@@ -114,12 +119,19 @@ def residual_mlp(
         y = blocks.activate(_dense(y, hidden, f"blocks.{i}.fc1"), activation, name=f"blocks.{i}.act")
         y = keras.layers.Dropout(dropout, name=f"blocks.{i}.dropout")(y)
         y = _dense(y, width, f"blocks.{i}.fc2")
+        y = keras.layers.Dropout(residual_dropout, name=f"blocks.{i}.residual_dropout")(y)
         x = blocks.residual(x, y, drop_path=rate, name=f"blocks.{i}")
         x = StageOutput(i + 1, name=f"blocks.{i}")(x)
     x = norm(x, name="norm")
     if config.norm_activated:
         x = blocks.activate(x, activation, name="act")
     return frame.model(x)
+
+
+def _size(what: str, size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{what} is a positive integer. Received: {size!r}. Leave it out for the row's.")
+    return size
 
 
 def _dense(x: Tensor, units: int, name: str) -> Tensor:
@@ -130,18 +142,20 @@ def _dense(x: Tensor, units: int, name: str) -> Tensor:
 ResidualMLP = variant(
     residual_mlp, MLPConfig("ResidualMLP", 64, 128, 4, params=117_834, source="He et al. 2016b, on dense layers")
 )
+# Two blocks of 192 channels are the example of the paper's own package; the paper searches for them per data set.
 TabularResNet = variant(
     residual_mlp,
     MLPConfig(
         "TabularResNet",
         192,
         384,
-        4,
+        2,
         norm=blocks.batch_norm,
         activation="relu",
         norm_activated=True,
-        dropout=0.2,
+        dropout=0.3,
         input_shape=(100,),
+        params=318_538,
         source="Gorishniy et al. 2021, section 3.2",
     ),
 )

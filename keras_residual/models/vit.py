@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import keras
 
 from keras_residual import blocks
-from keras_residual.blocks import Activation, Norm, Tensor, layer_norm, mlp, swiglu
+from keras_residual.blocks import Activation, Norm, Tensor, layer_norm, mlp, rms_norm, split_swiglu, swiglu
 from keras_residual.layers import Attend, PositionEmbedding, SplitHeads, StageOutput, Token
 from keras_residual.models._frame import Frame
 from keras_residual.registry import Config, variant
@@ -42,10 +42,13 @@ def mean_of_patches(x: Tensor, config: ViTConfig, activation: Activation) -> Ten
     return keras.layers.GlobalAveragePooling1D(name="global_pool")(x[:, config.prefix :])
 
 
-def attention_pool(x: Tensor, config: ViTConfig, activation: Activation) -> Tensor:
-    """Attention of one trained query to all patches, then a residual MLP (Zhai et al. 2022; SigLIP)."""
-    x = x[:, config.prefix :]
-    query = Token(name="attn_pool.latent")(x[:, :0])  # (N, 1, C)
+def attention_pool(x: Tensor, config: ViTConfig, activation: Activation, *, prefix: bool = False) -> Tensor:
+    """Attention of one trained query to all patches, then a residual MLP (Zhai et al. 2022; SigLIP).
+
+    `prefix` lets it see class and register tokens, too.
+    """
+    x = x if prefix else x[:, config.prefix :]
+    query = Token(stddev=config.width**-0.5, name="attn_pool.latent")(x[:, :0])  # (N, 1, C)
     (q,) = SplitHeads(config.heads, 1, name="attn_pool.q_heads")(blocks.dense(query, config.width, name="attn_pool.q"))
     kv = blocks.dense(x, 2 * config.width, name="attn_pool.kv")
     k, v = SplitHeads(config.heads, 2, name="attn_pool.kv_heads")(kv)
@@ -64,16 +67,18 @@ class ViTConfig(Config):
         depth: Number of blocks, each attention and MLP.
         heads: Attention heads.
         hidden: Channels inside the MLP; four times `width` if 0.
-        feed_forward: `blocks.mlp` or `blocks.swiglu`.
+        feed_forward: `blocks.mlp`, `blocks.swiglu` or `blocks.split_swiglu`.
         activation: Activation of the MLP.
         pool: What the classifier sees.
         tokens: Names of the trained tokens before the patches, with how many of each.
         embed_tokens: Whether these tokens have positions too.
         norm: Normalisation everywhere.
+        norm_embed: Whether patches are normalised as soon as they are embedded (AIMv2).
         norm_first: Whether tokens are normalised before the first block, and patches embedded without bias (CLIP).
         norm_last: Whether tokens are normalised after the last block.
         norm_pooled: Whether that norm comes after pooling instead.
         qkv_bias: Whether query, key and value have biases.
+        proj_bias: Whether attention's last projection has a bias.
         qk_norm: Whether each head's query and key are normalised.
         scale: LayerScale's initial value; `None` for none.
     """
@@ -89,10 +94,12 @@ class ViTConfig(Config):
     tokens: tuple[tuple[str, int], ...] = (("cls_token", 1),)
     embed_tokens: bool = True
     norm: Norm = layer_norm
+    norm_embed: bool = False
     norm_first: bool = False
     norm_last: bool = True
     norm_pooled: bool = False
     qkv_bias: bool = True
+    proj_bias: bool = True
     qk_norm: bool = False
     scale: float | None = None
     dynamic_size: bool = dataclasses.field(default=False, kw_only=True)
@@ -142,7 +149,8 @@ def vit(
         input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
         input_shape: Shape of one sample, channels last, of known sizes.
         pooling: Without top: `None` for the tokens `(N, L, C)` after the last norm, class and register tokens first;
-            `"avg"` or `"max"` over the patches for `(N, C)`.
+            `"avg"` or `"max"` over the patches for `(N, C)`. Where a row's norm comes after pooling, it is part of
+            the top: the tokens are as the last block leaves them.
         classes: Number of outputs of the classifier; 0 for the pooled features before it.
         classifier_activation: Activation of the outputs; `None` for logits.
         name: Name of the model.
@@ -174,6 +182,8 @@ def vit(
     x = blocks.patches(frame.x, config.width, config.patch, bias=not config.norm_first, name="patch_embed")
     grid = x.shape[1:-1]
     x = keras.layers.Reshape((math.prod(grid), config.width), name="patch_embed.flatten")(x)  # (N, L, C)
+    if config.norm_embed:
+        x = norm(x, name="patch_embed.norm")
     if not config.embed_tokens:
         x = PositionEmbedding(grid, name="pos_embed")(x)
     for token, count in reversed(config.tokens):
@@ -191,6 +201,7 @@ def vit(
             x,
             config.heads,
             qkv_bias=config.qkv_bias,
+            proj_bias=config.proj_bias,
             qk_norm=norm if config.qk_norm else None,
             dropout=dropout,
             **options,
@@ -219,7 +230,9 @@ def vit(
 
 def _require_multiple(x: Tensor, config: ViTConfig) -> None:
     sizes = tuple(x.shape[1:-1])
-    if any(size % config.patch for size in sizes):
+    # A published size may be no multiple (SigLIP So400M/14 at 384): what is beyond the last whole patch is cut off.
+    published = any(set(sizes) == {size} for _, size in config.aliases)
+    if any(size % config.patch for size in sizes) and not published:
         near = tuple(max(1, round(size / config.patch)) * config.patch for size in sizes)
         raise ValueError(
             f"{config.name}: sizes are multiples of the patch, {config.patch}. Received: {sizes}. Resize to {near}."
@@ -230,6 +243,16 @@ def _require_multiple(x: Tensor, config: ViTConfig) -> None:
 
 _CLS_DIST = (("cls_token", 1), ("dist_token", 1))
 _CLIP: dict[str, Any] = {"norm": partial(layer_norm, epsilon=1e-5), "norm_first": True}
+_AIM: dict[str, Any] = {
+    "feed_forward": partial(split_swiglu, bias=False),
+    "activation": "silu",
+    "pool": mean_of_patches,
+    "tokens": (),
+    "norm": partial(rms_norm, epsilon=1e-5),
+    "norm_embed": True,
+    "qkv_bias": False,
+    "proj_bias": False,
+}
 _SWIGLU: dict[str, Any] = {"feed_forward": swiglu, "activation": "silu"}
 
 ViTTiny16 = variant(
@@ -245,7 +268,7 @@ ViTTiny16 = variant(
         tag="augreg_in21k_ft_in1k",
         params=5_717_416,
         gmacs=1.254,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Steiner et al. 2021",
     ),
 )
 ViTSmall32 = variant(
@@ -261,7 +284,7 @@ ViTSmall32 = variant(
         tag="augreg_in21k_ft_in1k",
         params=22_878_952,
         gmacs=1.143,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Steiner et al. 2021",
     ),
 )
 ViTSmall16 = variant(
@@ -277,7 +300,7 @@ ViTSmall16 = variant(
         tag="augreg_in21k_ft_in1k",
         params=22_050_664,
         gmacs=4.599,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Steiner et al. 2021",
     ),
 )
 ViTSmall8 = variant(
@@ -291,7 +314,7 @@ ViTSmall8 = variant(
         timm="vit_small_patch8_224",
         params=22_055_272,
         gmacs=22.41,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Caron et al. 2021",
     ),
 )
 ViTBase32 = variant(
@@ -338,7 +361,7 @@ ViTBase8 = variant(
         tag="augreg2_in21k_ft_in1k",
         params=86_576_872,
         gmacs=78.15,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Steiner et al. 2021",
     ),
 )
 ViTLarge32 = variant(
@@ -412,7 +435,7 @@ ViTGiant14 = variant(
         timm="vit_giant_patch14_224",
         params=1_012_611_432,
         gmacs=267.03,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Zhai et al. 2022, table 2",
     ),
 )
 ViTGigantic14 = variant(
@@ -427,7 +450,7 @@ ViTGigantic14 = variant(
         timm="vit_gigantic_patch14_224",
         params=1_844_440_680,
         gmacs=483.75,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Zhai et al. 2022, table 2",
     ),
 )
 ViTMIILBase16 = variant(
@@ -443,7 +466,7 @@ ViTMIILBase16 = variant(
         tag="in21k_ft_in1k",
         params=86_540_008,
         gmacs=17.56,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Ridnik et al. 2021",
     ),
 )
 ViTGAPMedium16 = variant(
@@ -466,7 +489,6 @@ ViTGAPMedium16 = variant(
         ),
         params=38_845_416,
         gmacs=9.205,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPBetwixt16 = variant(
@@ -485,7 +507,6 @@ ViTGAPBetwixt16 = variant(
         timm="vit_betwixt_patch16_gap_256",
         params=60_372_840,
         gmacs=16.23,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPBase16 = variant(
@@ -501,7 +522,6 @@ ViTGAPBase16 = variant(
         timm="vit_base_patch16_gap_224",
         params=86_566_120,
         gmacs=17.47,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPHuge14 = variant(
@@ -517,7 +537,7 @@ ViTGAPHuge14 = variant(
         timm="vit_huge_patch14_gap_224",
         params=632_043_240,
         gmacs=166.62,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Assran et al. 2023",
     ),
 )
 ViTGAPHuge16 = variant(
@@ -534,7 +554,7 @@ ViTGAPHuge16 = variant(
         timm="vit_huge_patch16_gap_448",
         params=632_949_480,
         gmacs=544.37,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Assran et al. 2023",
     ),
 )
 ViTGAPGiant16 = variant(
@@ -551,7 +571,7 @@ ViTGAPGiant16 = variant(
         timm="vit_giant_patch16_gap_224",
         params=1_012_777_576,
         gmacs=202.35,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="Assran et al. 2023",
     ),
 )
 CLIPXSmall16 = variant(
@@ -566,7 +586,7 @@ CLIPXSmall16 = variant(
         timm="vit_xsmall_patch16_clip_224",
         params=8_402_920,
         gmacs=1.787,
-        source="Radford et al. 2021",
+        source="Wu et al. 2023 (TinyCLIP)",
     ),
 )
 CLIPMedium32 = variant(
@@ -834,7 +854,6 @@ ViTBasePlus32 = variant(
         timm="vit_base_patch32_plus_256",
         params=119_478_120,
         gmacs=7.782,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTBasePlus16 = variant(
@@ -850,7 +869,6 @@ ViTBasePlus16 = variant(
         timm="vit_base_patch16_plus_240",
         params=117_557_992,
         gmacs=27.38,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTSmallDeep16 = variant(
@@ -865,7 +883,7 @@ ViTSmallDeep16 = variant(
         timm="vit_small_patch16_36x1_224",
         params=64_665_448,
         gmacs=13.68,
-        source="Dosovitskiy et al. 2021, table 1",
+        source='Touvron et al. 2022, "Three things everyone should know about Vision Transformers"',
     ),
 )
 EVALarge14 = variant(
@@ -884,6 +902,7 @@ EVALarge14 = variant(
         tag="in22k_ft_in22k_in1k",
         params=304_142_312,
         gmacs=61.52,
+        source="Fang et al. 2022",
     ),
 )
 FlexiViTSmall16 = variant(
@@ -900,6 +919,7 @@ FlexiViTSmall16 = variant(
         tag="1200ep_in1k",
         params=22_061_416,
         gmacs=5.336,
+        source="Beyer et al. 2023",
     ),
 )
 FlexiViTBase16 = variant(
@@ -916,6 +936,7 @@ FlexiViTBase16 = variant(
         tag="1200ep_in1k",
         params=86_589_160,
         gmacs=20.27,
+        source="Beyer et al. 2023",
     ),
 )
 FlexiViTLarge16 = variant(
@@ -932,6 +953,7 @@ FlexiViTLarge16 = variant(
         tag="1200ep_in1k",
         params=304_355_304,
         gmacs=70.94,
+        source="Beyer et al. 2023",
     ),
 )
 DINOv2Small14 = variant(
@@ -1018,7 +1040,7 @@ DINOv2RegSmall14 = variant(
         timm="vit_small_patch14_reg4_dinov2",
         params=22_442_344,
         gmacs=46.88,
-        source="Oquab et al. 2023",
+        source="Darcet et al. 2023",
     ),
 )
 DINOv2RegBase14 = variant(
@@ -1039,7 +1061,7 @@ DINOv2RegBase14 = variant(
         timm="vit_base_patch14_reg4_dinov2",
         params=87_351_016,
         gmacs=152.12,
-        source="Oquab et al. 2023",
+        source="Darcet et al. 2023",
     ),
 )
 DINOv2RegLarge14 = variant(
@@ -1060,7 +1082,7 @@ DINOv2RegLarge14 = variant(
         timm="vit_large_patch14_reg4_dinov2",
         params=305_395_688,
         gmacs=508.55,
-        source="Oquab et al. 2023",
+        source="Darcet et al. 2023",
     ),
 )
 DINOv2RegGiant14 = variant(
@@ -1083,7 +1105,7 @@ DINOv2RegGiant14 = variant(
         timm="vit_giant_patch14_reg4_dinov2",
         params=1_138_020_840,
         gmacs=1789.22,
-        source="Oquab et al. 2023",
+        source="Darcet et al. 2023",
     ),
 )
 TIPSv2Base14 = variant(
@@ -1184,7 +1206,7 @@ SigLIPBase32 = variant(
         timm="vit_base_patch32_siglip_256",
         params=95_321_320,
         gmacs=5.745,
-        source="Zhai et al. 2023",
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPBase16 = variant(
@@ -1224,6 +1246,24 @@ SigLIPLarge16 = variant(
         params=316_981_224,
         gmacs=81.28,
         source="Zhai et al. 2023",
+    ),
+)
+SigLIPTanhGELULarge16 = variant(
+    vit,
+    ViTConfig(
+        "SigLIPTanhGELULarge16",
+        16,
+        1024,
+        24,
+        16,
+        activation="gelu_tanh",
+        pool=attention_pool,
+        tokens=(),
+        input_shape=(512, 512, 3),
+        timm="vit_large_patch16_siglip_512",
+        params=317_767_656,
+        gmacs=363.74,
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPSo400M14 = variant(
@@ -1267,7 +1307,7 @@ SigLIPSo400M16 = variant(
         ),
         params=429_041_064,
         gmacs=110.23,
-        source="Zhai et al. 2023",
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPGiantOpt16 = variant(
@@ -1286,7 +1326,7 @@ SigLIPGiantOpt16 = variant(
         aliases=(("vit_giantopt_patch16_siglip_384", 384),),
         params=1_164_705_256,
         gmacs=299.50,
-        source="Zhai et al. 2023",
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPGAPBase32 = variant(
@@ -1304,7 +1344,7 @@ SigLIPGAPBase32 = variant(
         timm="vit_base_patch32_siglip_gap_256",
         params=88_234_216,
         gmacs=5.663,
-        source="Zhai et al. 2023",
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPGAPBase16 = variant(
@@ -1344,6 +1384,24 @@ SigLIPGAPLarge16 = variant(
         params=304_386_024,
         gmacs=80.73,
         source="Zhai et al. 2023",
+    ),
+)
+SigLIPTanhGELUGAPLarge16 = variant(
+    vit,
+    ViTConfig(
+        "SigLIPTanhGELUGAPLarge16",
+        16,
+        1024,
+        24,
+        16,
+        activation="gelu_tanh",
+        pool=mean_of_patches,
+        tokens=(),
+        input_shape=(512, 512, 3),
+        timm="vit_large_patch16_siglip_gap_512",
+        params=305_172_456,
+        gmacs=361.58,
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPGAPSo400M14 = variant(
@@ -1389,7 +1447,7 @@ SigLIPGAPSo400M16 = variant(
         ),
         params=413_802_712,
         gmacs=109.54,
-        source="Zhai et al. 2023",
+        source="Tschannen et al. 2025",
     ),
 )
 SigLIPGAPGiantOpt16 = variant(
@@ -1408,7 +1466,7 @@ SigLIPGAPGiantOpt16 = variant(
         aliases=(("vit_giantopt_patch16_siglip_gap_384", 384),),
         params=1_136_375_272,
         gmacs=298.27,
-        source="Zhai et al. 2023",
+        source="Tschannen et al. 2025",
     ),
 )
 ViTGAPReg1Wee16 = variant(
@@ -1430,7 +1488,6 @@ ViTGAPReg1Wee16 = variant(
         tag="sbb_in1k",
         params=13_422_568,
         gmacs=3.825,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg1Little16 = variant(
@@ -1452,7 +1509,6 @@ ViTGAPReg1Little16 = variant(
         tag="sbb_in12k_ft_in1k",
         params=22_515_048,
         gmacs=6.255,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg4Little16 = variant(
@@ -1474,7 +1530,6 @@ ViTGAPReg4Little16 = variant(
         tag="sbb_in1k",
         params=22_516_008,
         gmacs=6.335,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg1Medium16 = variant(
@@ -1495,7 +1550,6 @@ ViTGAPReg1Medium16 = variant(
         tag="sbb_in1k",
         params=38_880_232,
         gmacs=10.61,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg4Medium16 = variant(
@@ -1516,7 +1570,6 @@ ViTGAPReg4Medium16 = variant(
         tag="sbb_in12k_ft_in1k",
         params=38_881_768,
         gmacs=10.75,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg4MediumD16 = variant(
@@ -1538,7 +1591,6 @@ ViTGAPReg4MediumD16 = variant(
         tag="sbb2_e200_in12k_ft_in1k",
         params=64_109_032,
         gmacs=17.84,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg1Betwixt16 = variant(
@@ -1559,7 +1611,6 @@ ViTGAPReg1Betwixt16 = variant(
         tag="sbb_in1k",
         params=60_396_520,
         gmacs=16.30,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg4Betwixt16 = variant(
@@ -1581,7 +1632,6 @@ ViTGAPReg4Betwixt16 = variant(
         tag="sbb2_e200_in12k_ft_in1k",
         params=60_398_440,
         gmacs=16.50,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTGAPReg4Base16 = variant(
@@ -1600,7 +1650,6 @@ ViTGAPReg4Base16 = variant(
         timm="vit_base_patch16_reg4_gap_256",
         params=86_615_272,
         gmacs=23.48,
-        source="Dosovitskiy et al. 2021, table 1",
     ),
 )
 ViTMAPReg4So150M16 = variant(
@@ -1618,7 +1667,7 @@ ViTMAPReg4So150M16 = variant(
         timm="vit_so150m_patch16_reg4_map_256",
         params=141_481_064,
         gmacs=37.13,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="After Alabdulmohsin et al. 2023",
     ),
 )
 ViTGAPReg4So150M16 = variant(
@@ -1638,13 +1687,13 @@ ViTGAPReg4So150M16 = variant(
         tag="sbb_e250_in12k_ft_in1k",
         params=134_131_560,
         gmacs=36.71,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="After Alabdulmohsin et al. 2023",
     ),
 )
-ViTGAPReg1So150M216 = variant(
+ViTGAPReg1So150M2_16 = variant(
     vit,
     ViTConfig(
-        "ViTGAPReg1So150M216",
+        "ViTGAPReg1So150M2_16",
         16,
         832,
         21,
@@ -1664,7 +1713,7 @@ ViTGAPReg1So150M216 = variant(
         tag="sbb_e200_in12k_ft_in1k",
         params=136_059_560,
         gmacs=36.96,
-        source="Dosovitskiy et al. 2021, table 1",
+        source="After Alabdulmohsin et al. 2023",
     ),
 )
 InternViT300M14 = variant(
@@ -1681,6 +1730,74 @@ InternViT300M14 = variant(
         timm="vit_intern300m_patch14_448",
         params=305_037_288,
         gmacs=361.80,
+    ),
+)
+AIMv2Large14 = variant(
+    vit,
+    ViTConfig(
+        "AIMv2Large14",
+        14,
+        1024,
+        24,
+        8,
+        hidden=2816,
+        **_AIM,
+        timm="aimv2_large_patch14_224",
+        aliases=(("aimv2_large_patch14_336", 336), ("aimv2_large_patch14_448", 448)),
+        params=310_222_824,
+        gmacs=82.30,
+        source="Fini et al. 2024",
+    ),
+)
+AIMv2Huge14 = variant(
+    vit,
+    ViTConfig(
+        "AIMv2Huge14",
+        14,
+        1536,
+        24,
+        12,
+        hidden=4096,
+        **_AIM,
+        timm="aimv2_huge_patch14_224",
+        aliases=(("aimv2_huge_patch14_336", 336), ("aimv2_huge_patch14_448", 448)),
+        params=682_388_968,
+        gmacs=179.01,
+        source="Fini et al. 2024",
+    ),
+)
+AIMv2_1B14 = variant(
+    vit,
+    ViTConfig(
+        "AIMv2_1B14",
+        14,
+        2048,
+        24,
+        16,
+        hidden=5632,
+        **_AIM,
+        timm="aimv2_1b_patch14_224",
+        aliases=(("aimv2_1b_patch14_336", 336), ("aimv2_1b_patch14_448", 448)),
+        params=1_237_007_336,
+        gmacs=322.43,
+        source="Fini et al. 2024",
+    ),
+)
+AIMv2_3B14 = variant(
+    vit,
+    ViTConfig(
+        "AIMv2_3B14",
+        14,
+        3072,
+        24,
+        24,
+        hidden=8192,
+        **_AIM,
+        timm="aimv2_3b_patch14_224",
+        aliases=(("aimv2_3b_patch14_336", 336), ("aimv2_3b_patch14_448", 448)),
+        params=2_723_731_432,
+        gmacs=705.91,
+        source="Fini et al. 2024",
     ),
 )
 TestViT = variant(
@@ -1717,6 +1834,45 @@ TestViT2 = variant(
         tag="r160_in1k",
         params=455_720,
         gmacs=0.049,
+    ),
+)
+TestViT3 = variant(
+    vit,
+    ViTConfig(
+        "TestViT3",
+        16,
+        96,
+        9,
+        3,
+        hidden=192,
+        pool=partial(attention_pool, prefix=True),
+        tokens=(("reg_token", 1),),
+        scale=1e-05,
+        input_shape=(160, 160, 3),
+        timm="test_vit3",
+        tag="r160_in1k",
+        params=930_280,
+        gmacs=0.094,
+    ),
+)
+TestViT4 = variant(
+    vit,
+    ViTConfig(
+        "TestViT4",
+        16,
+        96,
+        9,
+        3,
+        hidden=288,
+        pool=mean_of_patches,
+        tokens=(("reg_token", 1),),
+        norm=rms_norm,
+        norm_pooled=True,
+        scale=1e-05,
+        input_shape=(160, 160, 3),
+        timm="test_vit4",
+        params=1_020_520,
+        gmacs=0.109,
     ),
 )
 RADIOv3Base16 = variant(

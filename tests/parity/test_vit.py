@@ -1,17 +1,47 @@
-"""Every Vision Transformer row against timm: the same topology, tiny, and one at full size."""
+"""Every Vision Transformer row against timm: its numbers, the same topology tiny, and one at full size."""
 
+import dataclasses
+import functools
+
+import keras
 import numpy as np
 import pytest
 import timm
 import torch
 
 import keras_residual as kr
-from keras_residual import models, registry
+from keras_residual import blocks, layers, models, registry
+from keras_residual.models import vit
 
 from . import reference
 
 ROWS = [e for e in registry.entries().values() if e.builder.__module__ == "keras_residual.models.vit"]
+ALIASES = [(e, alias, size) for e in ROWS for alias, size in e.config.aliases]
 LIMIT = 1e-5
+
+
+def tiny(row, name=None, **options):
+    """timm's network of the tiny row, by timm's name of the row or one of its aliases."""
+    return timm.create_model(
+        name or row.timm,
+        img_size=row.input_shape[0],
+        embed_dim=row.width,
+        depth=row.depth,
+        num_heads=row.heads,
+        mlp_ratio=row.hidden / row.width,
+        num_classes=10,
+        **options,
+    )
+
+
+def randomise(twin, seed=0):
+    """Random weights, with faint embeddings: the first norm's epsilon is nothing beside tokens of variance 1."""
+    reference.randomise(twin, seed)
+    with torch.no_grad():
+        for name, value in twin.named_parameters():
+            if name.startswith("patch_embed.proj") or name in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+                value.mul_(0.05)
+    return twin
 
 
 def compare(twin, model, row):
@@ -28,21 +58,85 @@ def compare(twin, model, row):
     return errors
 
 
+def build(entry, row=None, **options):
+    return entry.family(row or entry.config.tiny(), classifier_activation=None, classes=10, **options)
+
+
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
 def test_tiny_twin(entry):
     row = entry.config.tiny()
-    size = row.input_shape[0]
-    twin = timm.create_model(
-        row.timm,
-        img_size=size,
-        embed_dim=row.width,
-        depth=row.depth,
-        num_heads=row.heads,
-        mlp_ratio=row.hidden / row.width,
-        num_classes=10,
-    )
-    model = entry.family(row, classifier_activation=None, classes=10)
-    errors = compare(reference.randomise(twin), model, row)
+    errors = compare(randomise(tiny(row)), build(entry), row)
+    assert max(errors.values()) < LIMIT, errors
+
+
+@pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
+def test_numbers_of_the_row(entry):
+    """What the tiny twin replaces, as the full network has it; nobody can see the number of heads in a weight."""
+    row = entry.config
+    with torch.device("meta"):
+        full = timm.create_model(row.timm, num_classes=row.classes)
+    patch, block = full.patch_embed, full.blocks[0]
+    hidden = (block.mlp.fc2 if hasattr(block.mlp, "fc1_g") else block.mlp.fc1).weight.shape
+    theirs = {
+        "patch": patch.patch_size,
+        "input_shape": patch.img_size,
+        "width": full.embed_dim,
+        "depth": len(full.blocks),
+        "heads": {full.blocks[-1].attn.num_heads, getattr(full.attn_pool, "num_heads", block.attn.num_heads)},
+        "hidden": hidden[1] if hasattr(block.mlp, "fc1_g") else hidden[0],
+        "prefix": full.num_prefix_tokens,
+        "params": sum(value.numel() for value in full.parameters()),
+    }
+    assert theirs == {
+        "patch": (row.patch,) * 2,
+        "input_shape": row.input_shape[:2],
+        "width": row.width,
+        "depth": row.depth,
+        "heads": {row.heads},
+        "hidden": row.hidden,
+        "prefix": row.prefix,
+        "params": row.params,
+    }
+
+
+@pytest.mark.parametrize(("entry", "alias", "size"), ALIASES, ids=lambda a: a if isinstance(a, str) else "")
+def test_alias_is_the_same_network(entry, alias, size):
+    row = entry.config.tiny()
+    twin, other = randomise(tiny(row)), tiny(row, alias).eval()
+    other.load_state_dict(twin.state_dict())
+    x = reference.to_torch(reference.images(row.input_shape[:2]))
+    with torch.no_grad():
+        assert torch.equal(twin(x), other(x))
+    assert timm.get_pretrained_cfg(alias).input_size == (3, size, size)
+
+    # the numbers that the tiny networks replace
+    with torch.device("meta"):
+        full, own = (timm.create_model(name, img_size=16 * row.patch, num_classes=10) for name in (alias, row.timm))
+    assert repr(full) == repr(own)
+    assert full.blocks[0].attn.num_heads == own.blocks[0].attn.num_heads  # nothing that repr shows
+    assert {k: v.shape for k, v in full.state_dict().items()} == {k: v.shape for k, v in own.state_dict().items()}
+
+
+def test_size_beyond_the_last_patch():
+    """SigLIP So400M/14 at 384: 27 patches of 14 pixels, and six pixels that nobody sees."""
+    entry = models.find("vit_so400m_patch14_siglip_384")
+    row = dataclasses.replace(entry.config.tiny(), input_shape=(384, 384, 3))
+    errors = compare(randomise(tiny(row, "vit_so400m_patch14_siglip_384")), build(entry, row), row)
+    assert max(errors.values()) < LIMIT, errors
+
+
+def test_not_square():
+    entry = models.find("vit_base_patch16_siglip_224")
+    row = dataclasses.replace(entry.config.tiny(), input_shape=(32, 96, 3))
+    square = dataclasses.replace(row, input_shape=((32, 96),))
+    errors = compare(randomise(tiny(square)), build(entry, row), row)
+    assert max(errors.values()) < LIMIT, errors
+
+
+def test_qk_norm():
+    entry = models.find("vit_tiny_patch16_224")
+    row = dataclasses.replace(entry.config.tiny(), qk_norm=True)
+    errors = compare(randomise(tiny(row, qk_norm=True)), build(entry, row), row)
     assert max(errors.values()) < LIMIT, errors
 
 
@@ -50,5 +144,76 @@ def test_full_size():
     twin = timm.create_model("vit_tiny_patch16_224")
     model = models.create("vit_tiny_patch16_224", classifier_activation=None)
     assert model.count_params() == sum(v.numel() for v in twin.state_dict().values())
-    errors = compare(reference.randomise(twin), model, models.find("ViTTiny16").config)
+    errors = compare(randomise(twin), model, models.find("ViTTiny16").config)
     assert max(errors.values()) < LIMIT, errors
+
+
+# ------------------------------------------------------------------------------- the suite can fail: made on purpose
+
+
+def torch_epsilon(monkeypatch):
+    return {"norm": functools.partial(blocks.layer_norm, epsilon=1e-5)}
+
+
+def tanh_gelu(monkeypatch):
+    return {"activation": "gelu_tanh"}
+
+
+def keys_before_queries(monkeypatch):
+    split = layers.SplitHeads.call
+    monkeypatch.setattr(layers.SplitHeads, "call", lambda self, x: [split(self, x)[i] for i in (1, 0, 2)])
+
+
+def heads_before_parts(monkeypatch):
+    def call(self, x):
+        x = keras.ops.reshape(x, (-1, x.shape[1], self.heads, self.parts, x.shape[2] // (self.parts * self.heads)))
+        return list(keras.ops.unstack(keras.ops.transpose(x, (3, 0, 2, 1, 4)), axis=0))
+
+    monkeypatch.setattr(layers.SplitHeads, "call", call)
+
+
+def unscaled_attention(monkeypatch):
+    attend = layers.Attend.call
+    monkeypatch.setattr(
+        layers.Attend, "call", lambda self, qkv: attend(self, [qkv[0] * qkv[0].shape[-1] ** 0.5, *qkv[1:]])
+    )
+
+
+def positions_by_columns(monkeypatch):
+    def call(self, x):
+        prefix, grid = self.value[:, : self.prefix], self.value[:, self.prefix :]
+        grid = keras.ops.transpose(keras.ops.reshape(grid, (1, *self.grid, x.shape[-1])), (0, 2, 1, 3))
+        return x + keras.ops.concatenate([prefix, keras.ops.reshape(grid, (1, -1, x.shape[-1]))], axis=1)
+
+    monkeypatch.setattr(layers.PositionEmbedding, "call", call)
+
+
+def token_last(monkeypatch):
+    token = layers.Token.call
+    monkeypatch.setattr(layers.Token, "call", lambda self, x: keras.ops.roll(token(self, x), -1, axis=1))
+
+
+def mean_for_token(monkeypatch):
+    return {"row": {"pool": vit.mean_of_patches}}
+
+
+MUTATIONS = [
+    torch_epsilon,
+    tanh_gelu,
+    keys_before_queries,
+    heads_before_parts,
+    unscaled_attention,
+    positions_by_columns,
+    token_last,
+    mean_for_token,
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.__name__)
+def test_mutation_is_seen(mutation, monkeypatch):
+    entry = models.find("vit_tiny_patch16_224")
+    row = entry.config.tiny()
+    options = mutation(monkeypatch) or {}
+    model = build(entry, dataclasses.replace(row, **options.pop("row", {})), **options)
+    error = max(compare(randomise(tiny(row)), model, row).values())
+    assert error > 10 * LIMIT
