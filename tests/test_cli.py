@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,15 @@ def test_list(capsys):
     assert "ResNeXt50_32x4d" in out
     assert "25.0 M" in out
     assert "ViT" not in out
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "keras_residual.cli", "info", "ResNet20"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
 
 
 def test_info(capsys):
