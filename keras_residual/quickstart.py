@@ -153,7 +153,6 @@ class Progress(keras.callbacks.Callback):
         self.bar = Progress(*columns) if sys.stdout.isatty() else None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.begin = time.perf_counter()
         if self.bar is not None:
             self.bar.start()
             self.task = self.bar.add_task("training", total=self.epochs, words="compiling")
@@ -174,7 +173,8 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.update(self.task, completed=epoch + 1, words=words)
         elif (epoch + 1) % max(1, self.epochs // 10) == 0:
-            left = (time.perf_counter() - self.begin) / (epoch + 1) * (self.epochs - epoch - 1)
+            # By the last epoch: the first compiles, and would promise too long a time.
+            left = (time.perf_counter() - self.start) * (self.epochs - epoch - 1)
             _say(f"  {words}  {left:.0f} s left")
 
     def on_train_end(self, logs: Any = None) -> None:
