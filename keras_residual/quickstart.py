@@ -144,13 +144,9 @@ class Progress(keras.callbacks.Callback):
 
         super().__init__()
         self.epochs = epochs
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeRemainingColumn(),
-        )
-        self.bar = Progress(*columns) if sys.stdout.isatty() else None
+        # The bar takes what room the words leave: all of it must be readable on 80 columns.
+        columns = BarColumn(bar_width=None), TextColumn("{task.fields[words]}"), TimeRemainingColumn(compact=True)
+        self.bar = Progress(*columns, expand=True) if sys.stdout.isatty() else None
 
     def on_train_begin(self, logs: Any = None) -> None:
         if self.bar is not None:
@@ -167,15 +163,15 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs = logs or {}
         words = (
-            f"epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.3f}  accuracy {logs['accuracy']:6.1%}  "
-            f"held out {logs['val_accuracy']:6.1%}  {self.batches * BATCH / self.train_seconds:,.0f} images/s"
+            f"{epoch + 1:>2}/{self.epochs}  loss {logs['loss']:.3f}  accuracy {logs['accuracy']:.1%}  "
+            f"held out {logs['val_accuracy']:.1%}  {self.batches * BATCH / self.train_seconds:,.0f} images/s"
         )
         if self.bar is not None:
             self.bar.update(self.task, completed=epoch + 1, words=words)
         elif (epoch + 1) % max(1, self.epochs // 10) == 0:
             # By the last epoch: the first compiles, and would promise too long a time.
             left = (time.perf_counter() - self.start) * (self.epochs - epoch - 1)
-            _say(f"  {words}  {left:.0f} s left")
+            _say(f"  epoch {words}  {left:.0f} s left")
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.bar is not None:
@@ -223,12 +219,21 @@ def quickstart(
         What `metrics.json` holds.
 
     Raises:
-        ValueError: If `seeds` or `epochs` is not positive.
+        ValueError: If `seeds` or `epochs` is not positive, or Keras does not run on TensorFlow.
+        OSError: If a directory cannot be made.
     """
     epochs = EPOCHS if epochs is None else epochs
     for what, number in (("seeds", seeds), ("epochs", epochs)):
         if number < 1:
             raise ValueError(f"{what} is a positive number. Received: {number}.")
+    # What would fail at the end fails here, before the training.
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "The quickstart ends in a SavedModel, which Keras writes on TensorFlow. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}. Set KERAS_BACKEND=tensorflow."
+        )
+    for place in (output, saved_model):
+        Path(place).mkdir(parents=True, exist_ok=True)
     _say(
         f"keras_residual quickstart: Keras {keras.__version__} on {keras.backend.backend()}, "
         "XLA off: it gains on GPUs only"

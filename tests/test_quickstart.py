@@ -74,6 +74,40 @@ def test_what_it_says(run):
         _parser().parse_args(shlex.split(command))
 
 
+def test_the_bar_is_whole_on_80_columns(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("rich._console", None)  # its width is read once
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    bar = job.Progress(40)
+    bar.on_train_begin()
+    bar.on_epoch_begin(38)
+    bar.on_train_batch_end(21)
+    bar.train_seconds = 0.11
+    bar.on_epoch_end(38, {"loss": 0.5251, "accuracy": 1.0, "val_accuracy": 1.0})
+    bar.on_train_end()
+    words = "39/40  loss 0.525  accuracy 100.0%  held out 100.0%  12,800 images/s"
+    *_, last = re.findall(r"[^\r\n]*39/40[^\r\n]*", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()))
+    assert re.fullmatch(rf"[━╸╺]+ {re.escape(words)} (--|\d+):(--|\d+)", last.rstrip())
+
+
+def test_what_would_fail_at_the_end_fails_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "train", lambda *_: pytest.fail("it trained"))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        job.quickstart(tmp_path / "file", tmp_path / "served")
+    with pytest.raises(FileExistsError):
+        job.quickstart(tmp_path / "run", tmp_path / "file")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match="KERAS_BACKEND"):
+        job.quickstart(tmp_path / "run", tmp_path / "served")
+
+
 def test_split_is_stratified_and_disjoint():
     split = job.Split.of_digits(3)
     assert len(split.train_images) + len(split.test_images) == 1797
