@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-PLACES = re.compile(r"/(home|root|tmp|opt|usr|work|Users|var|mnt)/|[A-Z]:\\\\")
+PLACES = re.compile(r"/(home|root|tmp|opt|usr|Users|var|mnt)/|[A-Z]:\\\\")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
