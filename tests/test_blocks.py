@@ -533,8 +533,8 @@ MISTAKES = {
         ["bottleneck", "ResNet18", "leave"],
     ),
     "pooling": (lambda: kr.ResNet18(pooling="mean"), ValueError, ["None, 'avg' or 'max'", "'mean'"]),
-    "classes": (lambda: kr.ResNet18(classes=0), ValueError, ["positive", "0"]),
-    "classes is no number": (lambda: kr.ResNet18(classes=True), ValueError, ["positive", "True"]),
+    "classes": (lambda: kr.ResNet18(classes=-1), ValueError, ["number of classes", "-1"]),
+    "classes is no number": (lambda: kr.ResNet18(classes=True), ValueError, ["number of classes", "True"]),
     "input_shape without channels": (
         lambda: kr.ResNet18(input_shape=(224, 224, None)),
         ValueError,

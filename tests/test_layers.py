@@ -23,7 +23,7 @@ LAYERS = {
     "SkipInit": ({"init": 0.5}, [(2, 3, 4)]),
     "SplitHeads": ({"heads": 3, "parts": 2}, [(2, 5, 24)]),
     "StageOutput": ({"level": 7, "grid": (1, 3)}, [(2, 3, 4)]),
-    "Token": ({"count": 3}, [(2, 5, 4)]),
+    "Token": ({"count": 3, "stddev": 0.5}, [(2, 5, 4)]),
 }
 OURS = {name for name in layers.__all__ if inspect.isclass(getattr(layers, name))} - {"Parameter"}
 

@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pytest
 from safetensors.numpy import load_file
 
 import keras_residual as kr
@@ -14,19 +13,13 @@ TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def namespace():
-    return {"__name__": "readme"}  # the blocks are read from top to bottom, as one script
-
-
-@pytest.mark.xdist_group("readme")
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_code_runs(number, namespace, tmp_path, monkeypatch, hub):
+def test_code_runs(tmp_path, monkeypatch, hub):
+    """The blocks are read from top to bottom, as one script."""
     monkeypatch.chdir(tmp_path)
-    if "from_pretrained" in BLOCKS[number]:
-        publish(hub)
-        namespace["photos"] = np.zeros((2, 300, 400, 3), "uint8")
-    exec(compile(BLOCKS[number], f"README.md, block {number + 1}", "exec"), namespace)
+    publish(hub)
+    namespace = {"__name__": "readme", "photos": np.zeros((2, 300, 400, 3), "uint8")}
+    for number, block in enumerate(BLOCKS, start=1):
+        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
 
 
 def publish(hub):
