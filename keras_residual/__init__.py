@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from keras_residual import blocks, layers, models, registry, weights
     from keras_residual.exporting import export
     from keras_residual.models import create, features, list_models
+    from keras_residual.models.convnext import *
     from keras_residual.models.mlp import *
     from keras_residual.models.pretrained import from_pretrained
     from keras_residual.models.resnet import *
     from keras_residual.models.resnet_cifar import *
+    from keras_residual.models.resnet_v2 import *
     from keras_residual.models.vit import *
     from keras_residual.weights import load_weights, preprocessing, save_weights
 

@@ -28,8 +28,10 @@ __all__ = [
     "blur_pool",
     "bottleneck",
     "conv_norm",
+    "convnext",
     "convolution",
     "dense",
+    "depthwise",
     "drop_path_rates",
     "efficient_channel_attention",
     "group_norm",
@@ -42,12 +44,14 @@ __all__ = [
     "padded_identity",
     "patches",
     "plain_basic",
+    "pointwise",
     "pooled_projection",
     "preact_basic",
     "preact_bottleneck",
     "projection",
     "residual",
     "rms_norm",
+    "simple_norm",
     "split_swiglu",
     "squeeze_excite",
     "swiglu",
@@ -67,6 +71,12 @@ class Shortcut(Protocol):
     """A shortcut that may change shape: `shortcut(x, filters, stride=..., norm=..., name=...)`."""
 
     def __call__(self, x: Tensor, filters: int, *, stride: int, norm: Norm, name: str) -> Tensor: ...
+
+
+class PreactShortcut(Protocol):
+    """A projection of what the first norm and activation put out: `shortcut(y, filters, stride=..., conv=...)`."""
+
+    def __call__(self, y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor: ...
 
 
 class Attention(Protocol):
@@ -195,9 +205,14 @@ def convolution(
     groups: int = 1,
     dilation: int = 1,
     bias: bool = True,
+    standardize: float | None = None,
+    initializer: Any = None,
     name: str,
 ) -> Tensor:
-    """The bare convolution of `conv_norm`."""
+    """The bare convolution of `conv_norm`.
+
+    `standardize` is the epsilon of weight standardisation (Qiao et al. 2019), `None` for none.
+    """
     rank = _spatial_rank(x, name)
     if x.shape[-1] % groups or filters % groups:
         raise ValueError(
@@ -210,7 +225,12 @@ def convolution(
         # oneDNN crashes the process on strided 1x1 convolutions of few channels (oneDNN #6035): subsample first.
         x = _pooling("Max", rank)(1, stride, name=f"{name}.subsample")(x)
         stride = 1
-    conv: Any = (layers.Conv1D, layers.Conv2D, layers.Conv3D)[rank - 1] if groups > 1 else _keras("Conv{}D", rank)
+    own: dict[str, Any] = {}
+    if standardize is not None:
+        conv: Any = getattr(layers, f"StandardizedConv{rank}D")
+        own["epsilon"] = standardize
+    else:
+        conv = getattr(layers, f"Conv{rank}D") if groups > 1 else _keras("Conv{}D", rank)
     return conv(
         filters,
         kernel,
@@ -219,16 +239,34 @@ def convolution(
         groups=groups,
         dilation_rate=dilation,
         use_bias=bias,
-        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+        kernel_initializer=initializer or keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
         name=name,
+        **own,
     )(x)
 
 
-def patches(x: Tensor, filters: int, size: int, *, bias: bool = True, name: str) -> Tensor:
+def depthwise(x: Tensor, kernel: int, *, name: str) -> Tensor:
+    """A convolution of each channel by itself, of stride 1 and with a bias: `(N, *spatial, C)` -> the same."""
+    rank, initializer = _spatial_rank(x, name), keras.initializers.TruncatedNormal(stddev=0.02)
+    if rank == 3:  # Keras has no such layer
+        return convolution(x, x.shape[-1], kernel, groups=x.shape[-1], initializer=initializer, name=name)
+    return _keras("DepthwiseConv{}D", rank)(kernel, padding="same", depthwise_initializer=initializer, name=name)(x)
+
+
+def patches(
+    x: Tensor,
+    filters: int,
+    size: int,
+    *,
+    bias: bool = True,
+    initializer: Any = None,
+    name: str,
+    layer: str = "proj",
+) -> Tensor:
     """Cuts `(N, *spatial, C)` into patches of `size` along each axis and projects each to `filters` channels."""
     conv = _keras("Conv{}D", _spatial_rank(x, name))
-    initializer = keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
-    return conv(filters, size, size, use_bias=bias, kernel_initializer=initializer, name=f"{name}.proj")(x)
+    initializer = initializer or keras.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
+    return conv(filters, size, size, use_bias=bias, kernel_initializer=initializer, name=f"{name}.{layer}")(x)
 
 
 def batch_norm(x: Tensor, *, name: str, zero_init: bool = False) -> Tensor:
@@ -258,6 +296,13 @@ def rms_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 
     if zero_init:
         raise ValueError(f"{name}: Keras' RMSNormalization always starts at scale 1. Use layer_norm with zero_init.")
     return keras.layers.RMSNormalization(epsilon=epsilon, name=name)(x)
+
+
+def simple_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:
+    """Division by the standard deviation of the channels; see `layers.SimpleNorm`."""
+    if zero_init:
+        raise ValueError(f"{name}: SimpleNorm always starts at scale 1. Use layer_norm with zero_init.")
+    return layers.SimpleNorm(epsilon, name=name)(x)
 
 
 def pad(x: Tensor, width: int, *, name: str) -> Tensor:
@@ -505,24 +550,28 @@ def preact_basic(
     filters: int,
     *,
     stride: int = 1,
+    shortcut: PreactShortcut | None = None,
+    conv: Callable[..., Tensor] = convolution,
     norm: Norm = batch_norm,
     activation: Activation = "relu",
     dropout: float = 0.0,
     drop_path: float = 0.0,
     name: str | None = None,
+    norms: str = "bn",
 ) -> Tensor:
     """Norm, activation, 3x3 convolution, twice, and a shortcut that nothing touches (He et al. 2016b, figure 1b).
 
     Where the shape changes, the first norm and activation are shared by branch and projection, as in the paper.
-    `dropout` between the convolutions is Wide ResNet's (Zagoruyko & Komodakis 2016).
+    `dropout` between the convolutions is Wide ResNet's (Zagoruyko & Komodakis 2016). `conv` makes every convolution,
+    as `convolution` does; `shortcut` projects, by default with one of 1x1; `norms` begins the norms' names.
     """
     name = _name(name, "preact")
     _require_rate(dropout, "dropout")
-    y, h = _preact(x, filters, stride, norm, activation, name)
-    y = convolution(y, filters, 3, stride=stride, bias=False, name=f"{name}.conv1")
-    y = activate(norm(y, name=f"{name}.bn2"), activation, name=f"{name}.act2")
+    y, h = _preact(x, filters, stride, shortcut, conv, norm, activation, name, norms)
+    y = conv(y, filters, 3, stride=stride, bias=False, name=f"{name}.conv1")
+    y = activate(norm(y, name=f"{name}.{norms}2"), activation, name=f"{name}.act2")
     y = keras.layers.Dropout(dropout, name=f"{name}.dropout")(y)
-    y = convolution(y, filters, 3, bias=False, name=f"{name}.conv2")
+    y = conv(y, filters, 3, bias=False, name=f"{name}.conv2")
     return residual(h, y, drop_path=drop_path, name=name)
 
 
@@ -531,33 +580,90 @@ def preact_bottleneck(
     filters: int,
     *,
     stride: int = 1,
+    shortcut: PreactShortcut | None = None,
+    conv: Callable[..., Tensor] = convolution,
     norm: Norm = batch_norm,
     activation: Activation = "relu",
     drop_path: float = 0.0,
     name: str | None = None,
+    norms: str = "bn",
 ) -> Tensor:
     """Pre-activation bottleneck of 1x1, 3x3 and 1x1 convolutions (He et al. 2016b); see `preact_basic`."""
     name, width = _name(name, "preact"), filters // 4
-    y, h = _preact(x, filters, stride, norm, activation, name)
-    y = convolution(y, width, 1, bias=False, name=f"{name}.conv1")
-    y = activate(norm(y, name=f"{name}.bn2"), activation, name=f"{name}.act2")
-    y = convolution(y, width, 3, stride=stride, bias=False, name=f"{name}.conv2")
-    y = activate(norm(y, name=f"{name}.bn3"), activation, name=f"{name}.act3")
-    y = convolution(y, filters, 1, bias=False, name=f"{name}.conv3")
+    y, h = _preact(x, filters, stride, shortcut, conv, norm, activation, name, norms)
+    y = conv(y, width, 1, bias=False, name=f"{name}.conv1")
+    y = activate(norm(y, name=f"{name}.{norms}2"), activation, name=f"{name}.act2")
+    y = conv(y, width, 3, stride=stride, bias=False, name=f"{name}.conv2")
+    y = activate(norm(y, name=f"{name}.{norms}3"), activation, name=f"{name}.act3")
+    y = conv(y, filters, 1, bias=False, name=f"{name}.conv3")
     return residual(h, y, drop_path=drop_path, name=name)
 
 
 def _preact(
-    x: Tensor, filters: int, stride: int, norm: Norm, activation: Activation, name: str
+    x: Tensor,
+    filters: int,
+    stride: int,
+    shortcut: PreactShortcut | None,
+    conv: Callable[..., Tensor],
+    norm: Norm,
+    activation: Activation,
+    name: str,
+    norms: str,
 ) -> tuple[Tensor, Tensor]:
     _require_tensor(x, "x", name)
-    y = activate(norm(x, name=f"{name}.bn1"), activation, name=f"{name}.act1")
+    y = activate(norm(x, name=f"{name}.{norms}1"), activation, name=f"{name}.act1")
     if stride == 1 and x.shape[-1] == filters:
         return y, x
-    return y, convolution(y, filters, 1, stride=stride, bias=False, name=f"{name}.downsample")
+    if shortcut is not None:
+        return y, shortcut(y, filters, stride=stride, conv=conv, name=f"{name}.downsample")
+    return y, conv(y, filters, 1, stride=stride, bias=False, name=f"{name}.downsample")
+
+
+def convnext(
+    x: Tensor,
+    *,
+    kernel: int = 7,
+    hidden: int | None = None,
+    feed_forward: Callable[..., Tensor] | None = None,
+    norm: Norm = layer_norm,
+    activation: Activation = "gelu",
+    scale: float | None = 1e-6,
+    drop_path: float = 0.0,
+    name: str | None = None,
+) -> Tensor:
+    """`x + drop_path(scale * mlp(norm(depthwise(x))))` (Liu et al. 2022, figure 4): `(N, *spatial, C)` -> the same.
+
+    Args:
+        x: The block's input.
+        kernel: Size of the depthwise convolution.
+        hidden: Channels inside the MLP; four times C if `None`.
+        feed_forward: `mlp`, also the default, or with options, such as `partial(mlp, response_norm=True)` of
+            ConvNeXt V2.
+        norm: Normalisation before the MLP.
+        activation: Activation of the MLP.
+        scale: LayerScale's initial value; `None` for no LayerScale.
+        drop_path: Stochastic-depth rate.
+        name: Prefix of the layers' names.
+    """
+    name = _name(name, "convnext")
+    y = norm(depthwise(x, kernel, name=f"{name}.conv_dw"), name=f"{name}.norm")
+    y = (feed_forward or mlp)(y, hidden or 4 * x.shape[-1], activation=activation, name=f"{name}.mlp")
+    return residual(x, y, scale=_layer_scale(scale, name), drop_path=drop_path, name=name)
 
 
 # ----------------------------------------------------------------------------------------------- Transformer blocks
+
+
+def dense(x: Tensor, units: int, *, bias: bool = True, name: str) -> Tensor:
+    """A dense layer on the last axis, initialised as Vision Transformers are."""
+    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    return keras.layers.Dense(units, use_bias=bias, kernel_initializer=initializer, name=name)(x)
+
+
+def pointwise(x: Tensor, units: int, *, bias: bool = True, name: str) -> Tensor:
+    """`dense`, stored as the 1x1 convolution that timm makes of it; see `layers.PointwiseDense`."""
+    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    return layers.PointwiseDense(units, use_bias=bias, kernel_initializer=initializer, name=name)(x)
 
 
 def attention(
@@ -602,15 +708,27 @@ def attention(
 
 
 def mlp(
-    x: Tensor, hidden: int, *, activation: Activation = "gelu", dropout: float = 0.0, name: str | None = None
+    x: Tensor,
+    hidden: int,
+    *,
+    activation: Activation = "gelu",
+    linear: Callable[..., Tensor] = dense,
+    response_norm: bool = False,
+    dropout: float = 0.0,
+    name: str | None = None,
 ) -> Tensor:
-    """Two dense layers on the last axis: `(..., C)` -> `(..., hidden)` -> `(..., C)`."""
+    """Two dense layers on the last axis: `(..., C)` -> `(..., hidden)` -> `(..., C)`.
+
+    `linear` is `dense` or `pointwise`; `response_norm` puts a `layers.GlobalResponseNorm` before the second one.
+    """
     name = _name(name, "mlp")
     _require_tensor(x, "x", name)
     _require_rate(dropout, "dropout")
-    y = activate(dense(x, hidden, name=f"{name}.fc1"), activation, name=f"{name}.act")
+    y = activate(linear(x, hidden, name=f"{name}.fc1"), activation, name=f"{name}.act")
     y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
-    y = dense(y, x.shape[-1], name=f"{name}.fc2")
+    if response_norm:
+        y = layers.GlobalResponseNorm(name=f"{name}.grn")(y)
+    y = linear(y, x.shape[-1], name=f"{name}.fc2")
     return keras.layers.Dropout(dropout, name=f"{name}.drop2")(y)
 
 
@@ -695,12 +813,6 @@ def mlp_block(
 
 def _layer_scale(init: float | None, name: str) -> layers.LayerScale | None:
     return None if init is None else layers.LayerScale(init, name=f"{name}.gamma")
-
-
-def dense(x: Tensor, units: int, *, bias: bool = True, name: str) -> Tensor:
-    """A dense layer on the last axis, initialised as Vision Transformers are."""
-    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-    return keras.layers.Dense(units, use_bias=bias, kernel_initializer=initializer, name=name)(x)
 
 
 # ----------------------------------------------------------------------------------------------------------- rules

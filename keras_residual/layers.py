@@ -17,12 +17,18 @@ __all__ = [
     "Conv1D",
     "Conv2D",
     "Conv3D",
+    "GlobalResponseNorm",
     "LayerScale",
     "Parameter",
+    "PointwiseDense",
     "PositionEmbedding",
+    "SimpleNorm",
     "SkipInit",
     "SplitHeads",
     "StageOutput",
+    "StandardizedConv1D",
+    "StandardizedConv2D",
+    "StandardizedConv3D",
     "Token",
     "gelu",
     "gelu_tanh",
@@ -72,6 +78,46 @@ class Conv2D(_GroupedConv, keras.layers.Conv2D):
 @register
 class Conv3D(_GroupedConv, keras.layers.Conv3D):
     """`keras.layers.Conv3D` with fast `groups`."""
+
+
+class _StandardizedConv(_GroupedConv):
+    """A convolution whose kernel has mean 0 and variance 1 for each output channel whenever it is used, whatever the
+    weights are (Qiao et al. 2019, weight standardisation). `epsilon` is added to the variance."""
+
+    def __init__(self, *args: Any, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epsilon = epsilon
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        axes = tuple(range(len(kernel.shape) - 1))
+        wide = ops.cast(kernel, keras.backend.result_type(self.variable_dtype, "float32"))  # pyright: ignore
+        wide = wide - ops.mean(wide, axes, keepdims=True)
+        wide = wide * ops.rsqrt(ops.mean(ops.square(wide), axes, keepdims=True) + self.epsilon)
+        return super().convolution_op(inputs, ops.cast(wide, self.compute_dtype))  # pyright: ignore
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}  # pyright: ignore
+
+
+@register
+class StandardizedConv1D(_StandardizedConv, keras.layers.Conv1D):
+    """`keras.layers.Conv1D` with weight standardisation."""
+
+
+@register
+class StandardizedConv2D(_StandardizedConv, keras.layers.Conv2D):
+    """`keras.layers.Conv2D` with weight standardisation."""
+
+
+@register
+class StandardizedConv3D(_StandardizedConv, keras.layers.Conv3D):
+    """`keras.layers.Conv3D` with weight standardisation."""
+
+
+@register
+class PointwiseDense(keras.layers.Dense):
+    """A 1x1 convolution as what it is, `keras.layers.Dense` on the channels. In a state dict its kernel lies as a
+    convolution's, `(out, in, 1, 1)`: what timm computes so, it stores so."""
 
 
 @register
@@ -127,6 +173,58 @@ class BatchNorm(keras.layers.BatchNormalization):
     def _update(self, mean: Any, variance: Any) -> None:
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average + (ops.cast(new, average.dtype) - average) * (1.0 - self.momentum))
+
+
+@register
+class SimpleNorm(keras.layers.Layer):
+    """Divides `(N, ..., C)` by the standard deviation over the channels and scales them; no mean is taken off."""
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Any) -> None:
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
+
+    def call(self, inputs: Any) -> Any:
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        squares = ops.sum(ops.square(x - ops.mean(x, -1, keepdims=True)), -1, keepdims=True)
+        x = x * ops.rsqrt(squares / (x.shape[-1] - 1) + self.epsilon)  # the unbiased variance
+        return ops.cast(x, self.compute_dtype) * self.gamma
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@register
+class GlobalResponseNorm(keras.layers.Layer):
+    """`x + gamma * x * response + beta`, where a channel's response is its norm over all positions, divided by the mean
+    norm of all channels (Woo et al. 2023, ConvNeXt V2, algorithm 1): `(N, *spatial, C)` -> the same."""
+
+    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Any) -> None:
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="gamma")
+        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
+
+    def call(self, inputs: Any) -> Any:
+        dtype = keras.backend.result_type(inputs.dtype, "float32")  # sums overflow in half precision
+        squares = ops.sum(ops.square(ops.cast(inputs, dtype)), range(1, len(inputs.shape) - 1), keepdims=True)
+        norm = ops.sqrt(ops.maximum(squares, 1e-30))  # (N, 1, ..., C); the root has no gradient at 0
+        response = norm / (ops.mean(norm, -1, keepdims=True) + self.epsilon)
+        scale = 1 + ops.cast(self.gamma, dtype) * response
+        return inputs * ops.cast(scale, inputs.dtype) + ops.cast(self.beta, inputs.dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @register

@@ -130,5 +130,5 @@ def test_dunder_all_is_true(name):
             for key, value in vars(module).items()
             if not key.startswith("_") and callable(value) and getattr(value, "__module__", "") == module.__name__
         }
-        protocols = {"Norm", "Shortcut", "Attention", "Downsample"}
+        protocols = {"Norm", "Shortcut", "PreactShortcut", "Attention", "Downsample"}
         assert defined - protocols <= set(module.__all__), defined - protocols - set(module.__all__)

@@ -10,9 +10,11 @@ from typing import Any
 import keras
 
 from keras_residual import layers, registry
+from keras_residual.models import convnext as convnext
 from keras_residual.models import mlp as mlp
 from keras_residual.models import resnet as resnet
 from keras_residual.models import resnet_cifar as resnet_cifar
+from keras_residual.models import resnet_v2 as resnet_v2
 from keras_residual.models import vit as vit
 
 __all__ = ["create", "features", "list_models"]

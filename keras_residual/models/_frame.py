@@ -14,6 +14,7 @@ from keras_residual.models import _pretrained as pretrained
 from keras_residual.registry import Config
 
 Pool = Callable[[Any], Any]
+_SMALL_STEM = "Resize the images, or use a small-image stem: stem=keras_residual.models.resnet.small_stem."
 
 
 class Frame:
@@ -87,7 +88,7 @@ class Frame:
                 f"input_shape={tuple(shape)}. Give the size, for example {default}; any multiple of the patch works."
             )
 
-    def require_size(self, x: Any, stride: int) -> None:
+    def require_size(self, x: Any, stride: int, remedy: str = _SMALL_STEM) -> None:
         """Raises unless each spatial size of `x` survives a further subsampling by `stride`."""
         for axis in range(1, len(x.shape) - 1):
             if x.shape[axis] is not None and x.shape[axis] < stride:
@@ -95,12 +96,17 @@ class Frame:
                 least = stride * -(-given[axis - 1] // x.shape[axis])
                 raise ValueError(
                     f"{self.name}: the input must not be smaller than the network's stride, {least}. Received: "
-                    f"input_shape={given}. Resize the images, or use a small-image stem: "
-                    "stem=keras_residual.models.resnet.small_stem."
+                    f"input_shape={given}. {remedy}"
                 )
 
     def model(
-        self, x: Any, *, pool: Pool | None = None, finish: Pool | None = None, initializer: Any = None
+        self,
+        x: Any,
+        *,
+        pool: Pool | None = None,
+        finish: Pool | None = None,
+        initializer: Any = None,
+        dense: type[keras.layers.Dense] = keras.layers.Dense,
     ) -> keras.Model:
         """Adds the head to the last feature map or token sequence `x` and makes the model.
 
@@ -110,11 +116,12 @@ class Frame:
                 `None`.
             finish: What the family does to pooled features before the classifier (a norm).
             initializer: The classifier's kernel initializer.
+            dense: The classifier's layer: `layers.PointwiseDense` where timm stores a convolution.
         """
         if self.include_top:
             x = pool(x) if pool else self._average(x)
             x = finish(x) if finish else x
-            x = self._classified(x, initializer)
+            x = self._classified(x, initializer, dense)
         if self.include_top and self.classes:
             # Probabilities and losses need float32; the layer stays for `None`, so that the graph is always the same.
             half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
@@ -136,13 +143,13 @@ class Frame:
             )
         return model
 
-    def _classified(self, x: Any, initializer: Any) -> Any:
+    def _classified(self, x: Any, initializer: Any, dense: type[keras.layers.Dense]) -> Any:
         """Logits of pooled features; several are averaged, each the work of its own head."""
         several = x if isinstance(x, list) else [x]
         if self.classes:
             initializer = initializer or "glorot_uniform"
             several = [
-                keras.layers.Dense(self.classes, kernel_initializer=initializer, name=name)(x)
+                dense(self.classes, kernel_initializer=initializer, name=name)(x)
                 for x, name in zip(several, self.config.head, strict=True)
             ]
         return several[0] if len(several) == 1 else keras.layers.Average(name="heads")(several)

@@ -46,11 +46,60 @@ def _rename(state: State, rules: tuple[tuple[str, str], ...]) -> State:
 def _open_clip_timm(state: State) -> State:
     """An OpenCLIP checkpoint whose image tower is timm's own; the projection outside the tower is the head."""
     trunk = _strip("visual.trunk.")(state)
-    projection = state.get("visual.head.proj.weight")
-    if projection is not None:
-        trunk["head.weight"] = projection
-        trunk["head.bias"] = state.get("visual.head.proj.bias", np.zeros(projection.shape[0], projection.dtype))
+    head = "head.fc" if "stem.0.weight" in trunk else "head"  # a ConvNeXt's, or a Vision Transformer's
+    for place in ("proj", "mlp.fc2"):
+        projection = state.get(f"visual.head.{place}.weight")
+        if projection is not None:
+            bias = state.get(f"visual.head.{place}.bias", np.zeros(projection.shape[0], projection.dtype))
+            trunk[f"{head}.weight"], trunk[f"{head}.bias"] = projection, bias
+    for what in ("weight", "bias"):
+        if f"visual.head.mlp.fc1.{what}" in state:
+            trunk[f"head.pre_logits.fc.{what}"] = state[f"visual.head.mlp.fc1.{what}"]
     return trunk
+
+
+def _facebook_convnext(state: State) -> State:
+    """Meta's ConvNeXt, ConvNeXt V2 and DINOv3 ConvNeXts; the norms of inner stages, which DINOv3 has, are not here."""
+    state = {key: value for key, value in state.items() if not key.startswith("norms.")}
+    state = _rename(
+        state,
+        (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.pwconv([12])\.", r".mlp.fc\1."),
+            (r"\.grn\.gamma$", ".mlp.grn.weight"),
+            (r"\.grn\.beta$", ".mlp.grn.bias"),
+            (r"^head\.", "head.fc."),
+            (r"^norm\.", "head.norm."),
+        ),
+    )
+    return {key: value.reshape(-1) if ".grn." in key else value for key, value in state.items()}
+
+
+def _bit(state: State) -> State:
+    """Google's `.npz` of Big Transfer: names by path, kernels `(*size, in, out)`."""
+    result = {}
+    for key, value in state.items():
+        for old, new in _BIT_NAMES:
+            key = re.sub(old, new, key)
+        key = re.sub(r"^block(\d+)/unit(\d+)/", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.", key)
+        result[key] = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value
+    return result
+
+
+_BIT_NAMES = (
+    (r"^resnet/", ""),
+    (r"^root_block/standardized_conv2d/kernel$", "stem.conv.weight"),
+    (r"^group_norm/", "norm/"),
+    (r"^head/conv2d/", "head.fc/"),
+    (r"/a/proj/standardized_conv2d/", "/downsample.conv/"),
+    *((f"/{part}/standardized_conv2d/", f"/conv{number}/") for number, part in enumerate("abc", start=1)),
+    *((f"/{part}/group_norm/", f"/norm{number}/") for number, part in enumerate("abc", start=1)),
+    (r"/(kernel|gamma)$", ".weight"),
+    (r"/(bias|beta)$", ".bias"),
+)
 
 
 def _openai_clip(state: State) -> State:
@@ -196,6 +245,8 @@ _FORMATS: tuple[tuple[Callable[[State], bool], Callable[[State], State]], ...] =
     (_starts("module."), _strip("module.")),
     (_starts("visual.trunk."), _open_clip_timm),
     (_has("visual.class_embedding"), _openai_clip),
+    (_has("downsample_layers.0.0.weight"), _facebook_convnext),
+    (lambda state: any(key.endswith("root_block/standardized_conv2d/kernel") for key in state), _bit),
     (_has("mask_token"), _dinov2),
     (lambda state: any(re.search(r"\.gamma_[12]$", key) for key in state), _deit3),
     (lambda state: any(key.endswith("Transformer/encoder_norm/scale") for key in state), _big_vision),

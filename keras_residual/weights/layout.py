@@ -66,6 +66,8 @@ _NORMS = (
     keras.layers.LayerNormalization,
     keras.layers.GroupNormalization,
     keras.layers.RMSNormalization,
+    layers.GlobalResponseNorm,
+    layers.SimpleNorm,
 )
 _NORM_KEYS = {
     "gamma": "weight",
@@ -91,6 +93,8 @@ def _rule(layer: keras.layers.Layer, variable: str) -> tuple[str, Callable[[Arra
     if variable == "bias":
         return f"{layer.name}.bias", _same, _same
     key = f"{layer.name}.weight"
+    if isinstance(layer, layers.PointwiseDense):  # (in, out) <-> (out, in, 1, 1)
+        return key, lambda a: a.reshape(a.shape[:2]).T, lambda a: a.T[..., None, None]
     if isinstance(layer, keras.layers.Dense):  # (in, out) <-> (out, in)
         return key, np.transpose, np.transpose
     if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):

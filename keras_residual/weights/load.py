@@ -169,6 +169,8 @@ def _fit(
         if key not in state:
             continue
         state[key] = value = _checked(name, key, state[key])
+        if _is_same_matrix(value, slot):
+            state[key] = value = value.reshape(slot.shape)
         if tuple(value.shape) == tuple(slot.shape):
             continue
         old = tuple(value.shape)
@@ -194,6 +196,17 @@ def _fit(
             f"The weights must fit {model.name} exactly; nothing was loaded. Received:\n{report}{_hint(report, places)}"
         )
     return [(places[key], places[key].to_keras(state[key])) for key in report.loaded], report
+
+
+def _is_same_matrix(value: Array, slot: Slot) -> bool:
+    """Whether the array is a dense layer's kernel, as a matrix or as a 1x1 convolution: the same numbers."""
+    shape = tuple(slot.shape)
+    return (
+        isinstance(slot.layer, keras.layers.Dense)
+        and len(shape) > 1
+        and tuple(value.shape[:2]) == shape[:2]
+        and value.size == math.prod(shape)
+    )
 
 
 def _hint(report: Report, places: Mapping[str, Slot]) -> str:

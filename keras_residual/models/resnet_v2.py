@@ -1,0 +1,484 @@
+"""Pre-activation ResNet V2 and Big Transfer (BiT): norm and activation before each convolution.
+
+Names and topology are timm's; the layers are named as timm's modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import keras
+
+from keras_residual import blocks
+from keras_residual.blocks import (
+    Activation,
+    Norm,
+    PreactShortcut,
+    Tensor,
+    convolution,
+    group_norm,
+    preact_basic,
+    preact_bottleneck,
+)
+from keras_residual.layers import PointwiseDense, StageOutput
+from keras_residual.models._frame import Frame
+from keras_residual.registry import Config, variant
+
+
+class Pool(Protocol):
+    """The pooling that ends the stem, of stride 2."""
+
+    def __call__(self, x: Tensor, *, name: str) -> Tensor: ...
+
+
+class Stem(Protocol):
+    """The layers before the first stage; norm and activation of its last convolution are the first block's."""
+
+    def __call__(
+        self, x: Tensor, width: int, *, conv: Callable[..., Tensor], norm: Norm, activation: Activation, pool: Pool
+    ) -> Tensor: ...
+
+
+def imagenet_stem(
+    x: Tensor, width: int, *, conv: Callable[..., Tensor], norm: Norm, activation: Activation, pool: Pool
+) -> Tensor:
+    """7x7 convolution of stride 2, 3x3 max pooling of stride 2: stride 4."""
+    return pool(conv(x, width, 7, stride=2, bias=False, name="stem.conv"), name="stem.pool")
+
+
+def deep_stem(
+    x: Tensor,
+    width: int,
+    *,
+    conv: Callable[..., Tensor],
+    norm: Norm,
+    activation: Activation,
+    pool: Pool,
+    eighths: tuple[int, int] = (4, 4),
+) -> Tensor:
+    """Three 3x3 convolutions, the first of stride 2, then pooling (He et al. 2019, ResNet-C): stride 4.
+
+    The first two have `eighths` eighths of the channels.
+    """
+    for i, share in enumerate(eighths, start=1):
+        x = conv(x, width * share // 8, 3, stride=2 if i == 1 else 1, bias=False, name=f"stem.conv{i}")
+        x = blocks.activate(norm(x, name=f"stem.norm{i}"), activation, name=f"stem.act{i}")
+    return pool(conv(x, width, 3, bias=False, name="stem.conv3"), name="stem.pool")
+
+
+def small_stem(
+    x: Tensor, width: int, *, conv: Callable[..., Tensor], norm: Norm, activation: Activation, pool: Pool
+) -> Tensor:
+    """One 3x3 convolution, no pooling: stride 1, for images of 32x32 or so."""
+    return conv(x, width, 3, bias=False, name="stem.conv")
+
+
+def zero_padded_max_pool(x: Tensor, *, name: str) -> Tensor:
+    """3x3 max pooling of stride 2 where zeros beside the edge compete: BiT's, of values before an activation."""
+    x = blocks.pad(x, 1, name=f"{name}.pad")
+    return blocks._pooling("Max", len(x.shape) - 2)(3, 2, name=name)(x)
+
+
+def projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor:
+    """A strided 1x1 convolution."""
+    return conv(y, filters, 1, stride=stride, bias=False, name=f"{name}.conv")
+
+
+def pooled_projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor:
+    """Average pooling, then a 1x1 convolution (He et al. 2019, ResNet-D)."""
+    if stride > 1:
+        # "same" is torch's ceil mode: windows that hang over the edge average what they cover.
+        pool = blocks._pooling("Average", len(y.shape) - 2)
+        y = pool(stride, stride, padding="same", name=f"{name}.pool")(y)
+    return conv(y, filters, 1, bias=False, name=f"{name}.conv")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetV2Config(Config):
+    """One pre-activation ResNet.
+
+    Attributes:
+        block: `preact_basic` or `preact_bottleneck`.
+        depths: Blocks of each stage.
+        widths: Channels that each stage puts out.
+        factor: Multiplies all channels, the stem's 64 too.
+        stem: The layers before the first stage.
+        pool: The stem's pooling.
+        shortcut: The shortcut where the shape changes.
+        conv: Makes every convolution: `blocks.convolution`, or with weight standardisation.
+        norm: Normalisation before each convolution.
+    """
+
+    block: Callable[..., Tensor]
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    factor: int = 1
+    stem: Stem = imagenet_stem
+    pool: Pool = blocks.max_pool
+    shortcut: PreactShortcut = projection
+    conv: Callable[..., Tensor] = convolution
+    norm: Norm = blocks.batch_norm
+    head: tuple[str, ...] = dataclasses.field(default=("head.fc",), kw_only=True)
+    top: tuple[str, ...] = dataclasses.field(default=("head.",), kw_only=True)
+
+    def tiny(self) -> ResNetV2Config:
+        """The same topology with one or two blocks a stage, 64 to 256 channels and 64x64 images."""
+        bottlenecks = self.block is preact_bottleneck  # whose norms of a quarter of the channels may want groups of 32
+        return dataclasses.replace(
+            self,
+            depths=(1, 2, 1, 1),
+            widths=(128, 128, 128, 256) if bottlenecks else (64, 64, 32, 32),
+            factor=min(self.factor, 2),
+            input_shape=(64, 64, 3),
+            classes=10,
+        )
+
+
+def resnet_v2(
+    config: ResNetV2Config,
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor: Any = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    drop_path: float = 0.0,
+    norm: Norm | None = None,
+    activation: Activation = "relu",
+    stem: Stem | None = None,
+) -> keras.Model:
+    """Builds a pre-activation residual network.
+
+    The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
+    `(D, H, W, C)` volumes or videos.
+
+    Args:
+        config: The row.
+        include_top: Whether to end in pooling and a classifier `head.fc`.
+        weights: `None` for random initialisation, or a source that `keras_residual.load_weights` reads.
+        input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
+        input_shape: Shape of one sample, channels last; spatial sizes may be `None`.
+        pooling: Without top: `None` for the feature map `(N, *spatial, C)` after the last norm and activation,
+            `"avg"` or `"max"` for `(N, C)`.
+        classes: Number of outputs of the classifier; 0 for the pooled features before it.
+        classifier_activation: Activation of the outputs; `None` for logits.
+        name: Name of the model.
+        drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.
+        norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings; `None` for the row's.
+        activation: Activation after each normalisation, by name or function.
+        stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function like them.
+
+    Returns:
+        A Functional `keras.Model` from `(N, *input_shape)` to `(N, classes)`, or to features without top.
+
+    Raises:
+        ValueError: For an argument out of its range, or an input smaller than the network's stride.
+    """
+    frame = Frame(
+        config,
+        include_top,
+        weights,
+        input_tensor,
+        input_shape,
+        pooling,
+        classes,
+        classifier_activation,
+        name,
+    )
+    norm = norm or config.norm
+    options: dict[str, Any] = {"conv": config.conv, "norm": norm, "activation": activation}
+    x = (stem or config.stem)(frame.x, 64 * config.factor, pool=config.pool, **options)
+    frame.require_size(x, 2 ** (len(config.depths) - 1), _SMALL_STEM)
+    rates = iter(blocks.drop_path_rates(drop_path, sum(config.depths)))
+    for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        for i in range(depth):
+            x = config.block(
+                x,
+                width * config.factor,
+                stride=2 if stage and i == 0 else 1,
+                shortcut=config.shortcut,
+                drop_path=next(rates),
+                name=f"stages.{stage}.blocks.{i}",
+                norms="norm",
+                **options,
+            )
+        x = StageOutput(stage + 1, name=f"stages.{stage}")(x)
+    x = blocks.activate(norm(x, name="norm"), activation, name="act")
+    # timm's classifier is a 1x1 convolution.
+    return frame.model(x, initializer=keras.initializers.RandomNormal(stddev=0.01), dense=PointwiseDense)
+
+
+_SMALL_STEM = "Resize the images, or use a small-image stem: stem=keras_residual.models.resnet_v2.small_stem."
+
+# Rows. Parameters and GMACs: timm at the row's input size.
+
+_BASIC = (64, 128, 256, 512)
+_D: dict[str, Any] = {"stem": deep_stem, "shortcut": pooled_projection}
+_T: dict[str, Any] = {"stem": partial(deep_stem, eighths=(3, 4)), "shortcut": pooled_projection}
+_BIT: dict[str, Any] = {
+    "pool": zero_padded_max_pool,
+    "conv": partial(convolution, standardize=1e-8),
+    "norm": group_norm,
+}
+
+BiT50x1 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "BiT50x1",
+        preact_bottleneck,
+        (3, 4, 6, 3),
+        **_BIT,
+        timm="resnetv2_50x1_bit",
+        tag="goog_distilled_in1k",
+        params=25_549_352,
+        gmacs=4.089,
+        source="Kolesnikov et al. 2020",
+    ),
+)
+BiT50x3 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "BiT50x3",
+        preact_bottleneck,
+        (3, 4, 6, 3),
+        factor=3,
+        **_BIT,
+        input_shape=(448, 448, 3),
+        timm="resnetv2_50x3_bit",
+        tag="goog_in21k_ft_in1k",
+        params=217_319_080,
+        gmacs=144.31,
+        source="Kolesnikov et al. 2020",
+    ),
+)
+BiT101x1 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "BiT101x1",
+        preact_bottleneck,
+        (3, 4, 23, 3),
+        **_BIT,
+        input_shape=(448, 448, 3),
+        timm="resnetv2_101x1_bit",
+        tag="goog_in21k_ft_in1k",
+        params=44_541_480,
+        gmacs=31.20,
+        source="Kolesnikov et al. 2020",
+    ),
+)
+BiT101x3 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "BiT101x3",
+        preact_bottleneck,
+        (3, 4, 23, 3),
+        factor=3,
+        **_BIT,
+        input_shape=(448, 448, 3),
+        timm="resnetv2_101x3_bit",
+        tag="goog_in21k_ft_in1k",
+        params=387_934_888,
+        gmacs=277.95,
+        source="Kolesnikov et al. 2020",
+    ),
+)
+BiT152x2 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "BiT152x2",
+        preact_bottleneck,
+        (3, 8, 36, 3),
+        factor=2,
+        **_BIT,
+        timm="resnetv2_152x2_bit",
+        tag="goog_teacher_in21k_ft_in1k",
+        params=236_335_208,
+        gmacs=45.81,
+        source="Kolesnikov et al. 2020",
+    ),
+)
+BiT152x4 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "BiT152x4",
+        preact_bottleneck,
+        (3, 8, 36, 3),
+        factor=4,
+        **_BIT,
+        input_shape=(480, 480, 3),
+        timm="resnetv2_152x4_bit",
+        tag="goog_in21k_ft_in1k",
+        params=936_533_224,
+        gmacs=839.25,
+        source="Kolesnikov et al. 2020",
+    ),
+)
+ResNetV2_18 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_18",
+        preact_basic,
+        (2, 2, 2, 2),
+        _BASIC,
+        timm="resnetv2_18",
+        tag="ra4_e3600_r224_in1k",
+        params=11_687_720,
+        gmacs=1.814,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_18D = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_18D",
+        preact_basic,
+        (2, 2, 2, 2),
+        _BASIC,
+        **_D,
+        timm="resnetv2_18d",
+        tag="ra4_e3600_r224_in1k",
+        params=11_706_952,
+        gmacs=2.054,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_34 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_34",
+        preact_basic,
+        (3, 4, 6, 3),
+        _BASIC,
+        timm="resnetv2_34",
+        tag="ra4_e3600_r224_in1k",
+        params=21_795_880,
+        gmacs=3.664,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_34D = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_34D",
+        preact_basic,
+        (3, 4, 6, 3),
+        _BASIC,
+        **_D,
+        timm="resnetv2_34d",
+        tag="ra4_e3600_r224_in1k",
+        params=21_815_112,
+        gmacs=3.903,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_50 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_50",
+        preact_bottleneck,
+        (3, 4, 6, 3),
+        timm="resnetv2_50",
+        tag="a1h_in1k",
+        params=25_549_352,
+        gmacs=4.089,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_50D = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_50D",
+        preact_bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        timm="resnetv2_50d",
+        params=25_568_584,
+        gmacs=4.329,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_50T = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_50T",
+        preact_bottleneck,
+        (3, 4, 6, 3),
+        **_T,
+        timm="resnetv2_50t",
+        params=25_566_048,
+        gmacs=4.297,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_101 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_101",
+        preact_bottleneck,
+        (3, 4, 23, 3),
+        timm="resnetv2_101",
+        tag="a1h_in1k",
+        params=44_541_480,
+        gmacs=7.801,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_101D = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_101D",
+        preact_bottleneck,
+        (3, 4, 23, 3),
+        **_D,
+        timm="resnetv2_101d",
+        params=44_560_712,
+        gmacs=8.041,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_152 = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_152",
+        preact_bottleneck,
+        (3, 8, 36, 3),
+        timm="resnetv2_152",
+        params=60_185_128,
+        gmacs=11.51,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_152D = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_152D",
+        preact_bottleneck,
+        (3, 8, 36, 3),
+        **_D,
+        timm="resnetv2_152d",
+        params=60_204_360,
+        gmacs=11.75,
+        source="He et al. 2016b",
+    ),
+)
+ResNetV2_50DGN = variant(
+    resnet_v2,
+    ResNetV2Config(
+        "ResNetV2_50DGN",
+        preact_bottleneck,
+        (3, 4, 6, 3),
+        **_D,
+        norm=group_norm,
+        timm="resnetv2_50d_gn",
+        tag="ah_in1k",
+        params=25_568_584,
+        gmacs=4.329,
+        source="He et al. 2016b",
+    ),
+)
