@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from keras_residual import blocks, layers, models, registry, weights
     from keras_residual.exporting import export
+    from keras_residual.folding import fold_batch_norm
     from keras_residual.models import create, features, list_models
     from keras_residual.models.convnext import *
     from keras_residual.models.mlp import *
@@ -33,6 +34,7 @@ _HOMES = {
     "create": "models",
     "export": "exporting",
     "features": "models",
+    "fold_batch_norm": "folding",
     "from_pretrained": "models.pretrained",
     "layers": "layers",
     "list_models": "models",

@@ -18,7 +18,7 @@ LAYERS = [
     {"blocks"},
     {"weights"},
     {"models"},
-    {"costs", "data", "training", "classifier"},
+    {"costs", "folding", "data", "training", "classifier"},
     {"finetune", "export", "exporting", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
     {"cli"},
 ]
