@@ -4,7 +4,10 @@
 
 Every contender runs in a process of its own that waits while another one is measured; they take turns in each
 round, and what counts is the ratio within a round, so that a machine whose speed drifts does not decide.
-Needs the extra `parity` for timm.
+
+TensorFlow uses oneDNN by itself only on CPUs with AVX-512; keras_residual asks for it on every x86 CPU. So
+`keras.applications` competes twice: as it comes, and with oneDNN. Its ResNet-50 has the strides of 2015 (v1), so ours
+has them too in that contest (`stride_in="1x1"`). Needs the extra `parity` for timm.
 """
 
 from __future__ import annotations
@@ -19,19 +22,17 @@ import subprocess
 import sys
 import time
 
-# model: (training batch, inference batch, steps of one turn in training, in inference)
-MODELS = {
-    "ResNet18": (16, 16, 2, 4),
-    "ResNet50": (16, 16, 1, 3),
-    "ResNeXt50_32x4d": (16, 16, 1, 3),
-    "ViTSmall16": (16, 16, 1, 3),
+# contest: our builder, its options, training and inference batch, steps of one turn in training, in inference, peers
+_PEERS = ("keras.applications", "keras.applications + oneDNN", "timm")
+CONTESTS = {
+    "ResNet18": ("ResNet18", {}, 16, 16, 2, 4, ("timm",)),
+    "ResNet50": ("ResNet50", {}, 16, 16, 1, 3, ("timm",)),
+    "ResNet50 v1": ("ResNet50", {"stride_in": "1x1"}, 16, 16, 1, 3, _PEERS[:2]),
+    "ResNeXt50_32x4d": ("ResNeXt50_32x4d", {}, 16, 16, 1, 3, ("timm",)),
+    "ViTSmall16": ("ViTSmall16", {}, 16, 16, 1, 3, ("timm",)),
+    "ConvNeXtTiny": ("ConvNeXtTiny", {}, 8, 8, 1, 3, _PEERS),
 }
 SIZE = 224
-
-
-def contenders(model: str) -> list[str]:
-    """Who can run this model; ours first."""
-    return ["keras_residual", *(["keras.applications"] if model == "ResNet50" else []), "timm"]
 
 
 # ------------------------------------------------------------------------------------- one contender, in its process
@@ -39,16 +40,21 @@ def contenders(model: str) -> list[str]:
 
 def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
+    if contender.endswith("oneDNN"):
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+    builder, options = CONTESTS[name][:2]
+    if contender == "keras_residual":
+        import keras_residual
+
+        model = keras_residual.create(builder, classifier_activation=None, **options)
+        import keras
+    else:
+        import keras
+
+        model = getattr(keras.applications, builder)(weights=None, classifier_activation=None)
     import numpy as np
     import tensorflow as tf
 
-    import keras_residual
-
-    if contender == "keras_residual":
-        model = keras_residual.create(name, classifier_activation=None)
-    else:
-        model = getattr(keras.applications, name)(weights=None, classifier_activation=None)
     images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype("float32")
     labels = np.arange(batch) % 1000
     if mode == "inference":
@@ -63,8 +69,18 @@ def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
-    data = tf.data.Dataset.from_tensors((images, labels)).cache().repeat()
-    return lambda: model.fit(data, steps_per_epoch=steps, verbose=0)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread holds up the end of `fit`, now and then, until its next round
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
+    model.fit(data, steps_per_epoch=1, verbose=0)  # makes `train_function`, the step that `fit` repeats
+    batches = iter(data)
+
+    def train():
+        for _ in range(steps):
+            logs = model.train_function(batches)
+        keras.ops.convert_to_numpy(logs["loss"])
+
+    return train
 
 
 def torch_turn(name: str, mode: str, batch: int, steps: int):
@@ -77,7 +93,7 @@ def torch_turn(name: str, mode: str, batch: int, steps: int):
 
     from keras_residual.models import find
 
-    model = timm.create_model(find(name).config.timm).to(memory_format=torch.channels_last)
+    model = timm.create_model(find(CONTESTS[name][0]).config.timm).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 1000
     if mode == "inference":
@@ -120,10 +136,10 @@ def worker(contender: str, name: str, mode: str, batch: int, steps: int) -> None
 
 
 def contest(name: str, mode: str, rounds: int) -> list[dict[str, object]]:
-    train_batch, infer_batch, train_steps, infer_steps = MODELS[name]
+    *_, train_batch, infer_batch, train_steps, infer_steps, peers = CONTESTS[name]
     batch, steps = (train_batch, train_steps) if mode == "training" else (infer_batch, infer_steps)
     runners = {}
-    for contender in contenders(name):
+    for contender in ("keras_residual", *peers):
         command = [sys.executable, __file__, "--worker", contender, name, mode, str(batch), str(steps)]
         runners[contender] = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -171,7 +187,7 @@ def machine() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(CONTESTS), choices=list(CONTESTS))
     parser.add_argument("--modes", nargs="+", default=["training", "inference"], choices=["training", "inference"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", default=os.path.join(os.path.dirname(__file__), "cpu.csv"))

@@ -10,6 +10,8 @@ Names load on first use, so `import keras_residual` (and `keras-residual --help`
 from __future__ import annotations
 
 import importlib
+import os
+import platform
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from keras_residual.models.resnet_v2 import *
     from keras_residual.models.vit import *
     from keras_residual.weights import load_weights, preprocessing, save_weights
+
+# TensorFlow turns oneDNN on by itself only where it finds AVX-512; on other x86 CPUs too it is up to twice as fast.
+# Read when TensorFlow is imported, so it does nothing for those who imported it before, or set the variable.
+if platform.machine().lower() in ("x86_64", "amd64"):
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # Where each public name lives. Builders are not listed: the registry knows them.
 _HOMES = {

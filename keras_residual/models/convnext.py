@@ -192,449 +192,95 @@ _CONV_V2: dict[str, Any] = {"feed_forward": partial(mlp, linear=pointwise, respo
 _OLS = partial(overlapped_stem, tiered=True)
 _TORCH: dict[str, Any] = {"norm": partial(layer_norm, epsilon=1e-5)}
 
-ConvNeXtZeptoRMS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtZeptoRMS",
-        (2, 2, 4, 2),
-        (32, 64, 128, 256),
-        **_CONV,
-        norm=simple_norm,
-        timm="convnext_zepto_rms",
-        tag="ra4_e3600_r224_in1k",
-        params=2_155_656,
-        gmacs=0.302,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtZeptoRMSOLS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtZeptoRMSOLS",
-        (2, 2, 4, 2),
-        (32, 64, 128, 256),
-        **_CONV,
-        stem=partial(overlapped_stem, activated=True),
-        norm=simple_norm,
-        timm="convnext_zepto_rms_ols",
-        tag="ra4_e3600_r224_in1k",
-        params=2_164_232,
-        gmacs=0.337,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtAtto = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtAtto",
-        (2, 2, 6, 2),
-        (40, 80, 160, 320),
-        **_CONV,
-        timm="convnext_atto",
-        tag="d2_in1k",
-        params=3_695_520,
-        gmacs=0.547,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtAttoOLS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtAttoOLS",
-        (2, 2, 6, 2),
-        (40, 80, 160, 320),
-        **_CONV,
-        stem=_OLS,
-        timm="convnext_atto_ols",
-        tag="a2_in1k",
-        params=3_702_912,
-        gmacs=0.577,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtAttoRMS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtAttoRMS",
-        (2, 2, 6, 2),
-        (40, 80, 160, 320),
-        **_CONV,
-        norm=rms_norm,
-        timm="convnext_atto_rms",
-        params=3_693_040,
-        gmacs=0.547,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtFemto = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtFemto",
-        (2, 2, 6, 2),
-        (48, 96, 192, 384),
-        **_CONV,
-        timm="convnext_femto",
-        tag="d1_in1k",
-        params=5_217_784,
-        gmacs=0.780,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtFemtoOLS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtFemtoOLS",
-        (2, 2, 6, 2),
-        (48, 96, 192, 384),
-        **_CONV,
-        stem=_OLS,
-        timm="convnext_femto_ols",
-        tag="d1_in1k",
-        params=5_226_520,
-        gmacs=0.813,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtPico = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtPico",
-        (2, 2, 6, 2),
-        (64, 128, 256, 512),
-        **_CONV,
-        timm="convnext_pico",
-        tag="d1_in1k",
-        params=9_045_672,
-        gmacs=1.367,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtPicoOLS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtPicoOLS",
-        (2, 2, 6, 2),
-        (64, 128, 256, 512),
-        **_CONV,
-        stem=_OLS,
-        timm="convnext_pico_ols",
-        tag="d1_in1k",
-        params=9_061_928,
-        gmacs=1.426,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtNano = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtNano",
-        (2, 2, 8, 2),
-        (80, 160, 320, 640),
-        **_CONV,
-        timm="convnext_nano",
-        tag="in12k_ft_in1k",
-        params=15_593_560,
-        gmacs=2.446,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtNanoOLS = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtNanoOLS",
-        (2, 2, 8, 2),
-        (80, 160, 320, 640),
-        **_CONV,
-        stem=overlapped_stem,
-        timm="convnext_nano_ols",
-        tag="d1h_in1k",
-        params=15_649_560,
-        gmacs=2.641,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtTinyHNF = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtTinyHNF",
-        (3, 3, 9, 3),
-        (96, 192, 384, 768),
-        **_CONV,
-        norm_first=True,
-        timm="convnext_tiny_hnf",
-        tag="a2h_in1k",
-        params=28_589_128,
-        gmacs=4.456,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-ConvNeXtTiny = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtTiny",
-        (3, 3, 9, 3),
-        (96, 192, 384, 768),
-        timm="convnext_tiny",
-        tag="in12k_ft_in1k",
-        params=28_589_128,
-        gmacs=4.456,
-        source="Liu et al. 2022",
-    ),
-)
-ConvNeXtSmall = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtSmall",
-        (3, 3, 27, 3),
-        (96, 192, 384, 768),
-        timm="convnext_small",
-        tag="in12k_ft_in1k",
-        params=50_223_688,
-        gmacs=8.684,
-        source="Liu et al. 2022",
-    ),
-)
-ConvNeXtBase = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtBase",
-        (3, 3, 27, 3),
-        (128, 256, 512, 1024),
-        timm="convnext_base",
-        tag="fb_in22k_ft_in1k",
-        params=88_591_464,
-        gmacs=15.35,
-        source="Liu et al. 2022",
-    ),
-)
-ConvNeXtLarge = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtLarge",
-        (3, 3, 27, 3),
-        (192, 384, 768, 1536),
-        timm="convnext_large",
-        tag="fb_in22k_ft_in1k",
-        params=197_767_336,
-        gmacs=34.36,
-        source="Liu et al. 2022",
-    ),
-)
-ConvNeXtLargeMLP = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtLargeMLP",
-        (3, 3, 27, 3),
-        (192, 384, 768, 1536),
-        hidden=1536,
-        input_shape=(320, 320, 3),
-        timm="convnext_large_mlp",
-        tag="clip_laion2b_soup_ft_in12k_in1k_320",
-        params=200_128_168,
-        gmacs=70.13,
-        source="OpenCLIP, after Liu et al. 2022",
-    ),
-)
-ConvNeXtXLarge = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtXLarge",
-        (3, 3, 27, 3),
-        (256, 512, 1024, 2048),
-        timm="convnext_xlarge",
-        tag="fb_in22k_ft_in1k",
-        params=350_196_968,
-        gmacs=60.92,
-        source="Liu et al. 2022",
-    ),
-)
-ConvNeXtXXLarge = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtXXLarge",
-        (3, 4, 30, 3),
-        (384, 768, 1536, 3072),
-        **_TORCH,
-        input_shape=(256, 256, 3),
-        timm="convnext_xxlarge",
-        tag="clip_laion2b_soup_ft_in1k",
-        params=846_471_016,
-        gmacs=197.97,
-        source="OpenCLIP, after Liu et al. 2022",
-    ),
-)
-ConvNeXtV2Atto = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Atto",
-        (2, 2, 6, 2),
-        (40, 80, 160, 320),
-        **_CONV_V2,
-        timm="convnextv2_atto",
-        tag="fcmae_ft_in1k",
-        params=3_708_400,
-        gmacs=0.547,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Femto = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Femto",
-        (2, 2, 6, 2),
-        (48, 96, 192, 384),
-        **_CONV_V2,
-        timm="convnextv2_femto",
-        tag="fcmae_ft_in1k",
-        params=5_233_240,
-        gmacs=0.780,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Pico = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Pico",
-        (2, 2, 6, 2),
-        (64, 128, 256, 512),
-        **_CONV_V2,
-        timm="convnextv2_pico",
-        tag="fcmae_ft_in1k",
-        params=9_066_280,
-        gmacs=1.367,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Nano = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Nano",
-        (2, 2, 8, 2),
-        (80, 160, 320, 640),
-        **_CONV_V2,
-        timm="convnextv2_nano",
-        tag="fcmae_ft_in22k_in1k",
-        params=15_623_800,
-        gmacs=2.446,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Tiny = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Tiny",
-        (3, 3, 9, 3),
-        (96, 192, 384, 768),
-        **_V2,
-        timm="convnextv2_tiny",
-        tag="fcmae_ft_in22k_in1k",
-        params=28_635_496,
-        gmacs=4.456,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Small = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Small",
-        (3, 3, 27, 3),
-        (96, 192, 384, 768),
-        **_V2,
-        timm="convnextv2_small",
-        params=50_318_440,
-        gmacs=8.684,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Base = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Base",
-        (3, 3, 27, 3),
-        (128, 256, 512, 1024),
-        **_V2,
-        timm="convnextv2_base",
-        tag="fcmae_ft_in22k_in1k",
-        params=88_717_800,
-        gmacs=15.35,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Large = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Large",
-        (3, 3, 27, 3),
-        (192, 384, 768, 1536),
-        **_V2,
-        timm="convnextv2_large",
-        tag="fcmae_ft_in22k_in1k",
-        params=197_956_840,
-        gmacs=34.36,
-        source="Woo et al. 2023",
-    ),
-)
-ConvNeXtV2Huge = variant(
-    convnext,
-    ConvNeXtConfig(
-        "ConvNeXtV2Huge",
-        (3, 3, 27, 3),
-        (352, 704, 1408, 2816),
-        **_V2,
-        input_shape=(384, 384, 3),
-        timm="convnextv2_huge",
-        tag="fcmae_ft_in22k_in1k_384",
-        params=660_289_640,
-        gmacs=337.72,
-        source="Woo et al. 2023",
-    ),
-)
-TestConvNeXt = variant(
-    convnext,
-    ConvNeXtConfig(
-        "TestConvNeXt",
-        (1, 2, 4, 2),
-        (24, 32, 48, 64),
-        activation="gelu_tanh",
-        **_TORCH,
-        input_shape=(160, 160, 3),
-        timm="test_convnext",
-        tag="r160_in1k",
-        params=272_128,
-        gmacs=0.031,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-TestConvNeXt2 = variant(
-    convnext,
-    ConvNeXtConfig(
-        "TestConvNeXt2",
-        (1, 1, 1, 1),
-        (32, 64, 96, 128),
-        activation="gelu_tanh",
-        **_TORCH,
-        input_shape=(160, 160, 3),
-        timm="test_convnext2",
-        tag="r160_in1k",
-        params=477_800,
-        gmacs=0.051,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
-TestConvNeXt3 = variant(
-    convnext,
-    ConvNeXtConfig(
-        "TestConvNeXt3",
-        (1, 1, 1, 1),
-        (32, 64, 96, 128),
-        kernels=(7, 5, 5, 3),
-        activation="silu",
-        **_TORCH,
-        input_shape=(160, 160, 3),
-        timm="test_convnext3",
-        tag="r160_in1k",
-        params=468_840,
-        gmacs=0.050,
-        source="A form of timm, after Liu et al. 2022",
-    ),
-)
+# fmt: off
+ConvNeXtZeptoRMS = variant(convnext, ConvNeXtConfig("ConvNeXtZeptoRMS", (2, 2, 4, 2), (32, 64, 128, 256), **_CONV,
+    norm=simple_norm,
+    timm="convnext_zepto_rms", tag="ra4_e3600_r224_in1k", params=2_155_656, gmacs=0.302,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtZeptoRMSOLS = variant(convnext, ConvNeXtConfig("ConvNeXtZeptoRMSOLS", (2, 2, 4, 2), (32, 64, 128, 256),
+    **_CONV, stem=partial(overlapped_stem, activated=True), norm=simple_norm,
+    timm="convnext_zepto_rms_ols", tag="ra4_e3600_r224_in1k", params=2_164_232, gmacs=0.337,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtAtto = variant(convnext, ConvNeXtConfig("ConvNeXtAtto", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
+    timm="convnext_atto", tag="d2_in1k", params=3_695_520, gmacs=0.547,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtAttoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtAttoOLS", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
+    stem=_OLS,
+    timm="convnext_atto_ols", tag="a2_in1k", params=3_702_912, gmacs=0.577,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtAttoRMS = variant(convnext, ConvNeXtConfig("ConvNeXtAttoRMS", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
+    norm=rms_norm,
+    timm="convnext_atto_rms", params=3_693_040, gmacs=0.547, source="A form of timm, after Liu et al. 2022"))
+ConvNeXtFemto = variant(convnext, ConvNeXtConfig("ConvNeXtFemto", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV,
+    timm="convnext_femto", tag="d1_in1k", params=5_217_784, gmacs=0.780,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtFemtoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtFemtoOLS", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV,
+    stem=_OLS,
+    timm="convnext_femto_ols", tag="d1_in1k", params=5_226_520, gmacs=0.813,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtPico = variant(convnext, ConvNeXtConfig("ConvNeXtPico", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV,
+    timm="convnext_pico", tag="d1_in1k", params=9_045_672, gmacs=1.367,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtPicoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtPicoOLS", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV,
+    stem=_OLS,
+    timm="convnext_pico_ols", tag="d1_in1k", params=9_061_928, gmacs=1.426,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtNano = variant(convnext, ConvNeXtConfig("ConvNeXtNano", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV,
+    timm="convnext_nano", tag="in12k_ft_in1k", params=15_593_560, gmacs=2.446,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtNanoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtNanoOLS", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV,
+    stem=overlapped_stem,
+    timm="convnext_nano_ols", tag="d1h_in1k", params=15_649_560, gmacs=2.641,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtTinyHNF = variant(convnext, ConvNeXtConfig("ConvNeXtTinyHNF", (3, 3, 9, 3), (96, 192, 384, 768), **_CONV,
+    norm_first=True,
+    timm="convnext_tiny_hnf", tag="a2h_in1k", params=28_589_128, gmacs=4.456,
+    source="A form of timm, after Liu et al. 2022"))
+ConvNeXtTiny = variant(convnext, ConvNeXtConfig("ConvNeXtTiny", (3, 3, 9, 3), (96, 192, 384, 768),
+    timm="convnext_tiny", tag="in12k_ft_in1k", params=28_589_128, gmacs=4.456, source="Liu et al. 2022"))
+ConvNeXtSmall = variant(convnext, ConvNeXtConfig("ConvNeXtSmall", (3, 3, 27, 3), (96, 192, 384, 768),
+    timm="convnext_small", tag="in12k_ft_in1k", params=50_223_688, gmacs=8.684, source="Liu et al. 2022"))
+ConvNeXtBase = variant(convnext, ConvNeXtConfig("ConvNeXtBase", (3, 3, 27, 3), (128, 256, 512, 1024),
+    timm="convnext_base", tag="fb_in22k_ft_in1k", params=88_591_464, gmacs=15.35, source="Liu et al. 2022"))
+ConvNeXtLarge = variant(convnext, ConvNeXtConfig("ConvNeXtLarge", (3, 3, 27, 3), (192, 384, 768, 1536),
+    timm="convnext_large", tag="fb_in22k_ft_in1k", params=197_767_336, gmacs=34.36, source="Liu et al. 2022"))
+ConvNeXtLargeMLP = variant(convnext, ConvNeXtConfig("ConvNeXtLargeMLP", (3, 3, 27, 3), (192, 384, 768, 1536),
+    hidden=1536,
+    timm="convnext_large_mlp", tag="clip_laion2b_soup_ft_in12k_in1k_320", input_shape=(320, 320, 3),
+    params=200_128_168, gmacs=70.13, source="OpenCLIP, after Liu et al. 2022"))
+ConvNeXtXLarge = variant(convnext, ConvNeXtConfig("ConvNeXtXLarge", (3, 3, 27, 3), (256, 512, 1024, 2048),
+    timm="convnext_xlarge", tag="fb_in22k_ft_in1k", params=350_196_968, gmacs=60.92, source="Liu et al. 2022"))
+ConvNeXtXXLarge = variant(convnext, ConvNeXtConfig("ConvNeXtXXLarge", (3, 4, 30, 3), (384, 768, 1536, 3072), **_TORCH,
+    timm="convnext_xxlarge", tag="clip_laion2b_soup_ft_in1k", input_shape=(256, 256, 3), params=846_471_016,
+    gmacs=197.97, source="OpenCLIP, after Liu et al. 2022"))
+ConvNeXtV2Atto = variant(convnext, ConvNeXtConfig("ConvNeXtV2Atto", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV_V2,
+    timm="convnextv2_atto", tag="fcmae_ft_in1k", params=3_708_400, gmacs=0.547, source="Woo et al. 2023"))
+ConvNeXtV2Femto = variant(convnext, ConvNeXtConfig("ConvNeXtV2Femto", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV_V2,
+    timm="convnextv2_femto", tag="fcmae_ft_in1k", params=5_233_240, gmacs=0.780, source="Woo et al. 2023"))
+ConvNeXtV2Pico = variant(convnext, ConvNeXtConfig("ConvNeXtV2Pico", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV_V2,
+    timm="convnextv2_pico", tag="fcmae_ft_in1k", params=9_066_280, gmacs=1.367, source="Woo et al. 2023"))
+ConvNeXtV2Nano = variant(convnext, ConvNeXtConfig("ConvNeXtV2Nano", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV_V2,
+    timm="convnextv2_nano", tag="fcmae_ft_in22k_in1k", params=15_623_800, gmacs=2.446, source="Woo et al. 2023"))
+ConvNeXtV2Tiny = variant(convnext, ConvNeXtConfig("ConvNeXtV2Tiny", (3, 3, 9, 3), (96, 192, 384, 768), **_V2,
+    timm="convnextv2_tiny", tag="fcmae_ft_in22k_in1k", params=28_635_496, gmacs=4.456, source="Woo et al. 2023"))
+ConvNeXtV2Small = variant(convnext, ConvNeXtConfig("ConvNeXtV2Small", (3, 3, 27, 3), (96, 192, 384, 768), **_V2,
+    timm="convnextv2_small", params=50_318_440, gmacs=8.684, source="Woo et al. 2023"))
+ConvNeXtV2Base = variant(convnext, ConvNeXtConfig("ConvNeXtV2Base", (3, 3, 27, 3), (128, 256, 512, 1024), **_V2,
+    timm="convnextv2_base", tag="fcmae_ft_in22k_in1k", params=88_717_800, gmacs=15.35, source="Woo et al. 2023"))
+ConvNeXtV2Large = variant(convnext, ConvNeXtConfig("ConvNeXtV2Large", (3, 3, 27, 3), (192, 384, 768, 1536), **_V2,
+    timm="convnextv2_large", tag="fcmae_ft_in22k_in1k", params=197_956_840, gmacs=34.36, source="Woo et al. 2023"))
+ConvNeXtV2Huge = variant(convnext, ConvNeXtConfig("ConvNeXtV2Huge", (3, 3, 27, 3), (352, 704, 1408, 2816), **_V2,
+    timm="convnextv2_huge", tag="fcmae_ft_in22k_in1k_384", input_shape=(384, 384, 3), params=660_289_640,
+    gmacs=337.72, source="Woo et al. 2023"))
+TestConvNeXt = variant(convnext, ConvNeXtConfig("TestConvNeXt", (1, 2, 4, 2), (24, 32, 48, 64),
+    activation="gelu_tanh", **_TORCH,
+    timm="test_convnext", tag="r160_in1k", input_shape=(160, 160, 3), params=272_128, gmacs=0.031,
+    source="A form of timm, after Liu et al. 2022"))
+TestConvNeXt2 = variant(convnext, ConvNeXtConfig("TestConvNeXt2", (1, 1, 1, 1), (32, 64, 96, 128),
+    activation="gelu_tanh", **_TORCH,
+    timm="test_convnext2", tag="r160_in1k", input_shape=(160, 160, 3), params=477_800, gmacs=0.051,
+    source="A form of timm, after Liu et al. 2022"))
+TestConvNeXt3 = variant(convnext, ConvNeXtConfig("TestConvNeXt3", (1, 1, 1, 1), (32, 64, 96, 128),
+    kernels=(7, 5, 5, 3), activation="silu", **_TORCH,
+    timm="test_convnext3", tag="r160_in1k", input_shape=(160, 160, 3), params=468_840, gmacs=0.050,
+    source="A form of timm, after Liu et al. 2022"))

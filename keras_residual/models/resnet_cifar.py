@@ -133,6 +133,7 @@ _PREACT = "He et al. 2016b, table 4"
 _WIDE = "Zagoruyko & Komodakis 2016, table 4"
 
 # Depth is 6n + 2 for basic blocks, 9n + 2 for bottlenecks, 6n + 4 for Wide ResNets.
+# fmt: off
 ResNet20 = variant(resnet_cifar, CifarConfig("ResNet20", basic, 3, params=269_722, gmacs=0.0408, source=_HE))
 ResNet32 = variant(resnet_cifar, CifarConfig("ResNet32", basic, 5, params=464_154, gmacs=0.0691, source=_HE))
 ResNet44 = variant(resnet_cifar, CifarConfig("ResNet44", basic, 7, params=658_586, gmacs=0.0974, source=_HE))
@@ -147,24 +148,16 @@ PlainNet44 = variant(resnet_cifar, CifarConfig("PlainNet44", plain_basic, 7, par
 PlainNet56 = variant(resnet_cifar, CifarConfig("PlainNet56", plain_basic, 9, params=853_018, source=_HE))
 PlainNet110 = variant(resnet_cifar, CifarConfig("PlainNet110", plain_basic, 18, params=1_727_962, source=_HE))
 
-PreActResNet110 = variant(
-    resnet_cifar, CifarConfig("PreActResNet110", preact_basic, 18, params=1_730_522, source=_PREACT)
-)
-PreActResNet164 = variant(
-    resnet_cifar,
-    CifarConfig("PreActResNet164", preact_bottleneck, 18, (64, 128, 256), params=1_703_258, source=_PREACT),
-)
-PreActResNet1001 = variant(
-    resnet_cifar,
-    CifarConfig("PreActResNet1001", preact_bottleneck, 111, (64, 128, 256), params=10_327_706, source=_PREACT),
-)
+PreActResNet110 = variant(resnet_cifar, CifarConfig("PreActResNet110", preact_basic, 18,
+    params=1_730_522, source=_PREACT))
+PreActResNet164 = variant(resnet_cifar, CifarConfig("PreActResNet164", preact_bottleneck, 18, (64, 128, 256),
+    params=1_703_258, source=_PREACT))
+PreActResNet1001 = variant(resnet_cifar, CifarConfig("PreActResNet1001", preact_bottleneck, 111, (64, 128, 256),
+    params=10_327_706, source=_PREACT))
 
-WideResNet16_8 = variant(
-    resnet_cifar, CifarConfig("WideResNet16_8", preact_basic, 2, (128, 256, 512), params=10_961_370, source=_WIDE)
-)
-WideResNet28_10 = variant(
-    resnet_cifar, CifarConfig("WideResNet28_10", preact_basic, 4, (160, 320, 640), params=36_479_194, source=_WIDE)
-)
-WideResNet40_2 = variant(
-    resnet_cifar, CifarConfig("WideResNet40_2", preact_basic, 6, (32, 64, 128), params=2_243_546, source=_WIDE)
-)
+WideResNet16_8 = variant(resnet_cifar, CifarConfig("WideResNet16_8", preact_basic, 2, (128, 256, 512),
+    params=10_961_370, source=_WIDE))
+WideResNet28_10 = variant(resnet_cifar, CifarConfig("WideResNet28_10", preact_basic, 4, (160, 320, 640),
+    params=36_479_194, source=_WIDE))
+WideResNet40_2 = variant(resnet_cifar, CifarConfig("WideResNet40_2", preact_basic, 6, (32, 64, 128),
+    params=2_243_546, source=_WIDE))

@@ -227,258 +227,47 @@ _BIT: dict[str, Any] = {
     "norm": group_norm,
 }
 
-BiT50x1 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "BiT50x1",
-        preact_bottleneck,
-        (3, 4, 6, 3),
-        **_BIT,
-        timm="resnetv2_50x1_bit",
-        tag="goog_distilled_in1k",
-        params=25_549_352,
-        gmacs=4.089,
-        source="Kolesnikov et al. 2020",
-    ),
-)
-BiT50x3 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "BiT50x3",
-        preact_bottleneck,
-        (3, 4, 6, 3),
-        factor=3,
-        **_BIT,
-        input_shape=(448, 448, 3),
-        timm="resnetv2_50x3_bit",
-        tag="goog_in21k_ft_in1k",
-        params=217_319_080,
-        gmacs=144.31,
-        source="Kolesnikov et al. 2020",
-    ),
-)
-BiT101x1 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "BiT101x1",
-        preact_bottleneck,
-        (3, 4, 23, 3),
-        **_BIT,
-        input_shape=(448, 448, 3),
-        timm="resnetv2_101x1_bit",
-        tag="goog_in21k_ft_in1k",
-        params=44_541_480,
-        gmacs=31.20,
-        source="Kolesnikov et al. 2020",
-    ),
-)
-BiT101x3 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "BiT101x3",
-        preact_bottleneck,
-        (3, 4, 23, 3),
-        factor=3,
-        **_BIT,
-        input_shape=(448, 448, 3),
-        timm="resnetv2_101x3_bit",
-        tag="goog_in21k_ft_in1k",
-        params=387_934_888,
-        gmacs=277.95,
-        source="Kolesnikov et al. 2020",
-    ),
-)
-BiT152x2 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "BiT152x2",
-        preact_bottleneck,
-        (3, 8, 36, 3),
-        factor=2,
-        **_BIT,
-        timm="resnetv2_152x2_bit",
-        tag="goog_teacher_in21k_ft_in1k",
-        params=236_335_208,
-        gmacs=45.81,
-        source="Kolesnikov et al. 2020",
-    ),
-)
-BiT152x4 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "BiT152x4",
-        preact_bottleneck,
-        (3, 8, 36, 3),
-        factor=4,
-        **_BIT,
-        input_shape=(480, 480, 3),
-        timm="resnetv2_152x4_bit",
-        tag="goog_in21k_ft_in1k",
-        params=936_533_224,
-        gmacs=839.25,
-        source="Kolesnikov et al. 2020",
-    ),
-)
-ResNetV2_18 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_18",
-        preact_basic,
-        (2, 2, 2, 2),
-        _BASIC,
-        timm="resnetv2_18",
-        tag="ra4_e3600_r224_in1k",
-        params=11_687_720,
-        gmacs=1.814,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_18D = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_18D",
-        preact_basic,
-        (2, 2, 2, 2),
-        _BASIC,
-        **_D,
-        timm="resnetv2_18d",
-        tag="ra4_e3600_r224_in1k",
-        params=11_706_952,
-        gmacs=2.054,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_34 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_34",
-        preact_basic,
-        (3, 4, 6, 3),
-        _BASIC,
-        timm="resnetv2_34",
-        tag="ra4_e3600_r224_in1k",
-        params=21_795_880,
-        gmacs=3.664,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_34D = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_34D",
-        preact_basic,
-        (3, 4, 6, 3),
-        _BASIC,
-        **_D,
-        timm="resnetv2_34d",
-        tag="ra4_e3600_r224_in1k",
-        params=21_815_112,
-        gmacs=3.903,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_50 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_50",
-        preact_bottleneck,
-        (3, 4, 6, 3),
-        timm="resnetv2_50",
-        tag="a1h_in1k",
-        params=25_549_352,
-        gmacs=4.089,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_50D = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_50D",
-        preact_bottleneck,
-        (3, 4, 6, 3),
-        **_D,
-        timm="resnetv2_50d",
-        params=25_568_584,
-        gmacs=4.329,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_50T = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_50T",
-        preact_bottleneck,
-        (3, 4, 6, 3),
-        **_T,
-        timm="resnetv2_50t",
-        params=25_566_048,
-        gmacs=4.297,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_101 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_101",
-        preact_bottleneck,
-        (3, 4, 23, 3),
-        timm="resnetv2_101",
-        tag="a1h_in1k",
-        params=44_541_480,
-        gmacs=7.801,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_101D = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_101D",
-        preact_bottleneck,
-        (3, 4, 23, 3),
-        **_D,
-        timm="resnetv2_101d",
-        params=44_560_712,
-        gmacs=8.041,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_152 = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_152",
-        preact_bottleneck,
-        (3, 8, 36, 3),
-        timm="resnetv2_152",
-        params=60_185_128,
-        gmacs=11.51,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_152D = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_152D",
-        preact_bottleneck,
-        (3, 8, 36, 3),
-        **_D,
-        timm="resnetv2_152d",
-        params=60_204_360,
-        gmacs=11.75,
-        source="He et al. 2016b",
-    ),
-)
-ResNetV2_50DGN = variant(
-    resnet_v2,
-    ResNetV2Config(
-        "ResNetV2_50DGN",
-        preact_bottleneck,
-        (3, 4, 6, 3),
-        **_D,
-        norm=group_norm,
-        timm="resnetv2_50d_gn",
-        tag="ah_in1k",
-        params=25_568_584,
-        gmacs=4.329,
-        source="He et al. 2016b",
-    ),
-)
+# fmt: off
+BiT50x1 = variant(resnet_v2, ResNetV2Config("BiT50x1", preact_bottleneck, (3, 4, 6, 3), **_BIT,
+    timm="resnetv2_50x1_bit", tag="goog_distilled_in1k", params=25_549_352, gmacs=4.089,
+    source="Kolesnikov et al. 2020"))
+BiT50x3 = variant(resnet_v2, ResNetV2Config("BiT50x3", preact_bottleneck, (3, 4, 6, 3), factor=3, **_BIT,
+    timm="resnetv2_50x3_bit", tag="goog_in21k_ft_in1k", input_shape=(448, 448, 3), params=217_319_080, gmacs=144.31,
+    source="Kolesnikov et al. 2020"))
+BiT101x1 = variant(resnet_v2, ResNetV2Config("BiT101x1", preact_bottleneck, (3, 4, 23, 3), **_BIT,
+    timm="resnetv2_101x1_bit", tag="goog_in21k_ft_in1k", input_shape=(448, 448, 3), params=44_541_480, gmacs=31.20,
+    source="Kolesnikov et al. 2020"))
+BiT101x3 = variant(resnet_v2, ResNetV2Config("BiT101x3", preact_bottleneck, (3, 4, 23, 3), factor=3, **_BIT,
+    timm="resnetv2_101x3_bit", tag="goog_in21k_ft_in1k", input_shape=(448, 448, 3), params=387_934_888, gmacs=277.95,
+    source="Kolesnikov et al. 2020"))
+BiT152x2 = variant(resnet_v2, ResNetV2Config("BiT152x2", preact_bottleneck, (3, 8, 36, 3), factor=2, **_BIT,
+    timm="resnetv2_152x2_bit", tag="goog_teacher_in21k_ft_in1k", params=236_335_208, gmacs=45.81,
+    source="Kolesnikov et al. 2020"))
+BiT152x4 = variant(resnet_v2, ResNetV2Config("BiT152x4", preact_bottleneck, (3, 8, 36, 3), factor=4, **_BIT,
+    timm="resnetv2_152x4_bit", tag="goog_in21k_ft_in1k", input_shape=(480, 480, 3), params=936_533_224, gmacs=839.25,
+    source="Kolesnikov et al. 2020"))
+ResNetV2_18 = variant(resnet_v2, ResNetV2Config("ResNetV2_18", preact_basic, (2, 2, 2, 2), _BASIC,
+    timm="resnetv2_18", tag="ra4_e3600_r224_in1k", params=11_687_720, gmacs=1.814, source="He et al. 2016b"))
+ResNetV2_18D = variant(resnet_v2, ResNetV2Config("ResNetV2_18D", preact_basic, (2, 2, 2, 2), _BASIC, **_D,
+    timm="resnetv2_18d", tag="ra4_e3600_r224_in1k", params=11_706_952, gmacs=2.054, source="He et al. 2016b"))
+ResNetV2_34 = variant(resnet_v2, ResNetV2Config("ResNetV2_34", preact_basic, (3, 4, 6, 3), _BASIC,
+    timm="resnetv2_34", tag="ra4_e3600_r224_in1k", params=21_795_880, gmacs=3.664, source="He et al. 2016b"))
+ResNetV2_34D = variant(resnet_v2, ResNetV2Config("ResNetV2_34D", preact_basic, (3, 4, 6, 3), _BASIC, **_D,
+    timm="resnetv2_34d", tag="ra4_e3600_r224_in1k", params=21_815_112, gmacs=3.903, source="He et al. 2016b"))
+ResNetV2_50 = variant(resnet_v2, ResNetV2Config("ResNetV2_50", preact_bottleneck, (3, 4, 6, 3),
+    timm="resnetv2_50", tag="a1h_in1k", params=25_549_352, gmacs=4.089, source="He et al. 2016b"))
+ResNetV2_50D = variant(resnet_v2, ResNetV2Config("ResNetV2_50D", preact_bottleneck, (3, 4, 6, 3), **_D,
+    timm="resnetv2_50d", params=25_568_584, gmacs=4.329, source="He et al. 2016b"))
+ResNetV2_50T = variant(resnet_v2, ResNetV2Config("ResNetV2_50T", preact_bottleneck, (3, 4, 6, 3), **_T,
+    timm="resnetv2_50t", params=25_566_048, gmacs=4.297, source="He et al. 2016b"))
+ResNetV2_101 = variant(resnet_v2, ResNetV2Config("ResNetV2_101", preact_bottleneck, (3, 4, 23, 3),
+    timm="resnetv2_101", tag="a1h_in1k", params=44_541_480, gmacs=7.801, source="He et al. 2016b"))
+ResNetV2_101D = variant(resnet_v2, ResNetV2Config("ResNetV2_101D", preact_bottleneck, (3, 4, 23, 3), **_D,
+    timm="resnetv2_101d", params=44_560_712, gmacs=8.041, source="He et al. 2016b"))
+ResNetV2_152 = variant(resnet_v2, ResNetV2Config("ResNetV2_152", preact_bottleneck, (3, 8, 36, 3),
+    timm="resnetv2_152", params=60_185_128, gmacs=11.51, source="He et al. 2016b"))
+ResNetV2_152D = variant(resnet_v2, ResNetV2Config("ResNetV2_152D", preact_bottleneck, (3, 8, 36, 3), **_D,
+    timm="resnetv2_152d", params=60_204_360, gmacs=11.75, source="He et al. 2016b"))
+ResNetV2_50DGN = variant(resnet_v2, ResNetV2Config("ResNetV2_50DGN", preact_bottleneck, (3, 4, 6, 3), **_D,
+    norm=group_norm,
+    timm="resnetv2_50d_gn", tag="ah_in1k", params=25_568_584, gmacs=4.329, source="He et al. 2016b"))
