@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, for example 'resnet*'")
 
     sub = add("info", _info, "Show what is known of a model.")
-    sub.add_argument("name", metavar="NAME", help="a model's name, or its timm name")
+    sub.add_argument("name", metavar="NAME", help="a model's name, its timm name, or a checkpoint of timm's")
 
     sub = add("convert", _convert, "Turn any weights into safetensors in timm's names and layout.")
     sub.add_argument("source", metavar="SRC", help="a file, a directory or a repository such as timm/resnet18.a1_in1k")
@@ -106,8 +106,10 @@ def _list(options: argparse.Namespace) -> None:
 def _info(options: argparse.Namespace) -> None:
     from keras_residual.costs import costs
     from keras_residual.models import find
+    from keras_residual.weights.published import published
 
-    row = find(options.name).config
+    name, _, tag = options.name.removeprefix("timm/").partition(".")
+    row = find(name).config
     count = costs(row.name)
     shape = " x ".join(map(str, row.input_shape))
     facts = {
@@ -121,9 +123,20 @@ def _info(options: argparse.Namespace) -> None:
         "source": row.source,
     }
     print(row.name)
-    for name, value in facts.items():
+    for fact, value in facts.items():
         if value:
-            print(f"  {name:<20} {value}")
+            print(f"  {fact:<20} {value}")
+    names = {row.timm, *(alias for alias, _ in row.aliases)}
+    known = [
+        p for p in published().values() if p.tag.partition(".")[0] in names and p.tag.endswith(f".{tag}" * bool(tag))
+    ]
+    if tag and not known:
+        raise ValueError(f"No checkpoint {tag!r} of {row.name} is known. `keras-residual info {row.name}` shows all.")
+    if known:
+        print(f"\n  {'checkpoint':<58} {'pixels':>6} {'classes':>7} {'top-1':>6} {'top-5':>6}    at  licence")
+    for p in sorted(known, key=lambda p: -(p.top1 or 0)):
+        accuracy = f"{p.top1:6.2f} {p.top5:6.2f} {p.measured_at:>5}" if p.top1 else f"{'':19}"
+        print(f"  {f'timm/{p.tag}':<58} {p.size:>6} {p.classes or '':>7} {accuracy}  {p.licence or 'not stated'}")
 
 
 def _convert(options: argparse.Namespace) -> None:

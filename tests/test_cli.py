@@ -50,9 +50,25 @@ def test_info(capsys):
         assert fact in out, fact
 
 
+def test_info_of_checkpoints(capsys):
+    assert main(["info", "resnet18"]) == 0
+    everything = capsys.readouterr().out
+    assert "timm/resnet18.a1_in1k" in everything
+    assert "timm/resnet18.fb_swsl_ig1b_ft_in1k" in everything
+    assert main(["info", "timm/resnet18.a1_in1k"]) == 0
+    (line,) = (
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "timm/resnet18." in line and "top-1" not in line and "weights" not in line
+    )
+    assert float(line.split()[3]) == 71.5  # Wightman et al. 2021 (ResNet strikes back), table 3
+    assert line.split()[-1] == "apache-2.0"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["info", "resnet18.nothing"], "keras-residual info ResNet18"),
         (["info", "resnet51"], "ResNet50"),
         (["list", "nothing*"], "No model matches"),
         (["convert", "missing.safetensors", "b.safetensors", "--model", "ResNet20"], "missing.safetensors"),

@@ -229,193 +229,202 @@ _RS: dict[str, Any] = {
 
 # fmt: off
 ResNet10T = variant(resnet, ResNetConfig("ResNet10T", basic, (1, 1, 1, 1), **_T,
-    timm="resnet10t", tag="c3_in1k", params=5_435_488, gmacs=1.097))
+    timm="resnet10t", tag="c3_in1k", params=5_435_488, gmacs=1.097, source="He et al. 2019"))
 ResNet14T = variant(resnet, ResNetConfig("ResNet14T", bottleneck, (1, 1, 1, 1), **_T,
-    timm="resnet14t", tag="c3_in1k", params=10_081_632, gmacs=1.677))
+    timm="resnet14t", tag="c3_in1k", params=10_081_632, gmacs=1.677, source="He et al. 2019"))
 ResNet18 = variant(resnet, ResNetConfig("ResNet18", basic, (2, 2, 2, 2),
-    timm="resnet18", tag="a1_in1k", params=11_689_512, gmacs=1.814))
+    timm="resnet18", tag="a1_in1k", params=11_689_512, gmacs=1.814, source="He et al. 2016, table 1"))
 ResNet18D = variant(resnet, ResNetConfig("ResNet18D", basic, (2, 2, 2, 2), **_D,
-    timm="resnet18d", tag="ra2_in1k", params=11_708_744, gmacs=2.054))
+    timm="resnet18d", tag="ra2_in1k", params=11_708_744, gmacs=2.054, source="He et al. 2019"))
 ResNet34 = variant(resnet, ResNetConfig("ResNet34", basic, (3, 4, 6, 3),
-    timm="resnet34", tag="a1_in1k", params=21_797_672, gmacs=3.664))
+    timm="resnet34", tag="a1_in1k", params=21_797_672, gmacs=3.664, source="He et al. 2016, table 1"))
 ResNet34D = variant(resnet, ResNetConfig("ResNet34D", basic, (3, 4, 6, 3), **_D,
-    timm="resnet34d", tag="ra2_in1k", params=21_816_904, gmacs=3.903))
+    timm="resnet34d", tag="ra2_in1k", params=21_816_904, gmacs=3.903, source="He et al. 2019"))
 ResNet26 = variant(resnet, ResNetConfig("ResNet26", bottleneck, (2, 2, 2, 2),
-    timm="resnet26", tag="bt_in1k", params=15_995_176, gmacs=2.342))
+    timm="resnet26", tag="bt_in1k", params=15_995_176, gmacs=2.342, source="A form of timm, after He et al. 2016"))
 ResNet26T = variant(resnet, ResNetConfig("ResNet26T", bottleneck, (2, 2, 2, 2), **_T,
-    timm="resnet26t", tag="ra2_in1k", params=16_011_872, gmacs=2.550))
+    timm="resnet26t", tag="ra2_in1k", params=16_011_872, gmacs=2.550, source="He et al. 2019"))
 ResNet26D = variant(resnet, ResNetConfig("ResNet26D", bottleneck, (2, 2, 2, 2), **_D,
-    timm="resnet26d", tag="bt_in1k", params=16_014_408, gmacs=2.582))
+    timm="resnet26d", tag="bt_in1k", params=16_014_408, gmacs=2.582, source="He et al. 2019"))
 ResNet50 = variant(resnet, ResNetConfig("ResNet50", bottleneck, (3, 4, 6, 3),
-    timm="resnet50", tag="a1_in1k", params=25_557_032, gmacs=4.089))
+    timm="resnet50", tag="a1_in1k", params=25_557_032, gmacs=4.089, source="He et al. 2016, table 1"))
 ResNet50C = variant(resnet, ResNetConfig("ResNet50C", bottleneck, (3, 4, 6, 3), **_C,
-    timm="resnet50c", tag="gluon_in1k", params=25_576_264, gmacs=4.329))
+    timm="resnet50c", tag="gluon_in1k", params=25_576_264, gmacs=4.329, source="He et al. 2019"))
 ResNet50D = variant(resnet, ResNetConfig("ResNet50D", bottleneck, (3, 4, 6, 3), **_D,
-    timm="resnet50d", tag="ra2_in1k", params=25_576_264, gmacs=4.329))
+    timm="resnet50d", tag="ra2_in1k", params=25_576_264, gmacs=4.329, source="He et al. 2019"))
 ResNet50S = variant(resnet, ResNetConfig("ResNet50S", bottleneck, (3, 4, 6, 3), **_S,
-    timm="resnet50s", tag="gluon_in1k", params=25_680_808, gmacs=5.444))
+    timm="resnet50s", tag="gluon_in1k", params=25_680_808, gmacs=5.444, source="He et al. 2019"))
 ResNet50T = variant(resnet, ResNetConfig("ResNet50T", bottleneck, (3, 4, 6, 3), **_T,
-    timm="resnet50t", params=25_573_728, gmacs=4.297))
+    timm="resnet50t", params=25_573_728, gmacs=4.297, source="He et al. 2019"))
 ResNet101 = variant(resnet, ResNetConfig("ResNet101", bottleneck, (3, 4, 23, 3),
-    timm="resnet101", tag="a1h_in1k", params=44_549_160, gmacs=7.801))
+    timm="resnet101", tag="a1h_in1k", params=44_549_160, gmacs=7.801, source="He et al. 2016, table 1"))
 ResNet101C = variant(resnet, ResNetConfig("ResNet101C", bottleneck, (3, 4, 23, 3), **_C,
-    timm="resnet101c", tag="gluon_in1k", params=44_568_392, gmacs=8.041))
+    timm="resnet101c", tag="gluon_in1k", params=44_568_392, gmacs=8.041, source="He et al. 2019"))
 ResNet101D = variant(resnet, ResNetConfig("ResNet101D", bottleneck, (3, 4, 23, 3), **_D,
-    timm="resnet101d", tag="ra2_in1k", params=44_568_392, gmacs=8.041))
+    timm="resnet101d", tag="ra2_in1k", params=44_568_392, gmacs=8.041, source="He et al. 2019"))
 ResNet101S = variant(resnet, ResNetConfig("ResNet101S", bottleneck, (3, 4, 23, 3), **_S,
-    timm="resnet101s", tag="gluon_in1k", params=44_672_936, gmacs=9.157))
+    timm="resnet101s", tag="gluon_in1k", params=44_672_936, gmacs=9.157, source="He et al. 2019"))
 ResNet152 = variant(resnet, ResNetConfig("ResNet152", bottleneck, (3, 8, 36, 3),
-    timm="resnet152", tag="a1h_in1k", params=60_192_808, gmacs=11.51))
+    timm="resnet152", tag="a1h_in1k", params=60_192_808, gmacs=11.51, source="He et al. 2016, table 1"))
 ResNet152C = variant(resnet, ResNetConfig("ResNet152C", bottleneck, (3, 8, 36, 3), **_C,
-    timm="resnet152c", tag="gluon_in1k", params=60_212_040, gmacs=11.75))
+    timm="resnet152c", tag="gluon_in1k", params=60_212_040, gmacs=11.75, source="He et al. 2019"))
 ResNet152D = variant(resnet, ResNetConfig("ResNet152D", bottleneck, (3, 8, 36, 3), **_D,
-    timm="resnet152d", tag="ra2_in1k", params=60_212_040, gmacs=11.75))
+    timm="resnet152d", tag="ra2_in1k", params=60_212_040, gmacs=11.75, source="He et al. 2019"))
 ResNet152S = variant(resnet, ResNetConfig("ResNet152S", bottleneck, (3, 8, 36, 3), **_S,
-    timm="resnet152s", tag="gluon_in1k", params=60_316_584, gmacs=12.87))
+    timm="resnet152s", tag="gluon_in1k", params=60_316_584, gmacs=12.87, source="He et al. 2019"))
 ResNet200 = variant(resnet, ResNetConfig("ResNet200", bottleneck, (3, 24, 36, 3),
-    timm="resnet200", params=64_673_832, gmacs=15.01))
+    timm="resnet200", params=64_673_832, gmacs=15.01, source="A form of timm, after He et al. 2016"))
 ResNet200D = variant(resnet, ResNetConfig("ResNet200D", bottleneck, (3, 24, 36, 3), **_D,
-    timm="resnet200d", tag="ra2_in1k", params=64_693_064, gmacs=15.25))
+    timm="resnet200d", tag="ra2_in1k", params=64_693_064, gmacs=15.25, source="He et al. 2019"))
 WideResNet50_2 = variant(resnet, ResNetConfig("WideResNet50_2", bottleneck, (3, 4, 6, 3), base_width=128,
-    timm="wide_resnet50_2", tag="racm_in1k", params=68_883_240, gmacs=11.40))
+    timm="wide_resnet50_2", tag="racm_in1k", params=68_883_240, gmacs=11.40, source="Zagoruyko & Komodakis 2016"))
 WideResNet101_2 = variant(resnet, ResNetConfig("WideResNet101_2", bottleneck, (3, 4, 23, 3), base_width=128,
-    timm="wide_resnet101_2", tag="tv_in1k", params=126_886_696, gmacs=22.75))
+    timm="wide_resnet101_2", tag="tv_in1k", params=126_886_696, gmacs=22.75, source="Zagoruyko & Komodakis 2016"))
 ResNet50GN = variant(resnet, ResNetConfig("ResNet50GN", bottleneck, (3, 4, 6, 3), norm=group_norm,
-    timm="resnet50_gn", tag="a1h_in1k", params=25_557_032, gmacs=4.089))
+    timm="resnet50_gn", tag="a1h_in1k", params=25_557_032, gmacs=4.089, source="Wu & He 2018"))
 ResNeXt50_32x4d = variant(resnet, ResNetConfig("ResNeXt50_32x4d", bottleneck, (3, 4, 6, 3), groups=32, base_width=4,
-    timm="resnext50_32x4d", tag="a1h_in1k", params=25_028_904, gmacs=4.230))
+    timm="resnext50_32x4d", tag="a1h_in1k", params=25_028_904, gmacs=4.230, source="Xie et al. 2017"))
 ResNeXt50D_32x4d = variant(resnet, ResNetConfig("ResNeXt50D_32x4d", bottleneck, (3, 4, 6, 3), **_D, groups=32,
     base_width=4,
-    timm="resnext50d_32x4d", tag="bt_in1k", params=25_048_136, gmacs=4.470))
+    timm="resnext50d_32x4d", tag="bt_in1k", params=25_048_136, gmacs=4.470, source="Xie et al. 2017"))
 ResNeXt101_32x4d = variant(resnet, ResNetConfig("ResNeXt101_32x4d", bottleneck, (3, 4, 23, 3), groups=32,
     base_width=4,
-    timm="resnext101_32x4d", tag="fb_ssl_yfcc100m_ft_in1k", params=44_177_704, gmacs=7.970))
+    timm="resnext101_32x4d", tag="fb_ssl_yfcc100m_ft_in1k", params=44_177_704, gmacs=7.970,
+    source="Xie et al. 2017"))
 ResNeXt101_32x8d = variant(resnet, ResNetConfig("ResNeXt101_32x8d", bottleneck, (3, 4, 23, 3), groups=32,
     base_width=8,
-    timm="resnext101_32x8d", tag="tv_in1k", params=88_791_336, gmacs=16.41))
+    timm="resnext101_32x8d", tag="tv_in1k", params=88_791_336, gmacs=16.41, source="Xie et al. 2017"))
 ResNeXt101_32x16d = variant(resnet, ResNetConfig("ResNeXt101_32x16d", bottleneck, (3, 4, 23, 3), groups=32,
     base_width=16,
-    timm="resnext101_32x16d", tag="fb_wsl_ig1b_ft_in1k", params=194_026_792, gmacs=36.16))
+    timm="resnext101_32x16d", tag="fb_wsl_ig1b_ft_in1k", params=194_026_792, gmacs=36.16, source="Xie et al. 2017"))
 ResNeXt101_32x32d = variant(resnet, ResNetConfig("ResNeXt101_32x32d", bottleneck, (3, 4, 23, 3), groups=32,
     base_width=32,
-    timm="resnext101_32x32d", tag="fb_wsl_ig1b_ft_in1k", params=468_530_472, gmacs=87.11))
+    timm="resnext101_32x32d", tag="fb_wsl_ig1b_ft_in1k", params=468_530_472, gmacs=87.11, source="Xie et al. 2017"))
 ResNeXt101_64x4d = variant(resnet, ResNetConfig("ResNeXt101_64x4d", bottleneck, (3, 4, 23, 3), groups=64,
     base_width=4,
-    timm="resnext101_64x4d", tag="c1_in1k", params=83_455_272, gmacs=15.46))
+    timm="resnext101_64x4d", tag="c1_in1k", params=83_455_272, gmacs=15.46, source="Xie et al. 2017"))
 ECAResNet26T = variant(resnet, ResNetConfig("ECAResNet26T", bottleneck, (2, 2, 2, 2), **_T,
     attention=efficient_channel_attention,
-    timm="ecaresnet26t", tag="ra2_in1k", params=16_011_916, gmacs=2.550))
+    timm="ecaresnet26t", tag="ra2_in1k", params=16_011_916, gmacs=2.550, source="Wang et al. 2020"))
 ECAResNet50D = variant(resnet, ResNetConfig("ECAResNet50D", bottleneck, (3, 4, 6, 3), **_D,
     attention=efficient_channel_attention,
-    timm="ecaresnet50d", tag="miil_in1k", params=25_576_350, gmacs=4.329))
+    timm="ecaresnet50d", tag="miil_in1k", params=25_576_350, gmacs=4.329, source="Wang et al. 2020"))
 ECAResNet50T = variant(resnet, ResNetConfig("ECAResNet50T", bottleneck, (3, 4, 6, 3), **_T,
     attention=efficient_channel_attention,
-    timm="ecaresnet50t", tag="ra2_in1k", params=25_573_814, gmacs=4.297))
+    timm="ecaresnet50t", tag="ra2_in1k", params=25_573_814, gmacs=4.297, source="Wang et al. 2020"))
 ECAResNetLight = variant(resnet, ResNetConfig("ECAResNetLight", bottleneck, (1, 1, 11, 3), shortcut=pooled_projection,
     attention=efficient_channel_attention,
-    timm="ecaresnetlight", tag="miil_in1k", params=30_162_046, gmacs=4.089))
+    timm="ecaresnetlight", tag="miil_in1k", params=30_162_046, gmacs=4.089, source="Wang et al. 2020"))
 ECAResNet101D = variant(resnet, ResNetConfig("ECAResNet101D", bottleneck, (3, 4, 23, 3), **_D,
     attention=efficient_channel_attention,
-    timm="ecaresnet101d", tag="miil_in1k", params=44_568_563, gmacs=8.041))
+    timm="ecaresnet101d", tag="miil_in1k", params=44_568_563, gmacs=8.041, source="Wang et al. 2020"))
 ECAResNet200D = variant(resnet, ResNetConfig("ECAResNet200D", bottleneck, (3, 24, 36, 3), **_D,
     attention=efficient_channel_attention,
-    timm="ecaresnet200d", params=64_693_400, gmacs=15.25))
+    timm="ecaresnet200d", params=64_693_400, gmacs=15.25, source="Wang et al. 2020"))
 ECAResNet269D = variant(resnet, ResNetConfig("ECAResNet269D", bottleneck, (3, 30, 48, 8), **_D,
     attention=efficient_channel_attention,
-    timm="ecaresnet269d", tag="ra2_in1k", params=102_093_077, gmacs=20.27))
+    timm="ecaresnet269d", tag="ra2_in1k", params=102_093_077, gmacs=20.27, source="Wang et al. 2020"))
 ECAResNeXt26T_32x4d = variant(resnet, ResNetConfig("ECAResNeXt26T_32x4d", bottleneck, (2, 2, 2, 2), **_T, groups=32,
     base_width=4, attention=efficient_channel_attention,
-    timm="ecaresnext26t_32x4d", params=15_406_220, gmacs=2.679))
+    timm="ecaresnext26t_32x4d", params=15_406_220, gmacs=2.679, source="Wang et al. 2020"))
 ECAResNeXt50T_32x4d = variant(resnet, ResNetConfig("ECAResNeXt50T_32x4d", bottleneck, (3, 4, 6, 3), **_T, groups=32,
     base_width=4, attention=efficient_channel_attention,
-    timm="ecaresnext50t_32x4d", params=25_045_686, gmacs=4.439))
+    timm="ecaresnext50t_32x4d", params=25_045_686, gmacs=4.439, source="Wang et al. 2020"))
 SEResNet18 = variant(resnet, ResNetConfig("SEResNet18", basic, (2, 2, 2, 2), attention=squeeze_excite,
-    timm="seresnet18", params=11_779_624, gmacs=1.814))
+    timm="seresnet18", params=11_779_624, gmacs=1.814, source="Hu et al. 2018"))
 SEResNet34 = variant(resnet, ResNetConfig("SEResNet34", basic, (3, 4, 6, 3), attention=squeeze_excite,
-    timm="seresnet34", params=21_960_416, gmacs=3.664))
+    timm="seresnet34", params=21_960_416, gmacs=3.664, source="Hu et al. 2018"))
 SEResNet50 = variant(resnet, ResNetConfig("SEResNet50", bottleneck, (3, 4, 6, 3), attention=squeeze_excite,
-    timm="seresnet50", tag="a1_in1k", params=28_088_024, gmacs=4.092))
+    timm="seresnet50", tag="a1_in1k", params=28_088_024, gmacs=4.092, source="Hu et al. 2018"))
 SEResNet50T = variant(resnet, ResNetConfig("SEResNet50T", bottleneck, (3, 4, 6, 3), **_T, attention=squeeze_excite,
-    timm="seresnet50t", params=28_104_720, gmacs=4.300))
+    timm="seresnet50t", params=28_104_720, gmacs=4.300, source="Hu et al. 2018"))
 SEResNet101 = variant(resnet, ResNetConfig("SEResNet101", bottleneck, (3, 4, 23, 3), attention=squeeze_excite,
-    timm="seresnet101", params=49_326_872, gmacs=7.806))
+    timm="seresnet101", params=49_326_872, gmacs=7.806, source="Hu et al. 2018"))
 SEResNet152 = variant(resnet, ResNetConfig("SEResNet152", bottleneck, (3, 8, 36, 3), attention=squeeze_excite,
-    timm="seresnet152", params=66_821_848, gmacs=11.52))
+    timm="seresnet152", params=66_821_848, gmacs=11.52, source="Hu et al. 2018"))
 SEResNet152D = variant(resnet, ResNetConfig("SEResNet152D", bottleneck, (3, 8, 36, 3), **_D, attention=squeeze_excite,
-    timm="seresnet152d", tag="ra2_in1k", params=66_841_080, gmacs=11.76))
+    timm="seresnet152d", tag="ra2_in1k", params=66_841_080, gmacs=11.76, source="Hu et al. 2018"))
 SEResNet200D = variant(resnet, ResNetConfig("SEResNet200D", bottleneck, (3, 24, 36, 3), **_D,
     attention=squeeze_excite,
-    timm="seresnet200d", params=71_855_096, gmacs=15.25))
+    timm="seresnet200d", params=71_855_096, gmacs=15.25, source="Hu et al. 2018"))
 SEResNet269D = variant(resnet, ResNetConfig("SEResNet269D", bottleneck, (3, 30, 48, 8), **_D,
     attention=squeeze_excite,
-    timm="seresnet269d", params=113_672_760, gmacs=20.28))
+    timm="seresnet269d", params=113_672_760, gmacs=20.28, source="Hu et al. 2018"))
 SEResNeXt26D_32x4d = variant(resnet, ResNetConfig("SEResNeXt26D_32x4d", bottleneck, (2, 2, 2, 2), **_D, groups=32,
     base_width=4, attention=squeeze_excite,
-    timm="seresnext26d_32x4d", tag="bt_in1k", params=16_809_512, gmacs=2.712))
+    timm="seresnext26d_32x4d", tag="bt_in1k", params=16_809_512, gmacs=2.712, source="Hu et al. 2018"))
 SEResNeXt26T_32x4d = variant(resnet, ResNetConfig("SEResNeXt26T_32x4d", bottleneck, (2, 2, 2, 2), **_T, groups=32,
     base_width=4, attention=squeeze_excite,
-    timm="seresnext26t_32x4d", tag="bt_in1k", params=16_806_976, gmacs=2.680))
+    timm="seresnext26t_32x4d", tag="bt_in1k", params=16_806_976, gmacs=2.680, source="Hu et al. 2018"))
 SEResNeXt50_32x4d = variant(resnet, ResNetConfig("SEResNeXt50_32x4d", bottleneck, (3, 4, 6, 3), groups=32,
     base_width=4, attention=squeeze_excite,
-    timm="seresnext50_32x4d", tag="racm_in1k", params=27_559_896, gmacs=4.233))
+    timm="seresnext50_32x4d", tag="racm_in1k", params=27_559_896, gmacs=4.233, source="Hu et al. 2018"))
 SEResNeXt101_32x4d = variant(resnet, ResNetConfig("SEResNeXt101_32x4d", bottleneck, (3, 4, 23, 3), groups=32,
     base_width=4, attention=squeeze_excite,
-    timm="seresnext101_32x4d", tag="gluon_in1k", params=48_955_416, gmacs=7.975))
+    timm="seresnext101_32x4d", tag="gluon_in1k", params=48_955_416, gmacs=7.975, source="Hu et al. 2018"))
 SEResNeXt101_32x8d = variant(resnet, ResNetConfig("SEResNeXt101_32x8d", bottleneck, (3, 4, 23, 3), groups=32,
     base_width=8, attention=squeeze_excite,
-    timm="seresnext101_32x8d", tag="ah_in1k", params=93_569_048, gmacs=16.42))
+    timm="seresnext101_32x8d", tag="ah_in1k", params=93_569_048, gmacs=16.42, source="Hu et al. 2018"))
 SEResNeXt101D_32x8d = variant(resnet, ResNetConfig("SEResNeXt101D_32x8d", bottleneck, (3, 4, 23, 3), **_D, groups=32,
     base_width=8, attention=squeeze_excite,
-    timm="seresnext101d_32x8d", tag="ah_in1k", params=93_588_280, gmacs=16.66))
+    timm="seresnext101d_32x8d", tag="ah_in1k", params=93_588_280, gmacs=16.66, source="Hu et al. 2018"))
 SEResNeXt101_64x4d = variant(resnet, ResNetConfig("SEResNeXt101_64x4d", bottleneck, (3, 4, 23, 3), groups=64,
     base_width=4, attention=squeeze_excite,
-    timm="seresnext101_64x4d", tag="gluon_in1k", params=88_232_984, gmacs=15.47))
+    timm="seresnext101_64x4d", tag="gluon_in1k", params=88_232_984, gmacs=15.47, source="Hu et al. 2018"))
 SENet154 = variant(resnet, ResNetConfig("SENet154", bottleneck, (3, 8, 36, 3), **_S, groups=64, base_width=4,
     reduce_first=2, shortcut=partial(projection, kernel=3), attention=squeeze_excite,
-    timm="senet154", tag="gluon_in1k", params=115_088_984, gmacs=20.69))
+    timm="senet154", tag="gluon_in1k", params=115_088_984, gmacs=20.69, source="Hu et al. 2018"))
 ResNetBlur18 = variant(resnet, ResNetConfig("ResNetBlur18", basic, (2, 2, 2, 2), downsample=blur_pool,
-    timm="resnetblur18", params=11_689_512, gmacs=2.338))
+    timm="resnetblur18", params=11_689_512, gmacs=2.338, source="Zhang 2019"))
 ResNetBlur50 = variant(resnet, ResNetConfig("ResNetBlur50", bottleneck, (3, 4, 6, 3), downsample=blur_pool,
-    timm="resnetblur50", tag="bt_in1k", params=25_557_032, gmacs=5.133))
+    timm="resnetblur50", tag="bt_in1k", params=25_557_032, gmacs=5.133, source="Zhang 2019"))
 ResNetBlur50D = variant(resnet, ResNetConfig("ResNetBlur50D", bottleneck, (3, 4, 6, 3), **_D, downsample=blur_pool,
-    timm="resnetblur50d", params=25_576_264, gmacs=5.373))
+    timm="resnetblur50d", params=25_576_264, gmacs=5.373, source="Zhang 2019"))
 ResNetBlur101D = variant(resnet, ResNetConfig("ResNetBlur101D", bottleneck, (3, 4, 23, 3), **_D, downsample=blur_pool,
-    timm="resnetblur101d", params=44_568_392, gmacs=9.085))
+    timm="resnetblur101d", params=44_568_392, gmacs=9.085, source="Zhang 2019"))
 ResNetAA34D = variant(resnet, ResNetConfig("ResNetAA34D", basic, (3, 4, 6, 3), **_D, downsample=average_pool,
-    timm="resnetaa34d", params=21_816_904, gmacs=4.424))
+    timm="resnetaa34d", params=21_816_904, gmacs=4.424, source="Zhang 2019"))
 ResNetAA50 = variant(resnet, ResNetConfig("ResNetAA50", bottleneck, (3, 4, 6, 3), downsample=average_pool,
-    timm="resnetaa50", tag="a1h_in1k", params=25_557_032, gmacs=5.130))
+    timm="resnetaa50", tag="a1h_in1k", params=25_557_032, gmacs=5.130, source="Zhang 2019"))
 ResNetAA50D = variant(resnet, ResNetConfig("ResNetAA50D", bottleneck, (3, 4, 6, 3), **_D, downsample=average_pool,
-    timm="resnetaa50d", tag="sw_in12k_ft_in1k", params=25_576_264, gmacs=5.369))
+    timm="resnetaa50d", tag="sw_in12k_ft_in1k", params=25_576_264, gmacs=5.369, source="Zhang 2019"))
 ResNetAA101D = variant(resnet, ResNetConfig("ResNetAA101D", bottleneck, (3, 4, 23, 3), **_D, downsample=average_pool,
-    timm="resnetaa101d", tag="sw_in12k_ft_in1k", params=44_568_392, gmacs=9.081))
+    timm="resnetaa101d", tag="sw_in12k_ft_in1k", params=44_568_392, gmacs=9.081, source="Zhang 2019"))
 SEResNetAA50D = variant(resnet, ResNetConfig("SEResNetAA50D", bottleneck, (3, 4, 6, 3), **_D,
     attention=squeeze_excite, downsample=average_pool,
-    timm="seresnetaa50d", params=28_107_256, gmacs=5.372))
+    timm="seresnetaa50d", params=28_107_256, gmacs=5.372, source="Zhang 2019"))
 SEResNeXtAA101D_32x8d = variant(resnet, ResNetConfig("SEResNeXtAA101D_32x8d", bottleneck, (3, 4, 23, 3), **_D,
     groups=32, base_width=8, attention=squeeze_excite, downsample=average_pool,
-    timm="seresnextaa101d_32x8d", tag="sw_in12k_ft_in1k_288", params=93_588_280, gmacs=17.18))
+    timm="seresnextaa101d_32x8d", tag="sw_in12k_ft_in1k_288", params=93_588_280, gmacs=17.18, source="Zhang 2019"))
 SEResNeXtAA201D_32x8d = variant(resnet, ResNetConfig("SEResNeXtAA201D_32x8d", bottleneck, (3, 24, 36, 4),
     stem=_WIDE_STEM, shortcut=pooled_projection, groups=32, base_width=8, attention=squeeze_excite,
     downsample=average_pool,
-    timm="seresnextaa201d_32x8d", tag="sw_in12k_ft_in1k_384", params=149_394_904, gmacs=34.28))
+    timm="seresnextaa201d_32x8d", tag="sw_in12k_ft_in1k_384", params=149_394_904, gmacs=34.28, source="Zhang 2019"))
 ResNetRS50 = variant(resnet, ResNetConfig("ResNetRS50", bottleneck, (3, 4, 6, 3), **_RS,
-    timm="resnetrs50", tag="tf_in1k", input_shape=(160, 160, 3), params=35_691_912, gmacs=2.279))
+    timm="resnetrs50", tag="tf_in1k", input_shape=(160, 160, 3), params=35_691_912, gmacs=2.279,
+    source="Bello et al. 2021"))
 ResNetRS101 = variant(resnet, ResNetConfig("ResNetRS101", bottleneck, (3, 4, 23, 3), **_RS,
-    timm="resnetrs101", tag="tf_in1k", input_shape=(192, 192, 3), params=63_618_696, gmacs=6.012))
+    timm="resnetrs101", tag="tf_in1k", input_shape=(192, 192, 3), params=63_618_696, gmacs=6.012,
+    source="Bello et al. 2021"))
 ResNetRS152 = variant(resnet, ResNetConfig("ResNetRS152", bottleneck, (3, 8, 36, 3), **_RS,
-    timm="resnetrs152", tag="tf_in1k", input_shape=(256, 256, 3), params=86_621_576, gmacs=15.53))
+    timm="resnetrs152", tag="tf_in1k", input_shape=(256, 256, 3), params=86_621_576, gmacs=15.53,
+    source="Bello et al. 2021"))
 ResNetRS200 = variant(resnet, ResNetConfig("ResNetRS200", bottleneck, (3, 24, 36, 3), **_RS,
-    timm="resnetrs200", tag="tf_in1k", input_shape=(256, 256, 3), params=93_209_992, gmacs=20.09))
+    timm="resnetrs200", tag="tf_in1k", input_shape=(256, 256, 3), params=93_209_992, gmacs=20.09,
+    source="Bello et al. 2021"))
 ResNetRS270 = variant(resnet, ResNetConfig("ResNetRS270", bottleneck, (4, 29, 53, 4), **_RS,
-    timm="resnetrs270", tag="tf_in1k", input_shape=(256, 256, 3), params=129_861_448, gmacs=26.95))
+    timm="resnetrs270", tag="tf_in1k", input_shape=(256, 256, 3), params=129_861_448, gmacs=26.95,
+    source="Bello et al. 2021"))
 ResNetRS350 = variant(resnet, ResNetConfig("ResNetRS350", bottleneck, (4, 36, 72, 4), **_RS,
-    timm="resnetrs350", tag="tf_in1k", input_shape=(288, 288, 3), params=163_956_168, gmacs=43.49))
+    timm="resnetrs350", tag="tf_in1k", input_shape=(288, 288, 3), params=163_956_168, gmacs=43.49,
+    source="Bello et al. 2021"))
 ResNetRS420 = variant(resnet, ResNetConfig("ResNetRS420", bottleneck, (4, 44, 87, 4), **_RS,
-    timm="resnetrs420", tag="tf_in1k", input_shape=(320, 320, 3), params=191_891_656, gmacs=63.94))
+    timm="resnetrs420", tag="tf_in1k", input_shape=(320, 320, 3), params=191_891_656, gmacs=63.94,
+    source="Bello et al. 2021"))
 TestResNet = variant(resnet, ResNetConfig("TestResNet", (basic, basic, bottleneck, basic), (1, 1, 1, 1),
     stem=partial(deep_stem, widths=(16, 16, 32)), shortcut=pooled_projection, widths=(32, 48, 48, 96),
-    timm="test_resnet", tag="r160_in1k", input_shape=(160, 160, 3), params=469_688, gmacs=0.103))
+    timm="test_resnet", tag="r160_in1k", input_shape=(160, 160, 3), params=469_688, gmacs=0.103,
+    source="A small network of timm\'s, for tests"))
 
 # The plain twins of He et al. 2016, figure 4: the same layers without the skips.
 PlainNet18 = variant(resnet, ResNetConfig("PlainNet18", plain_basic, (2, 2, 2, 2),

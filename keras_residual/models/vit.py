@@ -297,12 +297,14 @@ ViTGAPMedium16 = variant(vit, ViTConfig("ViTGAPMedium16", 16, 512, 12, 8, pool=m
     qkv_bias=False, scale=1e-06,
     timm="vit_medium_patch16_gap_240",
     aliases=(("vit_medium_patch16_gap_256", 256), ("vit_medium_patch16_gap_384", 384)), input_shape=(240, 240, 3),
-    params=38_845_416, gmacs=9.205))
+    params=38_845_416, gmacs=9.205, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPBetwixt16 = variant(vit, ViTConfig("ViTGAPBetwixt16", 16, 640, 12, 10, pool=mean_of_patches, tokens=(),
     qkv_bias=False, scale=1e-06,
-    timm="vit_betwixt_patch16_gap_256", input_shape=(256, 256, 3), params=60_372_840, gmacs=16.23))
+    timm="vit_betwixt_patch16_gap_256", input_shape=(256, 256, 3), params=60_372_840, gmacs=16.23,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPBase16 = variant(vit, ViTConfig("ViTGAPBase16", 16, 768, 12, 16, pool=mean_of_patches, tokens=(),
-    timm="vit_base_patch16_gap_224", params=86_566_120, gmacs=17.47))
+    timm="vit_base_patch16_gap_224", params=86_566_120, gmacs=17.47,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPHuge14 = variant(vit, ViTConfig("ViTGAPHuge14", 14, 1280, 32, 16, pool=mean_of_patches, tokens=(),
     timm="vit_huge_patch14_gap_224", params=632_043_240, gmacs=166.62, source="Assran et al. 2023"))
 ViTGAPHuge16 = variant(vit, ViTConfig("ViTGAPHuge16", 16, 1280, 32, 16, pool=mean_of_patches, tokens=(),
@@ -358,9 +360,11 @@ CLIPQuickGELUGigantic14 = variant(vit, ViTConfig("CLIPQuickGELUGigantic14", 14, 
     activation="quick_gelu",
     timm="vit_gigantic_patch14_clip_quickgelu_224", params=1_844_442_344, gmacs=483.75, source="Radford et al. 2021"))
 ViTBasePlus32 = variant(vit, ViTConfig("ViTBasePlus32", 32, 896, 12, 14, scale=1e-05,
-    timm="vit_base_patch32_plus_256", input_shape=(256, 256, 3), params=119_478_120, gmacs=7.782))
+    timm="vit_base_patch32_plus_256", input_shape=(256, 256, 3), params=119_478_120, gmacs=7.782,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTBasePlus16 = variant(vit, ViTConfig("ViTBasePlus16", 16, 896, 12, 14, scale=1e-05,
-    timm="vit_base_patch16_plus_240", input_shape=(240, 240, 3), params=117_557_992, gmacs=27.38))
+    timm="vit_base_patch16_plus_240", input_shape=(240, 240, 3), params=117_557_992, gmacs=27.38,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTSmallDeep16 = variant(vit, ViTConfig("ViTSmallDeep16", 16, 384, 36, 6, scale=1e-05,
     timm="vit_small_patch16_36x1_224", params=64_665_448, gmacs=13.68,
     source='Touvron et al. 2022, "Three things everyone should know about Vision Transformers"'))
@@ -406,16 +410,20 @@ DINOv2RegGiant14 = variant(vit, ViTConfig("DINOv2RegGiant14", 14, 1536, 40, 24, 
     source="Darcet et al. 2023"))
 TIPSv2Base14 = variant(vit, ViTConfig("TIPSv2Base14", 14, 768, 12, 12, tokens=(("cls_token", 1), ("reg_token", 1)),
     embed_tokens=False, scale=1,
-    timm="vit_base_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=87_083_752, gmacs=107.01))
+    timm="vit_base_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=87_083_752, gmacs=107.01,
+    source="Google's TIPS v2"))
 TIPSv2Large14 = variant(vit, ViTConfig("TIPSv2Large14", 14, 1024, 24, 16, tokens=(("cls_token", 1), ("reg_token", 1)),
     embed_tokens=False, scale=1,
-    timm="vit_large_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=305_039_336, gmacs=362.20))
+    timm="vit_large_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=305_039_336, gmacs=362.20,
+    source="Google's TIPS v2"))
 TIPSv2So400M14 = variant(vit, ViTConfig("TIPSv2So400M14", 14, 1152, 27, 16, hidden=4304,
     tokens=(("cls_token", 1), ("reg_token", 1)), embed_tokens=False, scale=1,
-    timm="vit_so400m_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=414_544_600, gmacs=487.94))
+    timm="vit_so400m_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=414_544_600, gmacs=487.94,
+    source="Google's TIPS v2"))
 TIPSv2Giant14 = variant(vit, ViTConfig("TIPSv2Giant14", 14, 1536, 40, 24, hidden=8192, **_SWIGLU,
     tokens=(("cls_token", 1), ("reg_token", 1)), embed_tokens=False, scale=1,
-    timm="vit_giant_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=1_137_486_312, gmacs=1292.19))
+    timm="vit_giant_patch14_reg1_tipsv2", input_shape=(448, 448, 3), params=1_137_486_312, gmacs=1292.19,
+    source="Google's TIPS v2"))
 SigLIPBase32 = variant(vit, ViTConfig("SigLIPBase32", 32, 768, 12, 12, activation="gelu_tanh", pool=attention_pool,
     tokens=(),
     timm="vit_base_patch32_siglip_256", input_shape=(256, 256, 3), params=95_321_320, gmacs=5.745,
@@ -479,38 +487,42 @@ SigLIPGAPGiantOpt16 = variant(vit, ViTConfig("SigLIPGAPGiantOpt16", 16, 1536, 40
     input_shape=(256, 256, 3), params=1_136_375_272, gmacs=298.27, source="Tschannen et al. 2025"))
 ViTGAPReg1Wee16 = variant(vit, ViTConfig("ViTGAPReg1Wee16", 16, 256, 14, 4, hidden=1280, pool=mean_of_patches,
     tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
-    timm="vit_wee_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=13_422_568, gmacs=3.825))
+    timm="vit_wee_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=13_422_568, gmacs=3.825,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg1Little16 = variant(vit, ViTConfig("ViTGAPReg1Little16", 16, 320, 14, 5, hidden=1792, pool=mean_of_patches,
     tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_little_patch16_reg1_gap_256", tag="sbb_in12k_ft_in1k", input_shape=(256, 256, 3), params=22_515_048,
-    gmacs=6.255))
+    gmacs=6.255, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Little16 = variant(vit, ViTConfig("ViTGAPReg4Little16", 16, 320, 14, 5, hidden=1792, pool=mean_of_patches,
     tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_little_patch16_reg4_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=22_516_008,
-    gmacs=6.335))
+    gmacs=6.335, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg1Medium16 = variant(vit, ViTConfig("ViTGAPReg1Medium16", 16, 512, 12, 8, pool=mean_of_patches,
     tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_medium_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=38_880_232,
-    gmacs=10.61))
+    gmacs=10.61, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Medium16 = variant(vit, ViTConfig("ViTGAPReg4Medium16", 16, 512, 12, 8, pool=mean_of_patches,
     tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_medium_patch16_reg4_gap_256", tag="sbb_in12k_ft_in1k", input_shape=(256, 256, 3), params=38_881_768,
-    gmacs=10.75))
+    gmacs=10.75, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4MediumD16 = variant(vit, ViTConfig("ViTGAPReg4MediumD16", 16, 512, 20, 8, pool=mean_of_patches,
     tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_mediumd_patch16_reg4_gap_256", tag="sbb2_e200_in12k_ft_in1k",
-    aliases=(("vit_mediumd_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=64_109_032, gmacs=17.84))
+    aliases=(("vit_mediumd_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=64_109_032, gmacs=17.84,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg1Betwixt16 = variant(vit, ViTConfig("ViTGAPReg1Betwixt16", 16, 640, 12, 10, pool=mean_of_patches,
     tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_betwixt_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=60_396_520,
-    gmacs=16.30))
+    gmacs=16.30, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Betwixt16 = variant(vit, ViTConfig("ViTGAPReg4Betwixt16", 16, 640, 12, 10, pool=mean_of_patches,
     tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
     timm="vit_betwixt_patch16_reg4_gap_256", tag="sbb2_e200_in12k_ft_in1k",
-    aliases=(("vit_betwixt_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=60_398_440, gmacs=16.50))
+    aliases=(("vit_betwixt_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=60_398_440, gmacs=16.50,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Base16 = variant(vit, ViTConfig("ViTGAPReg4Base16", 16, 768, 12, 12, pool=mean_of_patches,
     tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True,
-    timm="vit_base_patch16_reg4_gap_256", input_shape=(256, 256, 3), params=86_615_272, gmacs=23.48))
+    timm="vit_base_patch16_reg4_gap_256", input_shape=(256, 256, 3), params=86_615_272, gmacs=23.48,
+    source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTMAPReg4So150M16 = variant(vit, ViTConfig("ViTMAPReg4So150M16", 16, 896, 18, 14, hidden=2304, pool=attention_pool,
     tokens=(("reg_token", 4),),
     timm="vit_so150m_patch16_reg4_map_256", input_shape=(256, 256, 3), params=141_481_064, gmacs=37.13,
@@ -526,7 +538,8 @@ ViTGAPReg1So150M2_16 = variant(vit, ViTConfig("ViTGAPReg1So150M2_16", 16, 832, 2
     aliases=(("vit_so150m2_patch16_reg1_gap_384", 384), ("vit_so150m2_patch16_reg1_gap_448", 448)),
     input_shape=(256, 256, 3), params=136_059_560, gmacs=36.96, source="After Alabdulmohsin et al. 2023"))
 InternViT300M14 = variant(vit, ViTConfig("InternViT300M14", 14, 1024, 24, 16, norm_last=False, scale=0.1,
-    timm="vit_intern300m_patch14_448", input_shape=(448, 448, 3), params=305_037_288, gmacs=361.80))
+    timm="vit_intern300m_patch14_448", input_shape=(448, 448, 3), params=305_037_288, gmacs=361.80,
+    source="Chen et al. 2024 (InternVL)"))
 AIMv2Large14 = variant(vit, ViTConfig("AIMv2Large14", 14, 1024, 24, 8, hidden=2816, **_AIM,
     timm="aimv2_large_patch14_224", aliases=(("aimv2_large_patch14_336", 336), ("aimv2_large_patch14_448", 448)),
     params=310_222_824, gmacs=82.30, source="Fini et al. 2024"))
@@ -540,34 +553,44 @@ AIMv2_3B14 = variant(vit, ViTConfig("AIMv2_3B14", 14, 3072, 24, 24, hidden=8192,
     timm="aimv2_3b_patch14_224", aliases=(("aimv2_3b_patch14_336", 336), ("aimv2_3b_patch14_448", 448)),
     params=2_723_731_432, gmacs=705.91, source="Fini et al. 2024"))
 TestViT = variant(vit, ViTConfig("TestViT", 16, 64, 6, 2, hidden=192,
-    timm="test_vit", tag="r160_in1k", input_shape=(160, 160, 3), params=371_240, gmacs=0.038))
+    timm="test_vit", tag="r160_in1k", input_shape=(160, 160, 3), params=371_240, gmacs=0.038,
+    source="A small network of timm's, for tests"))
 TestViT2 = variant(vit, ViTConfig("TestViT2", 16, 64, 8, 2, hidden=192, pool=mean_of_patches,
     tokens=(("reg_token", 1),), norm_pooled=True, scale=1e-05,
-    timm="test_vit2", tag="r160_in1k", input_shape=(160, 160, 3), params=455_720, gmacs=0.049))
+    timm="test_vit2", tag="r160_in1k", input_shape=(160, 160, 3), params=455_720, gmacs=0.049,
+    source="A small network of timm's, for tests"))
 TestViT3 = variant(vit, ViTConfig("TestViT3", 16, 96, 9, 3, hidden=192, pool=partial(attention_pool, prefix=True),
     tokens=(("reg_token", 1),), scale=1e-05,
-    timm="test_vit3", tag="r160_in1k", input_shape=(160, 160, 3), params=930_280, gmacs=0.094))
+    timm="test_vit3", tag="r160_in1k", input_shape=(160, 160, 3), params=930_280, gmacs=0.094,
+    source="A small network of timm's, for tests"))
 TestViT4 = variant(vit, ViTConfig("TestViT4", 16, 96, 9, 3, hidden=288, pool=mean_of_patches,
     tokens=(("reg_token", 1),), norm=rms_norm, norm_pooled=True, scale=1e-05,
-    timm="test_vit4", input_shape=(160, 160, 3), params=1_020_520, gmacs=0.109))
+    timm="test_vit4", input_shape=(160, 160, 3), params=1_020_520, gmacs=0.109,
+    source="A small network of timm's, for tests"))
 RADIOv3Base16 = variant(vit, ViTConfig("RADIOv3Base16", 16, 768, 12, 12, tokens=(("cls_token", 1), ("reg_token", 7)),
     embed_tokens=False, norm_last=False, scale=1e-05,
-    timm="vit_base_patch16_radio_v3", input_shape=(512, 512, 3), params=87_225_064, gmacs=107.89))
+    timm="vit_base_patch16_radio_v3", input_shape=(512, 512, 3), params=87_225_064, gmacs=107.89,
+    source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv3Large16 = variant(vit, ViTConfig("RADIOv3Large16", 16, 1024, 24, 16,
     tokens=(("cls_token", 1), ("reg_token", 7)), embed_tokens=False, norm_last=False, scale=1e-05,
-    timm="vit_large_patch16_radio_v3", input_shape=(512, 512, 3), params=305_227_752, gmacs=364.81))
+    timm="vit_large_patch16_radio_v3", input_shape=(512, 512, 3), params=305_227_752, gmacs=364.81,
+    source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv3Huge16 = variant(vit, ViTConfig("RADIOv3Huge16", 16, 1280, 32, 16, tokens=(("cls_token", 1), ("reg_token", 7)),
     embed_tokens=False, norm_last=False,
-    timm="vit_huge_patch16_radio_v3", input_shape=(512, 512, 3), params=633_264_360, gmacs=737.53))
+    timm="vit_huge_patch16_radio_v3", input_shape=(512, 512, 3), params=633_264_360, gmacs=737.53,
+    source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv3Giant16 = variant(vit, ViTConfig("RADIOv3Giant16", 16, 1536, 40, 24,
     tokens=(("cls_token", 1), ("reg_token", 7)), embed_tokens=False, norm_last=False,
-    timm="vit_giant_patch16_radio_v3", input_shape=(512, 512, 3), params=1_137_564_136, gmacs=1300.78))
+    timm="vit_giant_patch16_radio_v3", input_shape=(512, 512, 3), params=1_137_564_136, gmacs=1300.78,
+    source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv4So400M16 = variant(vit, ViTConfig("RADIOv4So400M16", 16, 1152, 27, 16, hidden=4304,
     tokens=(("cls_token", 1), ("reg_token", 9)), embed_tokens=False, norm_last=False,
-    timm="vit_so400m_patch16_radio_v4", input_shape=(512, 512, 3), params=414_696_664, gmacs=492.46))
+    timm="vit_so400m_patch16_radio_v4", input_shape=(512, 512, 3), params=414_696_664, gmacs=492.46,
+    source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv4Huge16 = variant(vit, ViTConfig("RADIOv4Huge16", 16, 1280, 32, 16, tokens=(("cls_token", 1), ("reg_token", 9)),
     embed_tokens=False, norm_last=False,
-    timm="vit_huge_patch16_radio_v4", input_shape=(512, 512, 3), params=633_266_920, gmacs=739.13))
+    timm="vit_huge_patch16_radio_v4", input_shape=(512, 512, 3), params=633_266_920, gmacs=739.13,
+    source="Ranzinger et al. 2024 (RADIO)"))
 DeiTTiny16 = variant(vit, ViTConfig("DeiTTiny16", 16, 192, 12, 3,
     timm="deit_tiny_patch16_224", tag="fb_in1k", params=5_717_416, gmacs=1.254, source="Touvron et al. 2021"))
 DeiTSmall16 = variant(vit, ViTConfig("DeiTSmall16", 16, 384, 12, 6,

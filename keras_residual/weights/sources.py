@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from keras_residual.weights import files
 from keras_residual.weights.files import WeightsError
+from keras_residual.weights.published import published
 
 # Best first. OpenCLIP publishes its towers under names of its own.
 _FILES = (
@@ -38,6 +41,7 @@ class Weights:
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
         labels: Names of the classes, if it says so.
         licence: The licence, if it says so.
+        top1: Published ImageNet-1k accuracy in per cent, where timm measured it.
         arguments: What the repository says differs from the architecture's defaults.
     """
 
@@ -52,6 +56,7 @@ class Weights:
     interpolation: str = "bilinear"
     labels: tuple[str, ...] = ()
     licence: str | None = None
+    top1: float | None = None
     arguments: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
@@ -67,7 +72,7 @@ class Weights:
             config = json.loads(path.read_text(encoding="utf-8"))
             given = {**config, **config.get("pretrained_cfg", {})}
             channels, height, width = given.get("input_size", (3, 224, 224))
-            labels = given.get("label_names") or given.get("labels") or ()
+            known = published().get(f"{config['architecture']}.{given.get('tag')}")
             return cls(
                 source=str(source),
                 architecture=str(config["architecture"]),
@@ -78,8 +83,9 @@ class Weights:
                 crop=float(given.get("crop_pct", cls.crop)),
                 crop_mode=str(given.get("crop_mode") or "center"),
                 interpolation=str(given.get("interpolation", cls.interpolation)),
-                labels=tuple(map(str, labels)),
-                licence=given.get("license"),
+                labels=_labels(given),
+                licence=given.get("license") or (known.licence if known else None),
+                top1=known.top1 if known else None,
                 arguments=tuple((config.get("model_args") or {}).items()),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -87,6 +93,17 @@ class Weights:
                 f"A checkpoint's config.json says its timm architecture and preprocessing. Received: that of "
                 f"{str(source)!r}, where {type(error).__name__}: {error}."
             ) from error
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """Names by class number; where timm gives identifiers (WordNet's) and their descriptions, the descriptions."""
+    names = config.get("label_names") or config.get("labels") or ()
+    if isinstance(names, dict):  # JSON has strings for keys
+        if sorted(names, key=int) != [str(i) for i in range(len(names))]:
+            return ()
+        names = [names[str(i)] for i in range(len(names))]
+    descriptions = config.get("label_descriptions") or {}
+    return tuple(str(descriptions.get(name, name)) for name in names)
 
 
 def weights_file(source: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -138,7 +155,7 @@ def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: st
     missing: Exception | None = None
     for name in names:
         try:
-            return Path(hf_hub_download(repository, name, revision=revision))
+            return _verified(Path(hf_hub_download(repository, name, revision=revision)), str(source))
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError: offline and not in the cache
             missing = error
             continue
@@ -162,3 +179,20 @@ def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: st
             "HF_HUB_OFFLINE, or fetch it where there is a network and copy its cache folder (HF_HOME)."
         )
     raise FileNotFoundError(f"The repository {repository!r} has none of the files {', '.join(names)}.")
+
+
+def _verified(path: Path, source: str) -> Path:
+    """The path, once the file's bytes are those that the Hub's cache names by their SHA-256 (small files have none)."""
+    expected = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", expected):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        found = digest.hexdigest()
+        if found != expected:
+            raise WeightsError(
+                f"A file of the Hugging Face Hub has the SHA-256 that the Hub states, {expected}. Received: {found} in "
+                f"the local cache, for {source!r}. Delete {path.resolve()} and fetch it again."
+            )
+    return path
