@@ -1,0 +1,243 @@
+"""One split of a data set, and the `tf.data` pipelines that training and evaluation read it by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_residual.data import plan
+from keras_residual.data.plan import Crop, Views
+from keras_residual.data.stores import Pixels, Store
+from keras_residual.weights import Preprocess, Weights, preprocessing
+
+Geometry = int | tuple[int, int] | Weights | Preprocess
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """Images and the numbers of their classes.
+
+    Attributes:
+        store: Where the pixels are.
+        rows: `(n,)`: which of the store's images these are.
+        labels: `(n,)` int32.
+        names: Name of each image: its path where it is a file.
+    """
+
+    store: Store
+    rows: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray[Any, Any], int]:
+        """The image `(height, width, channels)`, uint8, upright and whole, and its label."""
+        place = int(self.rows[index])
+        with tf.device("CPU:0"):
+            image = self._upright(self.store.whole(tf.constant(place, tf.int32)), place)
+        return image.numpy(), int(self.labels[index])
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.store.channels
+
+    def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Examples:
+        """Some of the examples, in the given order."""
+        indices = np.asarray(indices, "int64")
+        return Examples(self.store, self.rows[indices], self.labels[indices], tuple(self.names[i] for i in indices))
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in an epoch.
+
+        Raises:
+            ValueError: If there is not even one.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is a positive number. Received: {batch_size}.")
+        if len(self) < batch_size:
+            raise ValueError(
+                f"Training takes full batches, so a batch has at most as many images as there are. Received: "
+                f"batch_size={batch_size} for {len(self)} images. Take a smaller batch."
+            )
+        return len(self) // batch_size
+
+    def training(
+        self,
+        batch_size: int,
+        size: int | tuple[int, int],
+        *,
+        seed: int = 0,
+        start: int = 0,
+        crop: Crop = "random",
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        padding: int | None = None,
+        flip: bool = True,
+        deterministic: bool = True,
+        part: tuple[int, int] = (0, 1),
+    ) -> tf.data.Dataset:
+        """Endless batches for training, all full: images `(B, height, width, C)` uint8, labels `(B,)` int32.
+
+        Each epoch has an order of its own, from which the remainder that fills no batch is left out. Order, crop and
+        flip are a function of the seed, the epoch and the position in it alone: what begins at `start=k` is exactly
+        what follows the first k batches. Parts of JPEGs are decoded, not whole ones, scaled down by the decoder where
+        they are much larger than `size`; then resized, by area where they shrink and bilinearly where they grow.
+
+        Args:
+            batch_size: Images in a batch.
+            size: Height and width of the images, or one number for both.
+            seed: 0 to 2**32 - 1.
+            start: The step to begin at, counted from the beginning of training.
+            crop: `"random"`, `"center"`, `"squash"` or `"pad"`, as in `plan.Views`, and likewise the next three.
+            scale: Part of the area that a random crop takes.
+            ratio: Width / height of a random crop.
+            padding: Pixels on each side for `"pad"`; by default an eighth of the size.
+            flip: Whether half of the images are mirrored left to right.
+            deterministic: Whether images come in order; if not, one that is slow to read does not hold up others.
+            part: `(i, n)`: the i-th of n equal parts of each batch, for one of n processes.
+
+        Raises:
+            ValueError: If there are fewer images than a batch has, or an argument is out of its range.
+        """
+        steps = self.steps_per_epoch(batch_size)
+        size = (size, size) if isinstance(size, int) else size
+        views = Views(size, crop, scale, ratio, min(size) // 8 if padding is None else padding, flip)
+        if not 0 <= seed < 1 << 32:
+            raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
+        if not 0 <= start < steps << 31:
+            raise ValueError(f"start is the number of a step, from 0 on. Received: {start}.")
+        if not 0 <= part[0] < part[1] or batch_size % part[1]:
+            raise ValueError(
+                f"part (i, n) is one of n equal parts of {batch_size} images, 0 <= i < n. Received: {part}."
+            )
+        each = batch_size // part[1]
+        data: Any = plan.positions(len(self), batch_size, seed, start)
+        if part[1] > 1:
+            data = data.filter(lambda place, position, epoch, noise: position % batch_size // each == part[0])
+        # planned many at a time, before anything is read
+        data = data.batch(plan.CHUNK).map(lambda place, position, epoch, noise: self._planned(views, place, noise))
+        data = data.unbatch().map(lambda *plan: self._seen(views, *plan), tf.data.AUTOTUNE, deterministic)
+        data = data.batch(each, drop_remainder=True)
+        data = data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        return data.with_options(_options(deterministic)).prefetch(tf.data.AUTOTUNE)
+
+    def evaluation(self, batch_size: int, size: Geometry) -> tf.data.Dataset:
+        """All images once, in order: images `(B, height, width, C)` uint8, labels `(B,)` int32; the last batch may be
+        smaller.
+
+        The geometry is that of `keras_residual.preprocessing`; its mean and standard deviation are not applied.
+
+        Args:
+            batch_size: Images in a batch.
+            size: A `Preprocess` layer or a checkpoint's record, for resizing and cropping as they say; or the height
+                and width, for `Preprocess`' own defaults.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size is a positive number. Received: {batch_size}.")
+        layer = geometry(size, self.channels)
+        shape = (*layer.size, self.channels)
+        rows, labels = tf.constant(self.rows, tf.int32), tf.constant(self.labels, tf.int32)
+
+        def seen(i: Any) -> Any:
+            image = self._upright(self.store.whole(rows[i]), rows[i])
+            if keras.backend.backend() == "tensorflow":
+                image = _cropped(layer, image)
+            else:  # Keras' operations are not TensorFlow's then
+                image = tf.numpy_function(lambda x: np.asarray(_cropped(layer, x)), [image], tf.uint8)
+            return tf.ensure_shape(image, shape), labels[i]
+
+        data = tf.data.Dataset.range(len(self)).map(seen, tf.data.AUTOTUNE, deterministic=True)
+        return data.batch(batch_size).with_options(_options(True)).prefetch(tf.data.AUTOTUNE)
+
+    def _planned(self, views: Views, place: Any, noise: Any) -> tuple[Any, ...]:
+        """For many images: the row, the part of the file, how to read it, how to turn it, the shift, the label."""
+        store, row = self.store, tf.gather(tf.constant(self.rows, tf.int32), place)
+        height, width, transpose, upside_down, mirrored = (
+            tf.gather(tf.constant(values), row)
+            for values in (store.height, store.width, store.transpose, store.upside_down, store.mirrored)
+        )
+        upright = tf.where(transpose, width, height), tf.where(transpose, height, width)
+        window = plan.windows(views, *upright, noise)
+        window = plan.as_stored(window, height, width, transpose, upside_down, mirrored)
+        window, way = store.ways(row, window, views.size)
+        if views.flip:
+            mirrored = tf.math.logical_xor(mirrored, noise[:, 2] < 0.5)
+        turns = tf.stack([transpose, upside_down, mirrored], -1)
+        shift = tf.cast(noise[:, :2] * float(2 * views.padding + 1), tf.int32)
+        return row, window, way, turns, shift, tf.gather(tf.constant(self.labels, tf.int32), place)
+
+    def _seen(self, views: Views, row: Any, window: Any, way: Any, turns: Any, shift: Any, label: Any) -> Any:
+        """One image as training sees it, and its label."""
+        image = self.store.part(row, window, way)
+        turning = bool(self.store.transpose.any())
+        size = tf.where(turns[0], views.size[::-1], views.size) if turning else tf.constant(views.size)
+        image = _resized(image, size)
+        if turning:
+            image = tf.cond(turns[0], lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+        image = tf.reverse(image, tf.boolean_mask([0, 1], turns[1:]))
+        if views.crop == "pad" and views.padding:
+            p = views.padding
+            image = tf.pad(image, [(p, p), (p, p), (0, 0)], "REFLECT")
+            image = image[shift[0] : shift[0] + views.size[0], shift[1] : shift[1] + views.size[1]]
+        return tf.ensure_shape(image, (*views.size, self.channels)), label
+
+    def _upright(self, image: Any, row: Any) -> Any:
+        store = self.store
+        if isinstance(store, Pixels) or not (store.transpose | store.upside_down | store.mirrored).any():
+            return image
+        image = tf.cond(
+            tf.constant(store.transpose)[row], lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image)
+        )
+        turns = tf.stack([tf.constant(store.upside_down)[row], tf.constant(store.mirrored)[row]])
+        return tf.reverse(image, tf.boolean_mask([0, 1], turns))
+
+
+def geometry(size: Geometry, channels: int = 3) -> Preprocess:
+    """The layer that resizes and crops as a checkpoint wants it, but does not normalise."""
+    if isinstance(size, Weights):
+        size = preprocessing(size)
+    if not isinstance(size, Preprocess):
+        size = Preprocess((size, size) if isinstance(size, int) else size)
+    mean = size.mean if len(size.mean) == channels else (sum(size.mean) / len(size.mean),) * channels
+    return Preprocess(size.size, mean, (1.0,) * channels, size.crop, size.crop_mode, size.interpolation)
+
+
+def _cropped(layer: Preprocess, image: Any) -> Any:
+    mean = keras.ops.convert_to_tensor(layer.mean, "float32")
+    return keras.ops.cast(keras.ops.round((layer.call(image) + mean) * 255.0), "uint8")
+
+
+def _resized(image: Any, size: Any) -> Any:
+    """`(height, width, C)` -> size: the area's mean where the image shrinks, bilinear where it grows; uint8.
+
+    Both are many times faster than `tf.image.resize(antialias=True)`, and neither leaves out pixels.
+    """
+    shape = tf.shape(image)[:2]
+    smaller = tf.minimum(shape, size)
+    x = tf.cond(
+        tf.reduce_all(smaller == shape),
+        lambda: tf.cast(image[None], tf.float32),
+        lambda: tf.raw_ops.ResizeArea(images=image[None], size=smaller),
+    )
+    x = tf.cond(
+        tf.reduce_all(smaller == size),
+        lambda: x,
+        lambda: tf.raw_ops.ResizeBilinear(images=x, size=size, half_pixel_centers=True),
+    )
+    return tf.cast(tf.round(x[0]), tf.uint8)
+
+
+def _options(deterministic: bool) -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = deterministic
+    # images are divided by `part` or by the strategy, not by rewriting the pipeline
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options

@@ -1,0 +1,125 @@
+"""What every kind of source comes to before it is split: usable images, their labels, and what was found out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_residual.data.scan import Progress, Record, default_cache, scan, scan_bytes
+from keras_residual.data.sources import Listing, is_manifest, listed, shown
+from keras_residual.data.stores import Encoded, Pixels, Store
+
+
+@dataclasses.dataclass
+class Gathered:
+    """Usable images of one source.
+
+    Attributes:
+        classes: Names of the classes, in the order of their numbers.
+        store: The images.
+        names: Name of each.
+        labels: Number of its class.
+        splits: `"train"`, `"validation"`, `"test"`, or `None` where the source does not say.
+        digests: Hash of each one's content.
+        skipped: Images that are left out, with the reason.
+        warnings: What the user should know.
+    """
+
+    classes: tuple[str, ...]
+    store: Store
+    names: list[str]
+    labels: list[int]
+    splits: list[str | None]
+    digests: list[str]
+    skipped: list[tuple[str, str]]
+    warnings: list[str]
+
+
+def from_listing(
+    listing: Listing, source: str, cache: str | os.PathLike[str] | bool, max_pixels: int, progress: Progress | None
+) -> Gathered:
+    """Looks at every file of a listing."""
+    place = default_cache(source) if cache is True else Path(cache) if cache else None  # type: ignore[arg-type]
+    paths = [listing.path(name) for name in listing.names]
+    records = scan(paths, place, max_pixels, progress)
+    where = "the manifest" if is_manifest(source) else "the folder"
+    return _from_records(listing, [os.fsencode(path) for path in paths], records, 3, False, where)
+
+
+def from_bytes(
+    listing: Listing, items: list[bytes], channels: int, max_pixels: int, progress: Progress | None
+) -> Gathered:
+    """Looks at images that are in memory, encoded; `listing` has their names."""
+    return _from_records(listing, items, scan_bytes(items, max_pixels, progress), channels, True, "the data set")
+
+
+def from_pixels(listing: Listing, images: np.ndarray[Any, Any]) -> Gathered:
+    """Images that are decoded already, `(N, height, width, channels)` uint8."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
+    return Gathered(
+        listing.classes,
+        Pixels(images),
+        listing.names,
+        listing.labels,
+        listing.splits,
+        digests,
+        listing.skipped,
+        listing.warnings,
+    )
+
+
+def _from_records(
+    listing: Listing, items: list[bytes], records: list[Record], channels: int, in_memory: bool, where: str
+) -> Gathered:
+    good = [i for i, record in enumerate(records) if not record.reason]
+    skipped = listing.skipped + [
+        (name, record.reason) for name, record in zip(listing.names, records, strict=True) if record.reason
+    ]
+    kept = [records[i] for i in good]
+    warnings = listing.warnings + _notes([listing.names[i] for i in good], kept)
+    for number, label in enumerate(listing.classes):
+        found = [i for i, other in enumerate(listing.labels) if other == number]
+        if not found:
+            raise ValueError(
+                f"Each class has images. Received: the class {label!r} without any in {where}. Put some in, remove it, "
+                "or name the classes that count with classes=[...]."
+            )
+        if all(records[i].reason for i in found):
+            examples = "; ".join(f"{shown(listing.names[i])} {records[i].reason}" for i in found[:3])
+            raise ValueError(
+                f"Each class has images that can be used. Received: the class {label!r}, of whose {len(found)} files "
+                f"none can: {examples}. Mend them, or name the classes that count with classes=[...]."
+            )
+    return Gathered(
+        listing.classes,
+        Encoded([items[i] for i in good], kept, channels, in_memory),
+        [listing.names[i] for i in good],
+        [listing.labels[i] for i in good],
+        [listing.splits[i] for i in good],
+        [record.digest for record in kept],
+        skipped,
+        warnings,
+    )
+
+
+_NOTES = {
+    "animated": "animated: the first frame counts",
+    "several pages": "TIFFs of several pages: the first one counts",
+    "transparent": "partly transparent: transparency is dropped, so colours underneath show",
+    "16-bit": "16-bit: the high byte counts",
+    "CMYK": "CMYK: converted to RGB without a colour profile",
+}
+
+
+def _notes(names: list[str], records: list[Record]) -> list[str]:
+    warnings = []
+    for note, words in _NOTES.items():
+        found = [name for name, record in zip(names, records, strict=True) if note in record.notes]
+        if found:
+            warnings.append(f"{len(found):,} image{'s are' if len(found) > 1 else ' is'} {words} ({listed(found, 3)}).")
+    return warnings

@@ -1,0 +1,205 @@
+"""Every file is looked at before training: read whole and decoded by the decoder that training uses.
+
+A header's word is not enough (a cut-off file has a good one), nor is Pillow's (it reads files that TensorFlow refuses).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import PIL
+import tensorflow as tf
+from PIL import Image
+
+from keras_residual.data import decoding
+from keras_residual.data.decoding import UnreadableError
+from keras_residual.weights.files import written_whole
+
+MAX_BYTES = 1 << 30
+Progress = Callable[[int, int], None]
+
+# The verdicts of a cache count as long as these rules and decoders do.
+_RULES = f"1 tensorflow {tf.__version__} pillow {PIL.__version__}"
+_LARGE = 8_000_000  # pixels; such images are decoded one at a time, so that memory does not grow with the cores
+_one_at_a_time = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the scan found out about one image.
+
+    Attributes:
+        reason: Why it cannot be used; empty if it can.
+        how: Which decoder reads it, as in `decoding.Header`, and likewise the next four.
+        height: Rows as decoded.
+        width: Columns as decoded.
+        orientation: EXIF's number, which is still to be applied.
+        notes: What a user should know of it.
+        digest: Hash of the file's content.
+    """
+
+    reason: str = ""
+    how: int = decoding.PILLOW
+    height: int = 0
+    width: int = 0
+    orientation: int = 1
+    notes: tuple[str, ...] = ()
+    digest: str = ""
+
+
+def check(data: bytes, max_pixels: int = decoding.MAX_PIXELS) -> Record:
+    """Decodes the bytes of an image as training will, and says what came of it."""
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    try:
+        head = decoding.header(data, max_pixels)
+        with _one_at_a_time if head.height * head.width > _LARGE else contextlib.nullcontext():
+            if head.how == decoding.PILLOW:
+                height, width, _ = decoding.pillow_pixels(data).shape
+                head = dataclasses.replace(head, height=height, width=width)
+            else:
+                decoding.decode(data, max_pixels)
+    except UnreadableError as error:
+        return Record(str(error), digest=digest)
+    except MemoryError:
+        return Record("needs more memory than there is", digest=digest)
+    return Record("", head.how, head.height, head.width, head.orientation, head.notes, digest)
+
+
+def check_file(path: str, max_pixels: int = decoding.MAX_PIXELS) -> Record:
+    """Checks one file. What is no regular file is never opened: a FIFO would wait for ever."""
+    try:
+        data = _content(path)
+    except UnreadableError as error:
+        return Record(str(error))
+    except OSError as error:
+        return Record(f"cannot be read ({error.strerror or error})")
+    return check(data, max_pixels)
+
+
+def scan(
+    paths: Sequence[str],
+    cache: Path | None = None,
+    max_pixels: int = decoding.MAX_PIXELS,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Checks files in parallel; those that have kept time and size since the last scan are taken from the cache.
+
+    Args:
+        paths: The files.
+        cache: A file with earlier verdicts, which is brought up to date; `None` for no cache.
+        max_pixels: Larger images are refused before they are decoded.
+        progress: Called now and then with the number of files done and of all.
+    """
+    rules = f"{_RULES} max_pixels {max_pixels}"
+    known = _cached(cache, rules)
+    stamps = [_stamp(path) for path in paths]
+    records = {
+        path: Record(*known[path][2:])
+        for path, stamp in zip(paths, stamps, strict=True)
+        if path in known and stamp is not None and known[path][:2] == stamp
+    }
+    missing = [path for path in dict.fromkeys(paths) if path not in records]
+    try:
+        for path, record in zip(missing, _parallel(lambda p: check_file(p, max_pixels), missing), strict=True):
+            records[path] = record
+            if progress and (len(records) % 64 == 0 or len(records) == len(set(paths))):
+                progress(len(records), len(set(paths)))
+    finally:  # also if it was interrupted
+        if cache and missing:
+            rows = {
+                path: [*stamp, *dataclasses.astuple(records[path])]
+                for path, stamp in zip(paths, stamps, strict=True)
+                if path in records and stamp is not None
+            }
+            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the training
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                with written_whole(cache) as part:
+                    part.write_text(json.dumps({"rules": rules, "files": rows}), encoding="ascii")
+    return [records[path] for path in paths]
+
+
+def scan_bytes(
+    items: Sequence[bytes], max_pixels: int = decoding.MAX_PIXELS, progress: Progress | None = None
+) -> list[Record]:
+    """Checks images that are in memory."""
+    records = []
+    for record in _parallel(lambda data: check(data, max_pixels), items):
+        records.append(record)
+        if progress and (len(records) % 64 == 0 or len(records) == len(items)):
+            progress(len(records), len(items))
+    return records
+
+
+def default_cache(source: str) -> Path:
+    """Where the verdicts on a folder or manifest are kept: with the user's other caches, not among the images."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(source)), digest_size=8).hexdigest()
+    return Path(home, "keras_residual", "scans", f"{name}.json")
+
+
+def _parallel(function: Callable[[Any], Record], items: Sequence[Any]) -> Iterator[Record]:
+    """`map` in threads, in order, with a bounded number of results waiting. Decoders leave Python's lock alone."""
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is said in the verdict
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        try:
+            for start in range(0, len(items), 1024):
+                yield from pool.map(function, items[start : start + 1024])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cached(cache: Path | None, rules: str) -> dict[str, list[Any]]:
+    if cache is None:
+        return {}
+    try:
+        found = json.loads(cache.read_text(encoding="ascii"))
+        if found["rules"] != rules:
+            return {}
+        files = found["files"]
+        return {path: [*row[:7], tuple(row[7]), row[8]] for path, row in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # none, or a damaged one
+        return {}
+
+
+def _stamp(path: str) -> list[int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_mtime_ns, found.st_size] if stat.S_ISREG(found.st_mode) else None
+
+
+def _content(path: str) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        UnreadableError: If it is none, or empty, or far too large.
+        OSError: If it cannot be read.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        raise UnreadableError("is a link to nothing" if os.path.islink(path) else "does not exist") from None
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFIFO: "FIFO", stat.S_IFCHR: "device", stat.S_IFBLK: "device", stat.S_IFSOCK: "socket"}
+        raise UnreadableError(
+            f"is not a file but a {kinds.get(stat.S_IFMT(found.st_mode), 'folder')}; it was not opened"
+        )
+    if not found.st_size:
+        raise UnreadableError("is empty")
+    if found.st_size > MAX_BYTES:
+        raise UnreadableError(f"has {found.st_size:,} bytes; an image of more than {MAX_BYTES:,} is not read")
+    with open(path, "rb") as file:
+        return file.read()

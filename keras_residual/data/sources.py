@@ -1,0 +1,347 @@
+"""Where images come from: a folder per class, or a manifest that lists files. What is odd about them is said."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+# What the folders (and a manifest's splits) of a data set that is split already may be called.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".jfif")
+_IGNORED = re.compile(r"\.(?!_).*|__MACOSX|@eaDir|Thumbs\.db|desktop\.ini", re.IGNORECASE)
+
+
+@dataclasses.dataclass
+class Listing:
+    """Files with the class and split that their source gives them. Nothing has been opened yet.
+
+    Attributes:
+        root: What `names` are relative to.
+        classes: Names of the classes, in the order of their numbers.
+        names: Relative path of each file.
+        labels: Number of its class.
+        splits: `"train"`, `"validation"`, `"test"`, or `None` where the source does not say.
+        skipped: Files that are left out already, with the reason.
+        warnings: What the user should know.
+    """
+
+    root: str
+    classes: tuple[str, ...]
+    names: list[str] = dataclasses.field(default_factory=list)
+    labels: list[int] = dataclasses.field(default_factory=list)
+    splits: list[str | None] = dataclasses.field(default_factory=list)
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+
+def shown(name: str) -> str:
+    """A path as it can be printed; bytes that are no UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are."""
+    words = ", ".join(repr(shown(name)) for name in names[:most])
+    return words + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+# --------------------------------------------------------------------------------------------------- folder per class
+
+
+def folder(root: str, classes: Sequence[str] | None = None) -> Listing:
+    """Lists a folder per class, or `train/`, `val/` and `test/` with a folder per class in each.
+
+    Raises:
+        ValueError: If there are fewer than two classes, or the splits do not fit together.
+    """
+    warnings: list[str] = []
+    folders, files = _outer(root, warnings)
+    lower = {name.lower(): name for name in folders}
+    if "train" in lower and (set(lower) & (SPLITS.keys() - {"train", "training"}) or len(folders) == 1):
+        return _nested(root, folders, files, classes, warnings)
+    listing = Listing(root, _classes(folders, classes, shown(root)), warnings=warnings)
+    _left_out(listing, folders, listing.classes, classes is not None)
+    listing.skipped += [(name, "lies beside the class folders") for name in files]
+    _add_classes(listing, "", folders, None)
+    if files:
+        listing.warnings.append(
+            f"{len(files):,} file{'s lie' if len(files) > 1 else ' lies'} beside the class folders and "
+            f"{'are' if len(files) > 1 else 'is'} left out: {listed(files)}."
+        )
+    return listing
+
+
+def _nested(
+    root: str, folders: list[str], files: list[str], classes: Sequence[str] | None, warnings: list[str]
+) -> Listing:
+    """`train/`, `val/` and `test/`, each with a folder per class."""
+    splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
+    if len(set(splits.values())) < len(splits):
+        raise ValueError(f"Each split has one folder. Received: {listed(list(splits))}. Merge or rename them.")
+    inside = {name: _outer(os.path.join(root, name), warnings) for name in splits}
+    train = next(name for name, split in splits.items() if split == "train")
+    listing = Listing(root, _classes(inside[train][0], classes, shown(os.path.join(root, train))), warnings=warnings)
+    _left_out(listing, inside[train][0], listing.classes, classes is not None)
+    listing.skipped += [(name, "lies beside the folders of the splits") for name in files]
+    other = [name for name in folders if name not in splits]
+    if other:
+        listing.warnings.append(f"Folders beside train/ that are no split are left out: {listed(other)}.")
+    for name, split in splits.items():
+        found, beside = inside[name]
+        listing.skipped += [(os.path.join(name, file), "lies beside the class folders") for file in beside]
+        if beside:
+            listing.warnings.append(f"{len(beside):,} files in {shown(name)}/ lie beside its class folders: left out.")
+        have = {_normal(folder): folder for folder in found}
+        unknown = [have[label] for label in have if label not in listing.classes]
+        if name != train and unknown and classes is None:
+            raise ValueError(
+                f"All splits have the classes of {shown(train)}/, or fewer. Received: {shown(name)}/ with "
+                f"{listed(sorted(unknown))}, which {shown(train)}/ lacks: nothing could be learned of them. Move them, "
+                "or name the classes that count with classes=[...]."
+            )
+        missing = [label for label in listing.classes if label not in have]
+        if name != train and missing and found:
+            listing.warnings.append(f"{shown(name)}/ has no folder for the classes {listed(missing)}.")
+        if name != train and not found:
+            listing.warnings.append(f"{shown(name)}/ has no class folders: left out.")
+        _add_classes(listing, name, found, split)
+    return listing
+
+
+def _classes(folders: list[str], wanted: Sequence[str] | None, where: str) -> tuple[str, ...]:
+    names = [_normal(name) for name in folders]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"Each class has one folder. Received: two folders whose names look the same, {listed(twice)}, spelled "
+            "with different Unicode characters. Merge them."
+        )
+    if wanted is not None:
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"classes names each class once. Received: {list(wanted)}.")
+        lacking = [name for name in wanted if _normal(name) not in names]
+        if lacking:
+            raise ValueError(
+                f"Each of classes has a folder. Received: {listed(lacking)}, of which {where!r} has none; it has "
+                f"{listed(sorted(names), 10) or 'no folders at all'}."
+            )
+        names = [_normal(name) for name in wanted]
+    else:
+        names = sorted(names)
+    if len(names) < 2:
+        raise ValueError(
+            f"A folder of images has a folder for each class, and at least two of them. Received: {where!r} with "
+            + (f"the one folder {names[0]!r}. If its folders are the classes, give that one." if names else "none.")
+        )
+    return tuple(names)
+
+
+def _left_out(listing: Listing, folders: list[str], classes: tuple[str, ...], asked: bool) -> None:
+    other = [name for name in folders if _normal(name) not in classes]
+    if other and asked:
+        listing.warnings.append(f"Folders that classes does not name are left out: {listed(sorted(other))}.")
+
+
+def _add_classes(listing: Listing, prefix: str, folders: list[str], split: str | None) -> None:
+    number = {name: i for i, name in enumerate(listing.classes)}
+    for name in folders:
+        if _normal(name) not in number:
+            continue
+        start = os.path.join(prefix, name)
+        deeper: list[str] = []
+        for file in _files(listing, start, deeper):
+            base = os.path.basename(file)
+            if base.startswith("._"):
+                listing.skipped.append((file, "is a file of macOS' own (its name starts with ._), not an image"))
+                continue
+            listing.names.append(file)
+            listing.labels.append(number[_normal(name)])
+            listing.splits.append(split)
+        if deeper:
+            listing.warnings.append(
+                f"The class {shown(name)!r} has folders inside ({listed(deeper)}): their images count as "
+                f"{shown(name)!r} too."
+            )
+
+
+def _files(listing: Listing, start: str, deeper: list[str]) -> Iterator[str]:
+    """All files below a folder, relative to the root, in order. A folder that links lead to again is not entered."""
+    seen = {_identity(listing.root), _identity(listing.path(start))}
+    stack = [start]
+    while stack:
+        place = stack.pop()
+        folders, files = _children(listing.path(place))
+        yield from (os.path.join(place, file) for file in files)
+        for name in reversed(folders):
+            inner = os.path.join(place, name)
+            identity = _identity(listing.path(inner))
+            if identity in seen:
+                listing.warnings.append(f"{shown(inner)!r} is a link to a folder that was read already: not entered.")
+                continue
+            seen.add(identity)
+            deeper.append(os.path.relpath(inner, start))
+            stack.append(inner)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _outer(place: str, warnings: list[str]) -> tuple[list[str], list[str]]:
+    """`_children` without links that lead to the folder itself, or to one around it."""
+    folders, files = _children(place)
+    around = os.path.join(os.path.realpath(place), "")
+    loops = [
+        name for name in folders if around.startswith(os.path.join(os.path.realpath(os.path.join(place, name)), ""))
+    ]
+    if loops:
+        warnings.append(f"Links that lead back to a folder around them are not entered: {listed(loops)}.")
+    return [name for name in folders if name not in loops], files
+
+
+def _children(place: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of everything else in a folder, sorted; hidden ones are left out."""
+    folders, files = [], []
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if _IGNORED.fullmatch(entry.name):
+                continue
+            try:
+                (folders if entry.is_dir() else files).append(entry.name)
+            except OSError:  # a link that leads to itself
+                files.append(entry.name)
+    return sorted(folders), sorted(files)
+
+
+def _normal(name: str) -> str:
+    """A class' name in one spelling: macOS and Linux write the same accents with different characters."""
+    return unicodedata.normalize("NFC", shown(name))
+
+
+# ----------------------------------------------------------------------------------------------------------- manifest
+
+
+def manifest(file: str, classes: Sequence[str] | None = None) -> Listing:
+    """Reads a CSV or Parquet table with the columns `path`, `label` and, if it is split already, `split`.
+
+    Paths are relative to the table's own folder. Labels are names; whole numbers are sorted as numbers.
+
+    Raises:
+        ValueError: If a column is missing, a label is no name, or a split is unknown.
+    """
+    columns = (_parquet if file.lower().endswith(".parquet") else _csv)(file)
+    for name in ("path", "label"):
+        if name not in columns:
+            raise ValueError(
+                f"A manifest has the columns path and label, and may have split. Received: {shown(file)!r} with "
+                f"{', '.join(columns) or 'no columns'}. Rename them."
+            )
+    paths, given = columns["path"], columns["label"]
+    if not paths:
+        raise ValueError(f"A manifest lists images. Received: {shown(file)!r}, which has no rows.")
+    bad = [i for i, path in enumerate(paths) if not isinstance(path, str) or not path]
+    if bad:
+        raise ValueError(
+            f"Each row of a manifest has a path. Row {bad[0] + 1} of {shown(file)!r} has {paths[bad[0]]!r}."
+        )
+    labels = _names(given, file)
+    known = (
+        sorted(set(labels), key=int) if all(re.fullmatch(r"\d+", label) for label in labels) else sorted(set(labels))
+    )
+    listing = Listing(os.path.dirname(os.path.abspath(file)), tuple(known if classes is None else classes))
+    if classes is not None:
+        lacking = [name for name in classes if name not in known]
+        if lacking:
+            raise ValueError(f"Each of classes has rows in the manifest. Received: {listed(lacking)}, which have none.")
+        other = [name for name in known if name not in listing.classes]
+        if other:
+            listing.warnings.append(f"Labels that classes does not name are left out: {listed(other)}.")
+    elif all(name.isdigit() for name in known) and known != [str(i) for i in range(len(known))]:
+        listing.warnings.append(
+            f"The labels are numbers with gaps, {known[0]} to {known[-1]}; the {len(known)} that occur are counted "
+            "from 0 in this order, and keep their numbers as names."
+        )
+    if len(listing.classes) < 2:
+        raise ValueError(f"A manifest has at least two classes. Received: {shown(file)!r} with {listed(known)} only.")
+    number = {name: i for i, name in enumerate(listing.classes)}
+    splits = columns.get("split", [None] * len(paths))
+    for row, (path, label, split) in enumerate(zip(paths, labels, splits, strict=True), start=1):
+        if label not in number:
+            continue
+        key = str(split or "").strip().lower()
+        if "split" in columns and key not in SPLITS:
+            raise ValueError(
+                f"split is train, val (valid, validation) or test in each row. Received: {split!r} in row {row} of "
+                f"{shown(file)!r}."
+            )
+        listing.names.append(path)
+        listing.labels.append(number[label])
+        listing.splits.append(SPLITS[key] if "split" in columns else None)
+    if "split" in columns and "train" not in listing.splits:
+        raise ValueError(f"A manifest with splits has rows to train on. Received: {shown(file)!r} without any.")
+    return listing
+
+
+def _names(given: Sequence[Any], file: str) -> list[str]:
+    names = []
+    for row, value in enumerate(given, start=1):
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+            raise ValueError(
+                f"A label is a class' name or whole number. Received: {value!r} in row {row} of {shown(file)!r}."
+            )
+        names.append(str(value).strip())
+    if all(re.fullmatch(r"-?\d+(\.\d*)?", name) for name in names) and any("." in n or "-" in n for n in names):
+        raise ValueError(
+            f"Numbers that are labels are whole and not negative. Received: {names[0]!r} in {shown(file)!r}. If they "
+            "are measurements, this is no classification; if they are classes, write 0, 1, 2 ..."
+        )
+    return names
+
+
+def _csv(file: str) -> dict[str, list[Any]]:
+    try:
+        with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            rows = list(csv.reader(lines))
+    except csv.Error as error:
+        raise ValueError(f"{shown(file)!r} is not a CSV table: {error}.") from None
+    if not rows:
+        return {}
+    head = [name.strip().lower() for name in rows[0]]
+    for number, row in enumerate(rows[1:], start=1):
+        if row and len(row) != len(head):
+            raise ValueError(f"Each row of a CSV has {len(head)} columns here. Row {number} of {shown(file)!r}: {row}.")
+    body = [row for row in rows[1:] if row]
+    return {name: [row[i] for row in body] for i, name in enumerate(head)}
+
+
+def _parquet(file: str) -> dict[str, list[Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{shown(file)!r} is not a Parquet table: {error}.") from None
+    return {name.strip().lower(): table[name].to_pylist() for name in table.column_names}
+
+
+def is_manifest(source: str) -> bool:
+    return Path(source).suffix.lower() in (".csv", ".parquet")
