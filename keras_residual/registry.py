@@ -53,6 +53,11 @@ class Config:
     top: tuple[str, ...] = dataclasses.field(default=("fc.",), kw_only=True)
     tag: str | None = dataclasses.field(default=None, kw_only=True)
 
+    @property
+    def global_pool(self) -> str:
+        """timm's word for how this network pools; a checkpoint's repository may say it."""
+        return "avg"
+
     def tiny(self) -> Config:
         """Returns the row of a small network with the same topology, as tests and demos need it."""
         raise TypeError(f"{type(self).__name__} must say how its tiny twin is made (method `tiny`).")

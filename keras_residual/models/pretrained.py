@@ -50,7 +50,9 @@ def from_pretrained(
         entry = find(record.architecture)
     except ValueError as error:
         raise WeightsError(f"{str(source)!r} is a checkpoint of an architecture that is not here. {error}") from None
-    unknown = {key: value for key, value in record.arguments if key not in ("img_size", "num_classes", "in_chans")}
+    same = ("global_pool", entry.config.global_pool)
+    recorded = ("img_size", "num_classes", "in_chans")  # the record has them, from where every repository says them
+    unknown = {key: value for key, value in record.arguments if key not in recorded and (key, value) != same}
     if unknown:
         raise WeightsError(f"{str(source)!r} changes its architecture in ways that are not known here: {unknown}.")
     wanted = record.classes if classes is None else classes

@@ -111,6 +111,12 @@ class ViTConfig(Config):
             object.__setattr__(self, "hidden", 4 * self.width)
 
     @property
+    def global_pool(self) -> str:
+        """timm's word for `pool`."""
+        pool = self.pool.func if isinstance(self.pool, partial) else self.pool
+        return {mean_of_patches: "avg", attention_pool: "map"}.get(pool, "token")
+
+    @property
     def prefix(self) -> int:
         """Number of tokens before the patches."""
         return sum(count for _, count in self.tokens)

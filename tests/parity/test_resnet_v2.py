@@ -47,8 +47,9 @@ def build(entry, row=None, **options):
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
-def test_tiny_twin(entry):
+def test_tiny_twin(entry, report):
     errors = compare(entry.config.tiny(), build(entry))
+    report(entry.config.name, errors)
     assert max(errors.values()) < LIMIT, errors
 
 

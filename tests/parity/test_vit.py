@@ -63,9 +63,10 @@ def build(entry, row=None, **options):
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
-def test_tiny_twin(entry):
+def test_tiny_twin(entry, report):
     row = entry.config.tiny()
     errors = compare(randomise(tiny(row)), build(entry), row)
+    report(entry.config.name, errors)
     assert max(errors.values()) < LIMIT, errors
 
 
@@ -85,6 +86,7 @@ def test_numbers_of_the_row(entry):
         "heads": {full.blocks[-1].attn.num_heads, getattr(full.attn_pool, "num_heads", block.attn.num_heads)},
         "hidden": hidden[1] if hasattr(block.mlp, "fc1_g") else hidden[0],
         "prefix": full.num_prefix_tokens,
+        "global_pool": full.global_pool,
         "params": sum(value.numel() for value in full.parameters()),
     }
     assert theirs == {
@@ -95,6 +97,7 @@ def test_numbers_of_the_row(entry):
         "heads": {row.heads},
         "hidden": row.hidden,
         "prefix": row.prefix,
+        "global_pool": row.global_pool,
         "params": row.params,
     }
 
