@@ -329,7 +329,7 @@ sys.modules["keras"] = None  # whoever imports Keras from here on fails
 import numpy as np, tensorflow as tf
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 data = np.load(sys.argv[2])
-outputs = serve(inputs=tf.constant(data["images"]))["outputs"].numpy()
+outputs = serve(inputs=tf.constant(data["images"]))["probabilities"].numpy()
 print(np.abs(outputs - data["expected"]).max())
 """
 

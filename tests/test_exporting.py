@@ -1,53 +1,298 @@
-"""The SavedModel: whole, versioned, each weight once, and the numbers of the Keras model."""
+"""The SavedModel: whole, versioned, each weight once, and the numbers of the Keras model for whoever reads it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 import keras_residual as kr
+from keras_residual import exporting, registry
+from keras_residual.exporting.bundle import golden_inputs, verify
+from keras_residual.weights import Weights
 
-from .tools import distance, noise, randomise
+from .tools import distance, distinct, noise, randomise
+
+LABELS = [f"Klasse {i} ä" for i in range(10)]
+RECORD = Weights("nowhere", "resnet20", 10, (32, 32, 3), interpolation="bicubic", labels=tuple(LABELS))
+ENTRIES = list(registry.entries().values())
+FAMILIES = {entry.family: entry for entry in reversed(ENTRIES)}.values()
 
 
 @pytest.fixture(scope="module")
 def model():
-    return randomise(kr.ResNet20(input_shape=(16, 16, 3), drop_path=0.5))
+    """The least that has all there is to export: padding, a normalisation to fold, pooling, a classifier of logits."""
+    inputs = keras.Input((32, 32, 3))
+    x = kr.blocks.conv_norm(inputs, 16, stride=2, activation="relu", name="stem")
+    x = keras.layers.GlobalAveragePooling2D(name="global_pool")(keras.layers.Dropout(0.5)(x))
+    return randomise(keras.Model(inputs, keras.layers.Dense(10, name="fc")(x), name="small"))
 
 
-def serve(version, x):
-    return tf.saved_model.load(str(version)).signatures["serving_default"](inputs=tf.constant(x))["outputs"].numpy()
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, model):
+    """An export of a model with preprocessing and labels."""
+    return kr.export(model, tmp_path_factory.mktemp("models") / "pets", preprocess=RECORD, top_k=3)
+
+
+def ask(version, x, signature="serving_default"):
+    outputs = tf.saved_model.load(str(version)).signatures[signature](inputs=tf.constant(x))
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def png(pixels):
+    return tf.io.encode_png(pixels).numpy()
+
+
+def names_of_tensors(version):
+    """Signature -> the graph's name of its input, and those of its outputs by name."""
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((version / "saved_model.pb").read_bytes())
+    return {
+        name: (signature.inputs["inputs"].name, {key: value.name for key, value in signature.outputs.items()})
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+        if signature.inputs
+    }
+
+
+def ask_c_api(version, requests, folder):
+    """Answers to `(signature, array)` from TensorFlow's C API in a process without Python's TensorFlow."""
+    known, asked = names_of_tensors(version), []
+    for signature, _ in requests:
+        given, outputs = known[signature]
+        asked.append({"input": given, "outputs": list(outputs.values())})
+    (folder / "requests.json").write_text(json.dumps(asked))
+    np.savez(folder / "in.npz", **{str(i): np.asarray(x) for i, (_, x) in enumerate(requests)})
+    command = [Path(__file__).with_name("c_reader.py"), Path(tf.__file__).parent, version]
+    command += [folder / "requests.json", folder / "in.npz", folder / "out.npz"]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = np.load(folder / "out.npz", allow_pickle=True)
+    return [
+        {name: answers[f"{i}.{j}"] for j, name in enumerate(known[signature][1])}
+        for i, (signature, _) in enumerate(requests)
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------- numbers
 
 
 def test_numbers_and_versions(tmp_path, model):
-    first, second = kr.export(model, tmp_path), kr.export(model, tmp_path)
-    assert [first.name, second.name] == ["1", "2"]
+    first, second, third = kr.export(model, tmp_path), kr.export(model, tmp_path, version=7), kr.export(model, tmp_path)
+    assert [first.name, second.name, third.name] == ["1", "7", "8"]
+    with pytest.raises(FileExistsError):
+        kr.export(model, tmp_path, version=7)
     for batch in (1, 5):
-        x = noise((batch, 16, 16, 3))
-        assert distance(serve(second, x), model(x, training=False)) < 1e-6
+        x = noise((batch, 32, 32, 3))
+        outputs = ask(third, x)
+        assert list(outputs) == ["outputs"], "logits without labels are no probabilities"
+        assert distance(outputs["outputs"], model(x, training=False)) < 1e-5
+    assert ask(third, noise((0, 32, 32, 3)))["outputs"].shape == (0, 10)
+    x = noise((2, 32, 32, 3))
+    pooled = keras.Model(model.input, model.get_layer("global_pool").output)
+    assert distance(ask(third, x, "features")["features"], pooled(x, training=False)) < 1e-5
 
 
-def test_each_weight_once_without_optimizer(tmp_path, model):
-    compiled = keras.models.clone_model(model)
-    compiled.compile("adam", "sparse_categorical_crossentropy")
-    compiled.fit(noise((4, 16, 16, 3)), np.zeros(4), verbose=0)
-    version = kr.export(compiled, tmp_path)
-    size = sum(path.stat().st_size for path in (version / "variables").iterdir())
-    assert size < 4 * compiled.count_params() * 1.2
+@pytest.mark.parametrize("entry", FAMILIES, ids=lambda entry: entry.config.name)
+def test_c_api_reads_every_family(entry, tmp_path):
+    """Probabilities and the likeliest classes, from TensorFlow's own loader, against the Keras model."""
+    check_c_api(entry, tmp_path)
 
 
-def test_half_precision_serves_float32(tmp_path):
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", distinct(ENTRIES), ids=lambda entry: entry.config.name)
+def test_c_api_reads_every_model(entry, tmp_path):
+    check_c_api(entry, tmp_path)
+
+
+def check_c_api(entry, folder):
+    model = randomise(entry.family(entry.config.tiny(), classes=10, classifier_activation="softmax"))
+    version = kr.export(model, folder / "model")
+    x = noise((3, *model.input_shape[1:]), 4)
+    answers = ask_c_api(version, [("serving_default", x), ("features", x[:1])], folder)
+    expected = np.asarray(model(x, training=False))
+    assert distance(answers[0]["probabilities"], expected) < 1e-5
+    best = np.argsort(-expected, -1, kind="stable")[:, :5]
+    np.testing.assert_allclose(np.take_along_axis(expected, answers[0]["classes"], -1), answers[0]["scores"], atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(expected, best, -1), answers[0]["scores"], atol=1e-5)
+    bare = entry.family(entry.config.tiny(), classes=0)
+    for ours, theirs in zip(bare.variables, model.variables, strict=False):  # the classifier's come last
+        ours.assign(theirs)
+    if len(bare.variables) < len(model.variables) and bare.variables:
+        assert distance(answers[1]["features"], bare(x[:1], training=False)) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(64, 2), (16, 32, 32, 2)])
+def test_signals_and_volumes(tmp_path, shape):
+    entry = registry.entries()["ResNet18"]
+    model = randomise(entry.family(entry.config.tiny(), input_shape=(*[None] * (len(shape) - 1), 2), classes=4))
+    version = kr.export(model, tmp_path)
+    x = noise((2, *shape))
+    assert set(names_of_tensors(version)) == {"serving_default", "features"}
+    assert distance(ask(version, x)["probabilities"], model(x, training=False)) < 1e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_serves_float32(tmp_path, policy):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
     try:
-        half = kr.ResNet20(input_shape=(16, 16, 3), include_top=False, pooling="avg")
+        half = randomise(kr.ResNet20(input_shape=(16, 16, 3), classes=10, classifier_activation=None))
     finally:
-        keras.config.set_dtype_policy(policy)
-    assert serve(kr.export(half, tmp_path), noise((2, 16, 16, 3))).dtype == np.float32
+        keras.config.set_dtype_policy(before)
+    full = kr.ResNet20(input_shape=(16, 16, 3), classes=10, classifier_activation=None)
+    for a, b in zip(full.variables, half.variables, strict=True):
+        a.assign(b)
+    version, x = kr.export(half, tmp_path), noise((2, 16, 16, 3))
+    for signature in ("serving_default", "features"):
+        assert all(value.dtype == np.float32 for value in ask(version, x, signature).values())
+    assert distance(ask(version, x)["outputs"], full(x, training=False)) < 0.05
+
+
+def test_what_is_a_probability(tmp_path, model):
+    """Softmax and sigmoid are; logits become some if there are labels; anything else leaves as it is."""
+    x = noise((2, 32, 32, 3))
+    logits = np.asarray(model(x, training=False), "float64")
+    softmax = np.exp(logits - logits.max(-1, keepdims=True))
+    softmax /= softmax.sum(-1, keepdims=True)
+    ways = {
+        "labelled": (model, LABELS, softmax),
+        "softmax": (keras.Model(model.input, keras.layers.Softmax()(model.output)), None, softmax),
+        "sigmoid": (keras.Model(model.input, keras.layers.Activation("sigmoid")(model.output)), LABELS, None),
+        "nested": (keras.Sequential([keras.Input((32, 32, 3)), model, keras.layers.Softmax()]), None, softmax),
+    }
+    for name, (network, labels, expected) in ways.items():
+        outputs = ask(kr.export(network, tmp_path / name, labels=labels), x)
+        expected = 1 / (1 + np.exp(-logits)) if expected is None else expected
+        assert distance(outputs["probabilities"], expected) < 1e-5, name
+
+
+def test_several_outputs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one input and one output"):
+        kr.export(kr.features("ResNet20", levels=(1, 2)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": ["a", "b"]}, "2 names"),
+        ({"labels": ["a\nb"] * 10}, "one line"),
+        ({"preprocess": kr.weights.Preprocess((64, 64))}, r"\(64, 64, 3\)"),
+        ({"top_k": 0}, "top_k"),
+        ({"version": 0}, "version"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, model, options, words):
+    with pytest.raises(ValueError, match=words):
+        kr.export(model, tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preprocessing_of_signals_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        kr.export(kr.ResidualMLP(), tmp_path, preprocess=RECORD)
+
+
+# --------------------------------------------------------------------------------------------------- what is written
+
+
+def size(version):
+    return sum(path.stat().st_size for path in version.rglob("*") if path.is_file() and "assets" not in str(path))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_each_weight_once_without_optimizer(tmp_path, model, freeze):
+    wide = keras.Model(model.input, keras.layers.Dense(1000)(keras.layers.Dense(500)(model.output)))
+    wide.compile("adam", "sparse_categorical_crossentropy")
+    wide.optimizer.build(wide.trainable_variables)
+    version = kr.export(wide, tmp_path, freeze=freeze, fold=freeze)
+    assert 4 * wide.count_params() < size(version) < 4 * wide.count_params() + 200_000
+    x = noise((2, 32, 32, 3))
+    assert distance(ask(version, x)["outputs"], wide(x, training=False)) < 1e-5
+
+
+def test_too_large_for_a_graph(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(exporting, "LARGEST_GRAPH", 1000)
+    with pytest.warns(UserWarning, match="not frozen"):
+        version = kr.export(model, tmp_path)
+    assert (version / "variables" / "variables.data-00000-of-00001").stat().st_size > 3 * model.count_params()
+    assert not json.loads((version / "metadata.json").read_text())["frozen"]
+
+
+def test_the_bundle(images):
+    names = {str(path.relative_to(images.parent)) for path in images.parent.rglob("*") if path.is_file()}
+    beside = {"models.config", "batching_parameters.txt", "docker-compose.yml", "client_rest.py", "client_grpc.py"}
+    inside = {"saved_model.pb", "metadata.json", "README.md", "labels.txt", "assets/labels.txt"}
+    inside |= {"assets.extra/tf_serving_warmup_requests"}
+    assert beside | {f"1/{name}" for name in inside} <= names
+    assert (images / "labels.txt").read_text(encoding="utf-8").splitlines() == LABELS
+    about = json.loads((images / "metadata.json").read_text(encoding="utf-8"))
+    assert about["preprocessing"]["interpolation"] == "bicubic"
+    for name, digest in about["sha256"].items():
+        assert hashlib.sha256((images / name).read_bytes()).hexdigest() == digest
+    batching = (images.parent / "batching_parameters.txt").read_text()
+    assert (
+        batching.split("allowed_batch_sizes: ")[-1].strip() == batching.split("max_batch_size { value: ")[1].split()[0]
+    )
+    assert 'name: "pets"' in (images.parent / "models.config").read_text()
+
+
+def test_the_golden_pair_is_the_models(images, model):
+    """The request as metadata.json describes it, computed here; the answer, from the Keras model."""
+    golden = json.loads((images / "metadata.json").read_text(encoding="utf-8"))["golden"]["serving_default"]
+    assert golden["inputs"]["values"] == "floor(127.5 * (1 + sin(k))), k = 0, 1, 2, ... in C order"
+    pixels = np.floor(127.5 * (1 + np.sin(np.arange(32 * 32 * 3)))).reshape(1, 32, 32, 3).astype("float32")
+    assert np.array_equal(golden_inputs(golden["inputs"]), pixels)
+    expected = keras.ops.softmax(model(kr.preprocessing(RECORD)(pixels), training=False))
+    assert distance(golden["outputs"]["probabilities"], expected) < 1e-5
+
+
+def test_verify(images, tmp_path, model):
+    assert set(verify(images)) == {"serving_default", "serving_uint8", "serving_bytes", "features", "classify"}
+    assert max(verify(images).values()) < 1e-6
+    other = kr.export(model, tmp_path / "other")
+    about = json.loads((other / "metadata.json").read_text())
+    about["golden"]["serving_default"]["outputs"]["outputs"][0][3] += 0.1
+    (other / "metadata.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="answers otherwise"):
+        verify(other)
+    (other / "saved_model.pb").write_bytes((other / "saved_model.pb").read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="not the file that was exported"):
+        verify(other)
+    with pytest.raises(FileNotFoundError, match="no exported version"):
+        verify(tmp_path)
+
+
+def test_warm_up_requests_are_servings_own(images, tmp_path):
+    """Read with TensorFlow Serving's messages, and answered by its loader."""
+    prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    records = tf.data.TFRecordDataset(str(images / "assets.extra" / "tf_serving_warmup_requests"))
+    requests = []
+    for record in records.as_numpy_iterator():
+        log = prediction_log_pb2.PredictionLog()
+        log.ParseFromString(record)
+        request = log.predict_log.request
+        assert list(request.inputs) == ["inputs"]
+        requests.append((request.model_spec.signature_name, tf.make_ndarray(request.inputs["inputs"])))
+    assert {name for name, _ in requests} == set(names_of_tensors(images))
+    for (name, _), answer in zip(requests, ask_c_api(images, requests, tmp_path), strict=True):
+        assert all(len(value) == 1 for value in answer.values()), name
+
+
+# -------------------------------------------------------------------------------------------- nothing half-visible
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path, model, monkeypatch):
     kr.export(model, tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
     save = tf.saved_model.save
 
     def interrupted(*arguments, **options):
@@ -57,10 +302,91 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, model, monkeypatch):
     monkeypatch.setattr(tf.saved_model, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         kr.export(model, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_several_outputs_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="one input and one output"):
-        kr.export(kr.features("ResNet20", levels=(1, 2)), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_a_model_that_answers_otherwise_is_not_written(tmp_path, model, monkeypatch):
+    fold = exporting.fold_batch_norm
+    monkeypatch.setattr(exporting, "fold_batch_norm", lambda model: randomise(fold(model), seed=9))
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        kr.export(model, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.isdigit() or path.name.endswith(".part")]
+
+
+def test_two_exports_at_once_get_two_numbers(tmp_path, monkeypatch):
+    models, rename = tmp_path / "models", os.rename
+    for name in ("mine", "theirs", "models"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+
+    def late(source, target):
+        if not (models / "1").exists():  # the other one is faster
+            rename(tmp_path / "theirs", models / "1")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    assert exporting._publish(tmp_path / "mine", models, None).name == "2"
+    assert (models / "1" / "theirs").exists()
+    assert (models / "2" / "mine").exists()
+
+
+FULL = """
+    import resource, signal, sys
+    import keras_residual as kr
+    model = kr.ResNet20(input_shape=(32, 32, 3))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+    for freeze in (True, False):
+        try:
+            kr.export(model, sys.argv[1], freeze=freeze)
+        except OSError as error:
+            print("OSError", error)
+"""
+
+
+def test_a_full_disk(tmp_path, model):
+    version = kr.export(model, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command = [sys.executable, "-c", textwrap.dedent(FULL), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.count(f"OSError No version was written to {tmp_path}") == 2, done.stderr[-2000:]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [version.name]
+
+
+KILLED = """
+    import os, signal, sys, threading, time
+    import keras_residual as kr
+    model = kr.ResNet20(input_shape=(32, 32, 3))
+    kr.export(model, sys.argv[1] + "/warm")
+    print("ready", flush=True)
+    threading.Thread(target=lambda: (time.sleep(float(sys.argv[2])), os.kill(os.getpid(), signal.SIGKILL))).start()
+    while True:
+        kr.export(model, sys.argv[1] + "/model")
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_never_leaves_half_a_version(tmp_path):
+    """Twenty kills at random moments, with a reader that polls meanwhile, as a server does."""
+    generator, polled = np.random.default_rng(0), 0
+    wanted = None
+    for _ in range(20):
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(generator.uniform(0, 4))]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout.readline() == "ready\n"
+            seen = set()
+            while process.poll() is None:
+                for version in (tmp_path / "model").glob("[0-9]*"):
+                    if version not in seen:
+                        seen.add(version)
+                        files = {str(path.relative_to(version)) for path in version.rglob("*")}
+                        wanted = wanted or files
+                        assert files == wanted
+                        polled += 1
+    versions = sorted((tmp_path / "model").glob("[0-9]*"))
+    assert polled
+    for version in versions[-3:]:
+        verify(version)
+    kr.export(kr.ResNet20(input_shape=(32, 32, 3)), tmp_path / "model")
+    assert not list((tmp_path / "model").glob(".*.part")), "what the killed ones left is cleared away"

@@ -1,0 +1,329 @@
+"""What lies in a version beside the SavedModel, and beside the versions: everything needed to serve and to check it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_residual
+from keras_residual.exporting.graph import EXAMPLE_KEY, Served
+from keras_residual.folding import Folding
+from keras_residual.weights.files import written_whole
+
+__all__ = ["complete", "verify", "write_beside"]
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
+METADATA = "metadata.json"
+# A folded and frozen graph differs from the model by rounding: float32's, or that of bfloat16 and its kin.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
+MODEL_INPUT = "float32 sin(k), k = 0, 1, 2, ... in C order"
+PIXELS = "floor(127.5 * (1 + sin(k))), k = 0, 1, 2, ... in C order"
+
+
+def complete(
+    version: Path,
+    model: keras.Model,
+    served: Served,
+    labels: Sequence[str] | None,
+    preprocess: keras.layers.Layer | None,
+    report: Folding,
+) -> None:
+    """Runs every signature of a written SavedModel, compares it with the model, and adds the files that tell of it.
+
+    Raises:
+        RuntimeError: If it does not answer as the model does.
+    """
+    loaded = tf.saved_model.load(str(version)).signatures
+    golden: dict[str, Any] = {}
+    (version / WARM_UP).parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(version / WARM_UP)) as warm_up:
+        for name, function in served.signatures.items():
+            spec = function.input_signature[0]
+            inputs, words = _example(name, spec, model, preprocess)
+            outputs = {key: value.numpy() for key, value in loaded[name](inputs=tf.constant(inputs)).items()}
+            golden[name] = {"inputs": words, "outputs": {key: _plain(value) for key, value in outputs.items()}}
+            warm_up.write(_prediction_log(name, inputs))
+            if name == "serving_default":
+                _compare(model, preprocess, served, inputs, outputs)
+    if labels is not None:
+        shutil.copyfile(version / "assets" / "labels.txt", version / "labels.txt")
+    about = {
+        "name": model.name,
+        "format": "TensorFlow SavedModel",
+        "parameters": model.count_params(),
+        "precision": {"compute": model.dtype_policy.name, "outputs": "float32"},
+        "frozen": served.frozen,
+        "batch_normalisations": {
+            "folded": len(report.after) + len(report.before),
+            "kept": report.kept,
+        },
+        "probabilities": served.activation or None,
+        "classes": None if labels is None else len(labels),
+        "preprocessing": None if preprocess is None else _config(preprocess),
+        "signatures": {name: _signature(loaded[name]) for name in served.signatures},
+        "versions": {
+            "keras_residual": keras_residual.__version__,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "python": platform.python_version(),
+        },
+        "golden": golden,
+        "sha256": {str(file.relative_to(version)): _sha256(file) for file in _files(version)},
+    }
+    (version / "README.md").write_text(_card(about), encoding="utf-8")
+    about["sha256"]["README.md"] = _sha256(version / "README.md")
+    (version / METADATA).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def verify(version: str | os.PathLike[str]) -> dict[str, float]:
+    """Reads an exported version back: its files' hashes, and of each signature the answer to its golden request.
+
+    Args:
+        version: A directory that `keras_residual.export` returned.
+
+    Returns:
+        Of each signature the largest difference from the recorded numbers.
+
+    Raises:
+        FileNotFoundError: If the directory is no exported version.
+        ValueError: If a file was changed, or a signature answers otherwise than it did.
+    """
+    version = Path(version)
+    if not (version / METADATA).is_file():
+        raise FileNotFoundError(f"{str(version)!r} is no exported version: there is no {METADATA} in it.")
+    about = json.loads((version / METADATA).read_text(encoding="utf-8"))
+    for name, digest in about["sha256"].items():
+        if not (version / name).is_file() or _sha256(version / name) != digest:
+            raise ValueError(f"{version / name} is not the file that was exported.")
+    loaded, differences = tf.saved_model.load(str(version)).signatures, {}
+    for name, pair in about["golden"].items():
+        outputs = loaded[name](inputs=tf.constant(golden_inputs(pair["inputs"])))
+        difference = 0.0
+        for key, wanted in pair["outputs"].items():
+            got = _plain(outputs[key].numpy())
+            if outputs[key].dtype.is_floating:
+                difference = max(difference, _distance(got, wanted))
+            elif got != wanted and name in ("serving_default", "serving_bytes"):
+                difference = max(difference, 0.0 if key in ("classes", "labels") else float("inf"))
+        differences[name] = difference
+        tolerance = TOLERANCE.get(about["precision"]["compute"], 0.05)
+        if not difference <= tolerance:
+            raise ValueError(
+                f"{version}: {name} answers otherwise than it did when it was exported, by {difference:.1e}."
+            )
+    return differences
+
+
+# ------------------------------------------------------------------------------------------------ golden and warm-up
+
+
+def golden_inputs(words: dict[str, Any]) -> Any:
+    """The request that `metadata.json` describes, as an array."""
+    if "base64" in words:
+        return np.array([base64.b64decode(item) for item in words["base64"]], object)
+    k = np.arange(np.prod(words["shape"]), dtype="float64").reshape(words["shape"])
+    values = np.sin(k) if words["values"] == MODEL_INPUT else np.floor(127.5 * (1 + np.sin(k)))
+    return values.astype(words["dtype"])
+
+
+def _example(name: str, spec: Any, model: keras.Model, preprocess: Any) -> tuple[Any, dict[str, Any]]:
+    """One sample that any language can compute, and the words for it."""
+    if spec.dtype == tf.string:
+        shape = (32, 32, model.inputs[0].shape[-1])
+        pixels = golden_inputs({"shape": shape, "dtype": "uint8", "values": PIXELS})
+        content = tf.io.encode_png(pixels).numpy()
+        if name == "classify":
+            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+            example = tf.train.Example(features=tf.train.Features(feature={EXAMPLE_KEY: feature}))
+            content = example.SerializeToString(deterministic=True)
+        words: dict[str, Any] = {"base64": [base64.b64encode(content).decode()]}
+        return golden_inputs(words), words
+    usual = {3: 256, 4: 32 if preprocess is not None else 224, 5: 32}.get(len(spec.shape), 1)
+    shape = [1, *(usual if size is None else int(size) for size in spec.shape[1:])]
+    values = MODEL_INPUT if preprocess is None else PIXELS
+    words = {"shape": shape, "dtype": spec.dtype.name, "values": values}
+    return golden_inputs(words), words
+
+
+def _compare(model: keras.Model, preprocess: Any, served: Served, inputs: Any, outputs: dict[str, Any]) -> None:
+    x = inputs if preprocess is None else preprocess(inputs)
+    wanted: Any = keras.ops.cast(model(x, training=False), "float32")
+    got = outputs["outputs"] if "outputs" in outputs else outputs["probabilities"]
+    if served.activation == "softmax" and abs(float(keras.ops.sum(wanted[0])) - 1) > 1e-3:
+        wanted = keras.ops.softmax(wanted)
+    difference = _distance(got, np.asarray(wanted))
+    policies = {layer.compute_dtype for layer in model.layers}
+    if not difference <= (0.05 if policies & {"float16", "bfloat16"} else 1e-4):
+        raise RuntimeError(f"The exported {model.name} differs from the model by {difference:.1e}. It was not written.")
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    ours, theirs = np.asarray(ours, "float64"), np.asarray(theirs, "float64")
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), 1e-12))
+
+
+def _plain(value: Any) -> Any:
+    """An array as JSON has it."""
+    if value.dtype == object:
+        return np.vectorize(lambda item: item.decode("utf-8", "replace"), otypes=[object])(value).tolist()
+    return value.tolist()
+
+
+def _prediction_log(signature: str, inputs: Any) -> bytes:
+    """TensorFlow Serving's record of one Predict request.
+
+    Its messages are in tensorflow-serving-api, which is not needed for these four: PredictionLog.predict_log = 6,
+    PredictLog.request = 1, PredictRequest.model_spec = 1 and .inputs = 2 (a map), ModelSpec.signature_name = 3.
+    """
+    tensor = tf.make_tensor_proto(inputs).SerializeToString()
+    entry = _field(1, b"inputs") + _field(2, tensor)
+    request = _field(1, _field(3, signature.encode())) + _field(2, entry)
+    return _field(6, _field(1, request))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited field of a protobuf message."""
+    size, length = len(content), bytearray()
+    while size > 127:
+        length.append(size % 128 + 128)
+        size //= 128
+    return bytes([number * 8 + 2, *length, size]) + content
+
+
+# -------------------------------------------------------------------------------------------------- words about it
+
+
+def _signature(function: Any) -> dict[str, Any]:
+    _, inputs = function.structured_input_signature
+    described = {"inputs": inputs, "outputs": function.structured_outputs}
+    return {
+        kind: {name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for name, spec in sorted(specs.items())}
+        for kind, specs in described.items()
+    }
+
+
+def _config(preprocess: keras.layers.Layer) -> dict[str, Any]:
+    return {
+        "class": type(preprocess).__name__,
+        **{key: value for key, value in preprocess.get_config().items() if key not in ("name", "trainable", "dtype")},
+    }
+
+
+def _files(version: Path) -> Iterator[Path]:
+    return (file for file in sorted(version.rglob("*")) if file.is_file() and file.name != METADATA)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        digest = hashlib.sha256()
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _card(about: dict[str, Any]) -> str:
+    def shape(spec: dict[str, Any]) -> str:
+        return f"{spec['dtype']} ({', '.join('N' if i == 0 else str(s or '?') for i, s in enumerate(spec['shape']))})"
+
+    rows = []
+    for name, parts in about["signatures"].items():
+        cells = ("<br>".join(f"`{key}` {shape(spec)}" for key, spec in parts[kind].items()) for kind in parts)
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
+    lines = [
+        f"# {about['name']}",
+        "",
+        f"{about['parameters']:,} parameters, exported by keras_residual {about['versions']['keras_residual']} with "
+        f"TensorFlow {about['versions']['tensorflow']}; {'frozen' if about['frozen'] else 'not frozen'}, "
+        f"{about['batch_normalisations']['folded']} batch normalisations folded.",
+        "",
+        "| signature | takes | returns |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+    ]
+    given = about["preprocessing"]
+    if given is not None:
+        lines += [
+            "Pixels are 0..255. The graph prepares them: "
+            + ", ".join(f"{key} {value}" for key, value in given.items() if key != "class")
+            + ". Encoded images are JPEG, PNG, WebP, GIF or BMP; EXIF turns them, transparency is dropped, of 16 bits "
+            'the upper 8 count. An image that cannot be read has its reason in `errors`, and zeros, -1 and "" '
+            "elsewhere; the others of its batch are answered.",
+            "",
+        ]
+    else:
+        lines += ["`serving_default` takes what the network takes: preprocessing is up to the client.", ""]
+    if about["classes"]:
+        lines += [f"{about['classes']} classes: `labels.txt`, a name on each line, from class 0.", ""]
+    lines += [
+        "`metadata.json` holds all of this, the hashes of the files, and a request with its answer to test by.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ beside the versions
+
+
+def write_beside(path: Path, served: Served) -> None:
+    """Writes what it takes to run TensorFlow Serving on a model's directory, and two clients."""
+    name = path.resolve().name
+    shape = served.signatures["serving_default"].input_signature[0].shape
+    largest = max(BATCHES)
+    batching = [
+        f'      - "--{flag}"'
+        for flag in ("enable_batching", f"batching_parameters_file=/models/{name}/batching_parameters.txt")
+    ]
+    if None in shape.as_list()[1:]:  # TensorFlow Serving refuses a batch of requests of several sizes
+        batching = [
+            "      # Only if all requests have images of one size, or are encoded (serving_bytes):",
+            *(line.replace("- ", "# - ", 1) for line in batching),
+        ]
+    texts = {
+        "models.config": (
+            "model_config_list {\n  config {\n"
+            f'    name: "{name}"\n    base_path: "/models/{name}"\n    model_platform: "tensorflow"\n'
+            "    model_version_policy { latest { num_versions: 1 } }\n  }\n}\n"
+        ),
+        "batching_parameters.txt": (
+            f"max_batch_size {{ value: {largest} }}\nbatch_timeout_micros {{ value: 2000 }}\n"
+            "max_enqueued_batches { value: 100 }\nnum_batch_threads { value: 4 }\n"
+            + "".join(f"allowed_batch_sizes: {size}\n" for size in BATCHES)
+        ),
+        "docker-compose.yml": "\n".join(
+            [
+                "# docker compose up",
+                "services:",
+                "  serving:",
+                "    image: ${TF_SERVING_IMAGE:-tensorflow/serving:latest}",
+                "    ports:",
+                '      - "127.0.0.1:8500:8500"  # gRPC',
+                '      - "127.0.0.1:8501:8501"  # REST',
+                "    volumes:",
+                f'      - ".:/models/{name}:ro"',
+                "    command:",
+                f'      - "--model_config_file=/models/{name}/models.config"',
+                *batching,
+                "",
+            ]
+        ),
+    }
+    clients = Path(__file__).parent / "beside"
+    texts |= {file.name: file.read_text(encoding="utf-8") for file in sorted(clients.glob("client_*.py"))}
+    for file, text in texts.items():
+        with written_whole(path / file) as place:
+            place.write_text(text, encoding="utf-8")

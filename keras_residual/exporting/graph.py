@@ -1,0 +1,192 @@
+"""A Keras model as TensorFlow functions with named inputs and outputs: the signatures of a SavedModel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_residual.exporting import images
+
+__all__ = ["Served", "serve"]
+
+EXAMPLE_KEY = (
+    "image/encoded"  # the feature of a tf.Example that holds an encoded image, as TensorFlow's data sets name it
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What is exported.
+
+    Attributes:
+        root: The object that `tf.saved_model.save` takes.
+        signatures: Name -> function of tensors that returns a dict of named tensors.
+        activation: What makes `probabilities` of the model's outputs: "softmax", "sigmoid", or "" where the outputs
+            are no probabilities and leave the graph as `outputs`.
+        frozen: Whether the weights are constants of the graph.
+    """
+
+    root: Any
+    signatures: dict[str, Any]
+    activation: str
+    frozen: bool
+
+
+def serve(
+    model: keras.Model,
+    labels: Path | None,
+    preprocess: Any,
+    freeze: bool,
+    top_k: int,
+    max_pixels: int,
+) -> Served:
+    """Traces a model's signatures.
+
+    Args:
+        model: A built model of one input and one output.
+        labels: A file with a class's name on each line. Logits of a model with labels become probabilities.
+        preprocess: A layer from pixels of 0..255 to the model's input, or `None`.
+        freeze: Whether weights become constants.
+        top_k: How many classes `classes`, `scores` and `labels` have.
+        max_pixels: The largest image that is decoded.
+    """
+    features, last = _features(model), _last_activation(model)
+    activation, count = "", model.outputs[0].shape[-1] or 0
+    if len(model.outputs[0].shape) == 2:
+        activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
+    outputs = [model.outputs[0]] if features is None else [model.outputs[0], features]
+    core, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze)
+    root: Any = tf.Module()
+    root.variables_ = [*variables, *(v.value for v in getattr(preprocess, "variables", ()))]
+
+    names = None
+    if labels is not None:
+        lines = tf.lookup.TextFileInitializer(
+            str(labels), tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER, tf.string, tf.lookup.TextFileIndex.WHOLE_LINE
+        )
+        root.labels_ = names = tf.lookup.StaticHashTable(lines, "")
+
+    def answers(x: Any) -> dict[str, Any]:
+        y = tf.cast(core(x)[0], tf.float32)  # TensorFlow Serving's REST cannot write half precision
+        if not activation:
+            return {"outputs": y}
+        if activation != last:
+            y = tf.nn.softmax(y)
+        scores, classes = tf.math.top_k(y, min(top_k, count))
+        return {"probabilities": y, "scores": scores, "classes": classes}
+
+    def named(classes: Any) -> Any:
+        wide = tf.cast(classes, tf.int64)
+        text = tf.strings.as_string(wide) if names is None else names.lookup(wide)
+        return tf.where(wide < 0, "", text)
+
+    shape = tuple(model.inputs[0].shape[1:])
+    signatures: dict[str, Any] = {}
+
+    def signature(name: str, given: Any, function: Callable[[Any], dict[str, Any]]) -> None:
+        def call(inputs: Any) -> dict[str, Any]:
+            return function(inputs)
+
+        call.__name__ = name
+        spec = tf.TensorSpec((None, *given.shape[1:]), given.dtype, "inputs")
+        signatures[name] = tf.function(call, input_signature=[spec], autograph=False)
+        setattr(root, name, signatures[name])
+
+    def prepare(pixels: Any) -> Any:
+        return tf.cast(pixels if preprocess is None else preprocess(pixels), tf.float32)
+
+    model_input = tf.TensorSpec((None, *shape), tf.float32)
+    pixels = model_input if preprocess is None else tf.TensorSpec((None, None, None, shape[-1]), tf.float32)
+    signature("serving_default", pixels, lambda x: answers(prepare(x)))
+    if features is not None:
+        signature("features", pixels, lambda x: {"features": tf.cast(core(prepare(x))[1], tf.float32)})
+    if preprocess is None:
+        return Served(root, signatures, activation, freeze)
+
+    size = tuple(preprocess.compute_output_shape((None, None, shape[-1])))
+    signature("serving_uint8", tf.TensorSpec(pixels.shape, tf.uint8), lambda x: answers(prepare(x)))
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+    def decoded(contents: Any) -> Any:
+        x, errors = images.decode_batch(contents, shape[-1], prepare, size, max_pixels)
+        found, good = answers(x), errors == ""
+        for name, value in found.items():
+            row = tf.reshape(good, (-1, *[1] * (len(value.shape) - 1)))
+            found[name] = tf.where(row, value, tf.cast(-1 if name == "classes" else 0, value.dtype))
+        if activation:
+            found["labels"] = named(found["classes"])
+        return {**found, "errors": errors}
+
+    def classified(examples: Any) -> dict[str, Any]:
+        feature = {EXAMPLE_KEY: tf.io.FixedLenFeature((), tf.string, "")}
+        found = decoded(tf.io.parse_example(examples, feature)[EXAMPLE_KEY])
+        return {"classes": found["labels"], "scores": found["scores"]}
+
+    strings = tf.TensorSpec((None,), tf.string)
+    signature("serving_bytes", strings, decoded)
+    if activation:
+        signature("classify", strings, classified)
+    return Served(root, signatures, activation, freeze)
+
+
+def _core(model: keras.Model, freeze: bool) -> tuple[Callable[[Any], Any], list[Any]]:
+    """The network as one function of all signatures, and the variables that belong to it."""
+    spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
+
+    def call(x: Any) -> Any:
+        return model(x, training=False)
+
+    network: Any = tf.function(call, input_signature=[spec], autograph=False)
+    if not freeze:
+        # The variables themselves: tracking the model would store its optimizer, and each weight twice (keras #23553).
+        return network, [variable.value for variable in model.variables]
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    return convert_variables_to_constants_v2(network.get_concrete_function()), []
+
+
+_PASSED = (
+    keras.layers.Activation,
+    keras.layers.Average,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+    keras.layers.Softmax,
+)
+
+
+def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
+    """The layer that put a tensor out, and what it was given."""
+    layer, node, _ = tensor._keras_history
+    return layer, layer._inbound_nodes[node].input_tensors
+
+
+def _features(model: keras.Model) -> Any:
+    """What the classifier takes, the mean of it where there are several; `None` for a model without one."""
+    found, todo = [], [model.outputs[0]]
+    while todo:
+        layer, inputs = _made_by(todo.pop())
+        if isinstance(layer, keras.layers.Dense):
+            found += inputs
+        elif isinstance(layer, _PASSED):
+            todo += inputs
+        else:
+            return None
+    return found[0] if len(found) == 1 else keras.ops.mean(keras.ops.stack(found), 0)
+
+
+def _last_activation(model: keras.Model) -> str:
+    layer, inputs = _made_by(model.outputs[0])
+    while isinstance(layer, (keras.layers.Identity, keras.layers.Flatten, keras.layers.Reshape)):
+        layer, inputs = _made_by(inputs[0])
+    if isinstance(layer, keras.Model):
+        return _last_activation(layer)
+    if isinstance(layer, keras.layers.Softmax):
+        return "softmax"
+    return getattr(getattr(layer, "activation", None), "__name__", "linear")
