@@ -114,8 +114,6 @@ def _images(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[Any, Any
         raise ValueError(f"{rule} Received: {x.shape}, which holds nothing.")
     if x.shape[1] in (1, 3, 4) and x.shape[-1] > 4:
         raise ValueError(f"{rule} Received: {x.shape}: channels first, it seems. Use np.moveaxis(x, 1, -1).")
-    if x.dtype == np.uint8:
-        return x
     if x.dtype.kind not in "iuf":
         raise ValueError(f"{rule} Received: {x.dtype}.")
     low, high = x.min(), x.max()
@@ -130,7 +128,7 @@ def _images(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[Any, Any
         raise ValueError(f"{rule} Received: {low:g} to {high:g}. For 16-bit images, use (x // 256).astype('uint8').")
     if x.dtype.kind == "f" and 0 < high <= 1:
         raise ValueError(f"{rule} Received: {low:g} to {high:g}: a range of 0..1, it seems. Use x * 255.")
-    if 1 < high < 64:
+    if 0 < high < 64:
         warnings.append(
             f"The images' values end at {high:g}, where 0..255 is expected: scale them if 255 is not white."
         )

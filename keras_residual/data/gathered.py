@@ -112,6 +112,7 @@ _NOTES = {
     "several pages": "TIFFs of several pages: the first one counts",
     "transparent": "partly transparent: transparency is dropped, so colours underneath show",
     "16-bit": "16-bit: the high byte counts",
+    "extra bytes": "JPEGs with bytes that do not belong there: look at them",
     "CMYK": "CMYK: converted to RGB without a colour profile",
 }
 

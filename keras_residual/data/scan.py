@@ -11,7 +11,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import stat
+import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +33,7 @@ MAX_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 # The verdicts of a cache count as long as these rules and decoders do.
-_RULES = f"1 tensorflow {tf.__version__} pillow {PIL.__version__}"
+_RULES = f"2 tensorflow {tf.__version__} pillow {PIL.__version__}"
 _LARGE = 8_000_000  # pixels; such images are decoded one at a time, so that memory does not grow with the cores
 _one_at_a_time = threading.Lock()
 
@@ -149,15 +152,55 @@ def default_cache(source: str) -> Path:
 
 
 def _parallel(function: Callable[[Any], Record], items: Sequence[Any]) -> Iterator[Record]:
-    """`map` in threads, in order, with a bounded number of results waiting. Decoders leave Python's lock alone."""
+    """`map` in threads, in order, some hundred at a time. Decoders leave Python's lock alone."""
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is said in the verdict
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        for start in range(0, len(items), 256):
+            chunk = items[start : start + 256]
+            with _overheard() as said:
+                records = list(pool.map(function, chunk))
+            if said and "JPEG data" in said[0]:  # which of them was it?
+                records = [_listened(function, *pair) for pair in zip(chunk, records, strict=True)]
+            yield from records
+
+
+def _listened(function: Callable[[Any], Record], item: Any, record: Record) -> Record:
+    """The verdict on a JPEG, with what libjpeg had to say while it decoded it.
+
+    libjpeg replaces what is missing by grey and calls that a warning, which goes to standard error and nowhere else.
+    """
+    if record.reason or record.how != decoding.JPEG:
+        return record
+    with _overheard() as said:
+        record = function(item)
+    words = re.search(r"Corrupt JPEG data: (.*)", said[0] if said else "")
+    if words and "extraneous bytes" in words[1]:
+        return dataclasses.replace(record, notes=(*record.notes, "extra bytes"))
+    if words:
+        return Record(f"is damaged: some of its pixels are lost ({words[1].strip()})", digest=record.digest)
+    return record
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """Collects what C libraries write to standard error meanwhile; the list is filled at the end."""
+    said: list[str] = []
+    try:
+        stderr = os.dup(2)
+    except OSError:  # there is none
+        yield said
+        return
+    with tempfile.TemporaryFile() as file:
         try:
-            for start in range(0, len(items), 1024):
-                yield from pool.map(function, items[start : start + 1024])
+            sys.stderr.flush()
+            os.dup2(file.fileno(), 2)
+            yield said
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            said.append(file.read().decode("utf-8", "replace"))
 
 
 def _cached(cache: Path | None, rules: str) -> dict[str, list[Any]]:
