@@ -18,7 +18,8 @@ LAYERS = [
     {"blocks"},
     {"weights"},
     {"models"},
-    {"costs", "folding", "data", "training", "classifier"},
+    {"costs", "folding", "data", "training", "metrics"},
+    {"classifier"},
     {"finetune", "export", "exporting", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
     {"cli"},
 ]

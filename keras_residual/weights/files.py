@@ -207,7 +207,7 @@ SUFFIXES = tuple(_READERS)
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary name beside `path`; what was written there takes its place at once, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # Keras looks at the suffix
     try:
         yield temporary
         with temporary.open("rb") as file:

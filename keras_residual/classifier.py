@@ -1,0 +1,284 @@
+"""A network, what prepares its images, and the names of its classes: what fine-tuning makes, what a run holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_residual import metrics
+from keras_residual.models import find
+from keras_residual.weights import Preprocess, Weights, WeightsError, load_weights, preprocessing, save_weights
+from keras_residual.weights.files import written_whole
+
+__all__ = ["Classifier", "Prediction"]
+
+SECTION = "keras_residual"  # of config.json: what timm's form has no place for
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes:
+        name: The image's path, or its number where it came as an array.
+        label: Name of the likeliest class; empty if the image could not be read.
+        probability: Of that class.
+        probabilities: Of every class, by name.
+        error: Why the image could not be read; empty if it could.
+    """
+
+    name: str
+    label: str = ""
+    probability: float = 0.0
+    probabilities: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities, best first."""
+        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:count]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A network with its preprocessing and its labels.
+
+    Attributes:
+        model: From normalised images `(N, H, W, C)` to logits `(N, classes)`.
+        preprocess: From images of 0..255, `(H, W, C)` of any size, to the model's input.
+        labels: Names of the classes, in the order of the logits.
+        architecture: The registered name of the network.
+        options: What its builder was given beside classes and input shape; of JSON's types.
+    """
+
+    model: keras.Model
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    architecture: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.model.output_shape[-1] != len(self.labels):
+            raise ValueError(
+                f"A classifier has one label for each output. Received: {len(self.labels)} labels for "
+                f"{self.model.output_shape[-1]} outputs."
+            )
+
+    def predict(self, images: Any, batch_size: int = 32) -> list[Prediction]:
+        """Names and probabilities for images.
+
+        Args:
+            images: A path, a folder (all images in it), a list of paths, or of arrays `(H, W, C)` of 0..255.
+            batch_size: Images in a batch.
+
+        Returns:
+            One prediction for each image, in order. A file that is no image gets one that says so in `error`.
+
+        Raises:
+            FileNotFoundError: If a path does not exist.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        named = _named(images)
+        found: list[Prediction] = []
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for first in range(0, len(named), batch_size):
+                batch = named[first : first + batch_size]
+                read = list(pool.map(lambda pair: _read(pair[1]), batch))
+                good = [pixels for pixels in read if not isinstance(pixels, str)]
+                rows = iter(self._probabilities(np.stack([self._prepared(x) for x in good])) if good else ())
+                for (name, _), pixels in zip(batch, read, strict=True):
+                    if isinstance(pixels, str):
+                        found.append(Prediction(name, error=pixels))
+                        continue
+                    row = next(rows)
+                    best = int(row.argmax())
+                    each = dict(zip(self.labels, map(float, row), strict=True))
+                    found.append(Prediction(name, self.labels[best], float(row[best]), each))
+        return found
+
+    def probabilities(self, examples: Any, batch_size: int = 32) -> np.ndarray[Any, Any]:
+        """Probabilities `(N, classes)` of a `keras_residual.data.Examples`, in its order."""
+        rows = [
+            self._probabilities(self.normalise(keras.ops.convert_to_numpy(images)))
+            for images, _ in examples.evaluation(batch_size, self.preprocess)
+        ]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), "float32")
+
+    def evaluate(self, data: Any, batch_size: int = 32, majority: int | None = None) -> dict[str, float]:
+        """Measures the classifier on labelled images; see `keras_residual.metrics.measure`.
+
+        Args:
+            data: What `keras_residual.data.load` reads, all of it, or an `Examples`.
+            batch_size: Images in a batch.
+            majority: Number of the class that a constant answer would name; by default the most frequent one here.
+        """
+        from keras_residual.data import Examples
+
+        examples = data if isinstance(data, Examples) else labelled(data, self.labels)
+        if majority is None:
+            majority = int(np.bincount(examples.labels, minlength=1).argmax())
+        return metrics.measure(self.probabilities(examples, batch_size), examples.labels, majority)
+
+    def normalise(self, images: Any) -> Any:
+        """Pixels of 0..255 that are resized already, to the model's input."""
+        mean, std = (np.asarray(values, "float32") for values in (self.preprocess.mean, self.preprocess.std))
+        return (images.astype("float32") / 255 - mean) / std
+
+    def with_probabilities(self) -> keras.Model:
+        """The model with a softmax at its end; it shares the weights."""
+        outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(self.model.output)
+        return keras.Model(self.model.input, outputs, name=self.model.name)
+
+    def export(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Writes a SavedModel that TensorFlow Serving runs as it is; see `keras_residual.export` for the options."""
+        from keras_residual.exporting import export
+
+        return export(self.with_probabilities(), path, labels=self.labels, preprocess=self.preprocess, **options)
+
+    # ------------------------------------------------------------------------------------------- the run directory
+
+    def save(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
+        """Writes `weights.safetensors`, `model.keras`, `labels.txt` and, last, `config.json`.
+
+        The config has timm's form, so that the directory is a source for `from_pretrained`, too.
+
+        Args:
+            directory: Is made if it does not exist.
+            about: More to keep in the config's own section.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_weights(self.model, directory / "weights.safetensors")
+        with written_whole(directory / "model.keras") as part:
+            keras.saving.save_model(self.with_probabilities(), part)
+        with written_whole(directory / "labels.txt") as part:
+            part.write_text("".join(f"{label}\n" for label in self.labels), encoding="utf-8")
+        row, prepare = find(self.architecture).config, self.preprocess
+        height, width, channels = self.model.input_shape[1:]
+        config = {
+            "architecture": row.timm or row.name,
+            "num_classes": len(self.labels),
+            "pretrained_cfg": {
+                "input_size": [channels, height or prepare.size[0], width or prepare.size[1]],
+                "mean": prepare.mean,
+                "std": prepare.std,
+                "crop_pct": prepare.crop,
+                "crop_mode": prepare.crop_mode,
+                "interpolation": prepare.interpolation,
+                "label_names": self.labels,
+            },
+            SECTION: {
+                "model": self.architecture,
+                "options": dict(self.options),
+                "input_shape": [height, width, channels],
+                "size": prepare.size,
+                "sha256": _sha256(directory / "weights.safetensors"),
+                **(about or {}),
+            },
+        }
+        with written_whole(directory / "config.json") as part:
+            part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Classifier:
+        """Reads what `save` wrote. The network is built by this package from its name; no code of the file runs.
+
+        Raises:
+            FileNotFoundError: If the directory has no finished run.
+            WeightsError: If a file is not what was written.
+        """
+        directory = Path(directory)
+        if not (directory / "config.json").is_file():
+            raise FileNotFoundError(f"A finished run has a config.json. Received: {str(directory)!r}, which has none.")
+        record = Weights.read(directory)
+        own = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SECTION)
+        if not isinstance(own, dict) or not {"model", "options", "input_shape", "sha256"} <= set(own):
+            raise WeightsError(
+                f"A run directory was written by keras_residual. Received: {str(directory)!r}, whose config.json was "
+                "not. Published checkpoints are loaded by keras_residual.from_pretrained."
+            )
+        weights = directory / "weights.safetensors"
+        if _sha256(weights) != own["sha256"]:
+            raise WeightsError(f"{weights} is not what was written beside its config.json: it has changed.")
+        model = find(own["model"]).builder(
+            classes=record.classes,
+            input_shape=tuple(own["input_shape"]),
+            classifier_activation=None,
+            **own["options"],
+        )
+        load_weights(model, weights)
+        prepare = preprocessing(dataclasses.replace(record, input_size=(*own["size"], record.input_size[2])))
+        return cls(model, prepare, record.labels, own["model"], own["options"])
+
+    # -------------------------------------------------------------------------------------------------- one batch
+
+    def _prepared(self, image: Any) -> Any:
+        channels = self.model.input_shape[-1]
+        if image.ndim != 3 or image.shape[-1] not in (1, 3, channels):
+            raise ValueError(f"An image is (height, width, channels) of 0..255. Received: shape {image.shape}.")
+        if image.shape[-1] != channels:
+            image = _with_channels(image, channels)
+        return keras.ops.convert_to_numpy(self.preprocess(image))
+
+    def _probabilities(self, batch: Any) -> np.ndarray[Any, Any]:
+        logits = keras.ops.convert_to_numpy(self.model(batch, training=False)).astype("float64")
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        return (weights / weights.sum(-1, keepdims=True)).astype("float32")
+
+
+def labelled(source: Any, labels: Sequence[str]) -> Any:
+    """All images of a source whose classes have these names, as one `Examples`."""
+    from keras_residual.data import load
+
+    return load(source, validation=0.0, classes=labels).train
+
+
+def _named(images: Any) -> list[tuple[str, Any]]:
+    if isinstance(images, (str, os.PathLike)):
+        path = Path(images)
+        images = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        images = [images]
+    named = []
+    for number, image in enumerate(images):
+        if isinstance(image, (str, os.PathLike)):
+            if not Path(image).exists():
+                raise FileNotFoundError(f"There is no image {str(image)!r}.")
+            named.append((str(image), Path(image)))
+        else:
+            named.append((str(number), np.asarray(image)))
+    return named
+
+
+def _read(source: Any) -> Any:
+    """Pixels `(H, W, C)`, or the words that say why there are none."""
+    if not isinstance(source, Path):
+        return source
+    from keras_residual.data import UnreadableError, decode
+
+    try:
+        return decode(source.read_bytes())
+    except (UnreadableError, OSError) as error:
+        return str(error)
+
+
+def _with_channels(image: Any, channels: int) -> Any:
+    if channels == 1:  # ITU-R 601 luma, as Pillow's convert("L")
+        return np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
+    return np.repeat(image, channels, -1)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
