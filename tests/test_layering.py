@@ -18,9 +18,9 @@ LAYERS = [
     {"blocks"},
     {"weights"},
     {"models"},
-    {"costs", "folding", "data", "training", "metrics"},
+    {"costs", "folding", "exporting", "data", "training", "metrics"},
     {"classifier"},
-    {"finetune", "export", "exporting", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
+    {"finetune", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -15,22 +15,23 @@ from typing import Any
 
 import tensorflow as tf
 
-__all__ = ["MAX_PIXELS", "decode_batch"]
+from keras_residual.data import decoding
 
-MAX_PIXELS = 64_000_000
+__all__ = ["decode_batch"]
+
 # Parts before the pixels that are looked at: a file of millions of empty ones would take minutes.
 _MOST_PARTS = 1000
 
 
 def decode_batch(
-    contents: Any, channels: int, prepare: Callable[[Any], Any], shape: tuple[int, ...], max_pixels: int = MAX_PIXELS
+    contents: Any, channels: int, prepare: Callable[[Any], Any], shape: tuple[int, ...], max_pixels: int
 ) -> tuple[Any, Any]:
     """Decodes and prepares images one by one, several at a time.
 
     Args:
         contents: `(N,)` strings.
         channels: 1 or 3.
-        prepare: Makes of a decoded image, uint8 `(H, W, channels)`, the float32 of `shape` that the model takes.
+        prepare: Makes of decoded images, uint8 `(1, H, W, channels)`, what the model takes, float32 `(1, *shape)`.
         shape: `(height, width, channels)`.
         max_pixels: Larger images are refused by what their header says, before they are decoded.
 
@@ -43,7 +44,7 @@ def decode_batch(
         sound = (kind > 0) & (pixels > 0) & (pixels <= max_pixels)
         # A graph has no exceptions to catch. A data set does: what fails is left out, and the blank is the first.
         given = tf.data.Dataset.from_tensors(content).filter(lambda _: sound)
-        image = given.map(lambda c: (tf.ensure_shape(prepare(_decode(c, kind, exif, channels)), shape), ""))
+        image = given.map(lambda c: (tf.ensure_shape(prepare(_decode(c, kind, exif, channels)[None])[0], shape), ""))
         blank = tf.data.Dataset.from_tensors((tf.zeros(shape), _reason(content, kind, pixels, max_pixels)))
         return image.ignore_errors().concatenate(blank).take(1).get_single_element()
 
@@ -53,13 +54,18 @@ def decode_batch(
 
 def _decode(content: Any, kind: Any, exif: Any, channels: int) -> Any:
     """One encoded image -> uint8 `(H, W, channels)`, upright."""
-    image = tf.cond(
-        kind == _JPEG,
-        lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),  # as Pillow, to the bit
-        lambda: tf.ensure_shape(tf.io.decode_image(content, 3, expand_animations=False), (None, None, 3)),
+    image = tf.switch_case(
+        kind - _JPEG,
+        [
+            lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),  # as Pillow, to the bit
+            lambda: tf.io.decode_png(content, 3),
+            # Three channels asked of a WebP or BMP that has four are refused.
+            lambda: tf.io.decode_image(content, 0, expand_animations=False)[..., :3],
+        ],
     )
-    image = _grey(image) if channels == 1 else image
-    return tf.cond(exif > 0, lambda: _turned(image, _orientation(content, exif)), lambda: image)
+    image = tf.ensure_shape(image, (None, None, 3))
+    image = decoding.grey(image) if channels == 1 else image
+    return tf.cond(exif > 0, lambda: _turned(image, _orientation(content, kind, exif)), lambda: image)
 
 
 def _reason(content: Any, kind: Any, pixels: Any, max_pixels: int) -> Any:
@@ -68,12 +74,6 @@ def _reason(content: Any, kind: Any, pixels: Any, max_pixels: int) -> Any:
     why = tf.where(pixels < 0, "a CMYK JPEG or a BMP with a palette: save it as RGB", why)
     why = tf.where(kind > 0, why, "not a JPEG, PNG, WebP, GIF or BMP image")
     return tf.where(tf.strings.length(content) > 0, why, "empty")
-
-
-def _grey(image: Any) -> Any:
-    """`(..., 3)` -> `(..., 1)`, uint8, by Pillow's rule."""
-    parts = tf.cast(image, tf.int32) * [19595, 38470, 7471]
-    return tf.cast((tf.reduce_sum(parts, -1, keepdims=True) + 0x8000) // 0x10000, tf.uint8)
 
 
 # ------------------------------------------------------------------------------------------- headers, without decoding
@@ -190,18 +190,20 @@ def _number(data: Any, place: Any, weights: list[int]) -> Any:
 # ----------------------------------------------------------------------------------------------------- orientation
 
 
-def _orientation(content: Any, exif: Any) -> Any:
+def _orientation(content: Any, kind: Any, exif: Any) -> Any:
     """The EXIF orientation, 1 to 8; `exif` is where the TIFF structure begins. 1 if there is none."""
     data = tf.io.decode_raw(content, tf.uint8)
-    small = _big(data, exif, 2) == int.from_bytes(b"II", "big")
+    length = tf.where(kind == _JPEG, _big(data, exif - 8, 2) - 8, _big(data, exif - 8, 4))
+    data = data[exif : exif + tf.maximum(length, 1)]
+    small = _big(data, 0, 2) == int.from_bytes(b"II", "big")
 
     def number(place: Any, count: int) -> Any:
         return tf.where(small, _little(data, place, count), _big(data, place, count))
 
-    directory = exif + number(exif + 4, 4)
+    directory = number(4, 4)
     entries = directory + 2 + 12 * tf.range(tf.minimum(number(directory, 2), 1000))
-    values = tf.boolean_mask(number(entries + 8, 2), number(entries, 2) == 0x0112)
-    value = tf.concat([values, tf.ones((1,), tf.int64)], 0)[0]
+    found = (number(entries, 2) == 0x0112) & (entries + 12 <= tf.size(data, tf.int64))
+    value = tf.concat([tf.boolean_mask(number(entries + 8, 2), found), tf.ones((1,), tf.int64)], 0)[0]
     return tf.where((value >= 1) & (value <= 8), value, tf.ones_like(value))
 
 

@@ -1,0 +1,256 @@
+"""Encoded images in a served graph: the pixels of the training decoder, and one bad image harms no other."""
+
+import io
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_residual as kr
+from keras_residual.data import decode
+
+from .tools import noise
+
+SIZE = (24, 32, 3)
+
+
+def served(channels, folder, **options):
+    """A network that puts out what it is given, and its `serving_bytes`: the pixels as the network sees them."""
+    prepare = kr.weights.Preprocess(SIZE[:2], (0.0,) * channels, (1.0,) * channels, crop=0.9, interpolation="bilinear")
+    inputs = keras.Input((*SIZE[:2], channels))
+    version = kr.export(keras.Model(inputs, keras.layers.Flatten()(inputs)), folder, preprocess=prepare, **options)
+    saved = tf.saved_model.load(str(version))
+
+    def ask(contents):
+        outputs = saved.signatures["serving_bytes"](inputs=tf.constant(np.array(contents, object)))
+        assert set(outputs) == {"outputs", "errors"}
+        pixels = outputs["outputs"].numpy().reshape(-1, *SIZE[:2], channels)
+        return pixels, [error.decode() for error in outputs["errors"].numpy()]
+
+    ask.saved = saved
+    return prepare, ask
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    return served(3, tmp_path_factory.mktemp("colour"))
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def picture(height=45, width=53, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype("uint8")
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def modes():
+    grey, alpha = picture().convert("L"), picture(seed=5).convert("L")
+    found = {mode: picture().convert(mode) for mode in ("RGB", "L", "1", "P", "CMYK")}
+    found["16 bits"] = Image.fromarray((np.asarray(grey).astype("uint16") << 8) | np.arange(53, dtype="uint16"))
+    for name, image in {"RGBA": picture(), "LA": grey.copy()}.items():
+        image.putalpha(alpha)
+        found[name] = image
+    found["transparent palette"] = found["RGBA"].quantize(64)
+    found["one pixel"] = picture().crop((3, 3, 4, 4))
+    return found
+
+
+def files():
+    """Name -> bytes: each mode in each format that has it; each orientation."""
+    kinds = {"JPEG": {"quality": 92}, "PNG": {}, "WEBP": {"lossless": True}, "GIF": {}, "BMP": {}}
+    for kind, options in kinds.items():
+        for name, image in modes().items():
+            try:
+                yield f"{kind} {name}", encoded(image, kind, **options)
+            except (OSError, ValueError):
+                continue  # the format has no such mode
+    yield "JPEG progressive", encoded(picture(), "JPEG", progressive=True, subsampling=0)
+    yield "WEBP lossy", encoded(picture(), "WEBP", quality=80)
+    yield "GIF animated", encoded(picture(), "GIF", save_all=True, append_images=[picture(seed=1)])
+    for kind in ("JPEG", "PNG"):
+        for orientation in (*range(1, 9), 0, 9, 77):
+            exif = Image.Exif()
+            exif[0x0112], exif[0x010F] = orientation, "maker"
+            yield f"{kind} turned {orientation}", encoded(picture(), kind, exif=exif)
+    big = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    yield "JPEG big-endian EXIF", encoded(picture(), "JPEG", exif=big)
+    yield "JPEG cut EXIF", encoded(picture(), "JPEG", exif=big[:20])
+
+
+REFUSED = "a CMYK JPEG or a BMP with a palette: save it as RGB"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_pixels_are_those_of_training(colour):
+    """To the bit, but for what the two resizes round differently: one is traced with known sizes."""
+    prepare, ask = colour
+    found = dict(files())
+    assert len(found) > 50
+    pixels, errors = ask(list(found.values()))
+    for (name, data), ours, error in zip(found.items(), pixels, errors, strict=True):
+        if name == "JPEG CMYK" or name in [f"BMP {mode}" for mode in ("L", "1", "P", "transparent palette")]:
+            assert error == REFUSED, name
+        else:
+            assert error == "", name
+            theirs = np.asarray(prepare(decode(data)))
+            assert np.abs(ours - theirs).max() <= 1 / 255 + 1e-6, name
+            assert (np.abs(ours - theirs) > 1e-6).mean() < 1e-3, name
+
+
+def test_grey_networks(tmp_path):
+    prepare, ask = served(1, tmp_path)
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(picture(), kind, quality=95)
+        grey = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").convert("L"))[..., None]
+        (pixels,), errors = ask([data])
+        assert errors == [""]
+        assert np.abs(pixels - np.asarray(prepare(grey))).max() <= 1 / 255 + 1e-6
+
+
+def test_bad_images_say_why_and_harm_no_other(colour):
+    _, ask = colour
+    good = encoded(picture(), "JPEG")
+    bad = {
+        b"": "empty",
+        b"text": "not a JPEG, PNG, WebP, GIF or BMP image",
+        b"\xff\xd8\xff": "a damaged image",
+        b"\x89PNG\r\n\x1a\n": "a damaged image",
+        good[:-200]: "a damaged image",
+        encoded(picture(), "PNG")[:-40]: "a damaged image",
+        encoded(picture(), "WEBP")[:100]: "a damaged image",
+        encoded(picture(), "TIFF"): "not a JPEG, PNG, WebP, GIF or BMP image",
+        b"RIFF0000WAVE": "a damaged image",
+        b"BM" + bytes(60): "a damaged image",
+        b"BM": "a damaged image",
+        b"GIF89a": "a damaged image",
+    }
+    contents = [good]
+    for data in bad:
+        contents += [data, good]
+    pixels, errors = ask(contents)
+    assert errors == ["", *(error for words in bad.values() for error in (words, ""))]
+    assert not pixels[1::2].any(), "rows of bad images are zeros"
+    for row in pixels[::2]:
+        np.testing.assert_array_equal(row, pixels[0])
+    assert ask([])[0].shape == (0, *SIZE)
+    assert ask([b""] * 3)[1] == ["empty"] * 3
+
+
+def test_bombs_are_refused_by_their_header(colour):
+    resource = pytest.importorskip("resource")
+    _, ask = colour
+    bombs = {}
+    png = bytearray(encoded(picture(), "PNG"))
+    png[16:24] = (60_000).to_bytes(4, "big") * 2
+    bombs["png"] = bytes(png)
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    place = jpeg.index(b"\xff\xc0") + 5
+    jpeg[place : place + 4] = b"\xff\xff\xff\xff"
+    bombs["jpeg"] = bytes(jpeg)
+    gif = bytearray(encoded(picture(), "GIF"))
+    gif[6:10] = b"\xff\xff\xff\xff"
+    bombs["gif"] = bytes(gif)
+    bmp = bytearray(encoded(picture(), "BMP"))
+    bmp[18:26] = (100_000).to_bytes(4, "little") + (-100_000).to_bytes(4, "little", signed=True)
+    bombs["bmp"] = bytes(bmp)
+    ask([encoded(picture(), "PNG")])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert ask(list(bombs.values()))[1] == ["more than 64,000,000 pixels"] * 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+
+
+def test_a_limit_of_the_callers(tmp_path):
+    _, ask = served(3, tmp_path, max_pixels=2000)
+    assert ask([encoded(picture(), "PNG"), encoded(picture(20, 30), "PNG")])[1] == ["more than 2,000 pixels", ""]
+
+
+def test_a_webp_header_tells_its_size(tmp_path):
+    _, ask = served(3, tmp_path, max_pixels=45 * 53 - 1)
+    ways = [{"lossless": True}, {"quality": 80}, {"quality": 80, "exif": b"Exif\0\0"}]
+    contents = [encoded(picture(), "WEBP", **options) for options in ways]
+    contents += [encoded(picture(45, 52), "WEBP", **options) for options in ways]
+    assert ask(contents)[1] == ["more than 2,384 pixels"] * 3 + [""] * 3
+
+
+@pytest.mark.parametrize(("kind", "count"), [("JPEG", 60), ("PNG", 60), ("WEBP", 20), ("GIF", 20), ("BMP", 20)])
+def test_mutants_harm_no_other_and_get_trainings_verdict(colour, kind, count):
+    """Bytes changed, cut or doubled at random: the batch is answered, each row as the training decoder would."""
+    prepare, ask = colour
+    generator, original = np.random.default_rng(1), encoded(picture(), kind)
+    mutants = []
+    for _ in range(count):
+        data = bytearray(original)
+        for _ in range(generator.integers(1, 6)):
+            data[generator.integers(len(data))] = generator.integers(256)
+        mutants.append(bytes(data[: generator.integers(8, len(data))] if generator.random() < 0.3 else data))
+    pixels, errors = ask([original, *mutants])
+    assert errors[0] == ""
+    for data, row, error in zip(mutants, pixels[1:], errors[1:], strict=True):
+        try:
+            theirs = np.asarray(prepare(decode(data)))
+        except ValueError:
+            theirs = None
+        if kind in ("JPEG", "PNG"):  # by the same decoder; the others go through Pillow in training
+            if theirs is None:
+                assert error, "what training refuses is refused"
+            elif not error:
+                assert np.abs(row - theirs).max() <= 1 / 255 + 1e-6
+
+
+def test_tensors_of_pixels(colour):
+    """Float and uint8, of any size, agree with the encoded image."""
+    _, ask = colour
+    data = encoded(picture(), "PNG")
+    wanted, _ = ask([data])
+    pixels = np.asarray(picture())[None]
+    for signature, dtype in (("serving_default", "float32"), ("serving_uint8", "uint8")):
+        outputs = ask.saved.signatures[signature](inputs=tf.constant(pixels.astype(dtype)))["outputs"]
+        assert np.abs(outputs.numpy().reshape(wanted.shape) - wanted).max() <= 1 / 255 + 1e-6
+
+
+def test_answers_of_a_classifier(tmp_path):
+    labels = ["rot", "grün", "blau"]
+    inputs = keras.Input((24, 32, 3))
+    network = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))  # the logits are the colours
+    prepare = kr.weights.Preprocess((24, 32), (0.0,) * 3, (0.1,) * 3)
+    version = kr.export(network, tmp_path, labels=labels, preprocess=prepare, top_k=9)
+    signatures = tf.saved_model.load(str(version)).signatures
+    colours = [(250, 100, 0), (0, 200, 100), (50, 0, 250)]
+    contents = [encoded(Image.new("RGB", (50, 40), c), "PNG") for c in colours]
+    contents.insert(1, b"nothing")
+    answers = signatures["serving_bytes"](inputs=tf.constant(contents))
+    assert answers["classes"].numpy().tolist() == [[0, 1, 2], [-1, -1, -1], [1, 2, 0], [2, 0, 1]]
+    decoded = [[label.decode() for label in row] for row in answers["labels"].numpy()]
+    assert decoded == [["rot", "grün", "blau"], [""] * 3, ["grün", "blau", "rot"], ["blau", "rot", "grün"]]
+    logits = np.array(colours) / 25.5
+    softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(answers["probabilities"].numpy()[[0, 2, 3]], softmax, rtol=1e-4)
+    assert not answers["probabilities"].numpy()[1].any()
+    np.testing.assert_allclose(answers["scores"].numpy()[[0, 2, 3]], -np.sort(-softmax, -1), rtol=1e-4)
+
+    def example(content):
+        feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+        return tf.train.Example(features=tf.train.Features(feature={"image/encoded": feature})).SerializeToString()
+
+    classified = signatures["classify"](inputs=tf.constant([example(c) for c in contents]))
+    assert set(classified) == {"classes", "scores"}, "what TensorFlow Serving's Classify takes"
+    assert (classified["classes"].numpy() == answers["labels"].numpy()).all()
+    np.testing.assert_array_equal(classified["scores"], answers["scores"])
+
+
+def test_any_layer_prepares(tmp_path):
+    """Also one with weights of its own, which are stored."""
+    rescale = keras.Sequential([keras.layers.Resizing(24, 32), keras.layers.Rescaling(1 / 255), keras.layers.Dense(3)])
+    rescale.build((None, None, None, 3))
+    inputs = keras.Input(SIZE)
+    version = kr.export(keras.Model(inputs, keras.layers.Flatten()(inputs)), tmp_path, preprocess=rescale)
+    signature = tf.saved_model.load(str(version)).signatures["serving_default"]
+    x = 255 * np.abs(noise((2, 40, 50, 3)))
+    outputs = signature(inputs=tf.constant(x))["outputs"]
+    np.testing.assert_allclose(outputs, np.asarray(rescale(x)).reshape(2, -1), atol=1e-4)
