@@ -197,18 +197,27 @@ def main() -> None:
         contender, name, mode, batch, steps = arguments.worker
         worker(contender, name, mode, int(batch), int(steps))
         return
-    facts, rows = machine(), []
+    facts = machine()
     for name in arguments.models:
         for mode in arguments.modes:
-            for row in contest(name, mode, arguments.rounds):
-                rows.append({**row, **facts})
-                print({key: row[key] for key in row}, flush=True)
-    temporary = arguments.output + ".part"
-    with open(temporary, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
+            rows = contest(name, mode, arguments.rounds)
+            print(*rows, sep="\n", flush=True)
+            keep(arguments.output, [{**row, **facts} for row in rows])
+
+
+def keep(path: str, rows: list[dict[str, object]]) -> None:
+    """Puts a contest into the table, in the place of an earlier one."""
+    kept = []
+    if os.path.exists(path):
+        with open(path, newline="") as file:
+            kept = [r for r in csv.DictReader(file) if (r["model"], r["mode"]) != (rows[0]["model"], rows[0]["mode"])]
+    order = list(CONTESTS)
+    rows = sorted([*kept, *rows], key=lambda r: (order.index(str(r["model"])), r["mode"] != "training"))
+    with open(f"{path}.part", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    os.replace(temporary, arguments.output)
+    os.replace(f"{path}.part", path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_residual.weights.files import written_whole
 
-__all__ = ["draw_confusion", "draw_curves"]
+__all__ = ["draw_confusion", "draw_curves", "draw_mistakes"]
 
 
 def draw_curves(history: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
@@ -24,14 +24,17 @@ def draw_curves(history: Mapping[str, Sequence[float]], path: Path, title: str) 
     figure, axes = _canvas(1, 2, (9, 3.6))
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "held out", "--")):
-            if key in history:
-                axis.plot(range(1, len(history[key]) + 1), history[key], style, label=label)
+            if history.get(key):
+                marker = "o" if len(history[key]) < 3 else None  # a line of one point would not be seen
+                axis.plot(range(1, len(history[key]) + 1), history[key], style, marker=marker, label=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
-        axis.legend()
-    low = min(min(history[key][len(history[key]) // 4 :]) for key in ("accuracy", "val_accuracy") if key in history)
+        if axis.lines:
+            axis.legend()
+    shown = [key for key in ("accuracy", "val_accuracy") if history.get(key)]
+    low = min((min(history[key][len(history[key]) // 4 :]) for key in shown), default=0.0)
     axes[1].set_ylim(max(0.0, low - 0.02), 1.002)
     figure.suptitle(title)
     _save(figure, path)
@@ -46,20 +49,53 @@ def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Pa
         path: The PNG to write.
         title: Above the picture.
     """
-    figure, axis = _canvas(1, 1, (5.6, 5.2))
+    side = min(14.0, max(5.2, 2.2 + 0.3 * len(labels)))
+    figure, axis = _canvas(1, 1, (side + 0.4, side))
     diagonal = np.eye(len(labels), dtype=bool)
     # Each colour on its own scale: beside the many right answers, a few mistakes would hardly show.
     for cmap, part in (("Blues", diagonal), ("Reds", ~diagonal)):
         shown = np.ma.masked_where(~part | (matrix == 0), matrix)
         axis.imshow(shown, cmap=cmap, vmin=0, vmax=1.6 * max(1, matrix[part].max()))  # pale enough for black numbers
-    for row, column in np.argwhere(matrix):
-        axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9)
-    axis.set_xticks(range(len(labels)), labels)
-    axis.set_yticks(range(len(labels)), labels)
+    if len(labels) <= 40:
+        for row, column in np.argwhere(matrix):
+            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9 if side < 7 else 7)
+    long = max(map(len, labels)) > 3
+    every = -(-len(labels) // 60)  # more names than that cannot be read
+    places, names = range(0, len(labels), every), [_short(label) for label in labels[::every]]
+    axis.set_xticks(places, names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
+    axis.set_yticks(places, names, fontsize=9 if side < 14 else 6)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     figure.suptitle(title)
     _save(figure, path)
+
+
+def draw_mistakes(
+    images: Sequence[np.ndarray[Any, Any]], captions: Sequence[str], path: Path, title: str, columns: int = 6
+) -> None:
+    """Draws a sheet of images with a caption below each.
+
+    Args:
+        images: Arrays `(H, W, C)` of 0..255, of any sizes; may be none.
+        captions: Below each image.
+        path: The PNG to write.
+        title: Above the picture.
+        columns: Images in a row.
+    """
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = _canvas(rows, columns, (1.9 * columns, 2.3 * rows + 0.5))
+    cells = np.ravel(axes)
+    for cell in cells:
+        cell.set_axis_off()
+    for cell, image, caption in zip(cells, images, captions, strict=False):
+        cell.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        cell.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _short(label: str, most: int = 18) -> str:
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -1,10 +1,12 @@
 """The README's table of families, from the registry: `python -m tests.readme_table` writes it anew."""
 
 import importlib
+from collections import Counter
 from pathlib import Path
 
 import keras_residual.models  # noqa: F401  (registers every family)
 from keras_residual import registry
+from keras_residual.weights.published import published
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- families: written by `python -m tests.readme_table` -->", "<!-- families end -->"
@@ -15,14 +17,28 @@ def table():
     families = {}
     for entry in registry.entries().values():
         families.setdefault(entry.builder.__module__, []).append(entry.config)
-    lines = ["| family | what it is | networks | parameters |", "| --- | --- | --- | --- |"]
-    # Networks for images first: they are what most come for.
-    for module, rows in sorted(families.items(), key=lambda family: len(family[1][0].input_shape) == 1):
+    tags = Counter(tag.partition(".")[0] for tag in published())
+
+    def known(row):
+        return sum(tags[name] for name in (row.timm, *(alias for alias, _ in row.aliases)))
+
+    head = ("family", "what it is", "networks", "parameters", "timm's checkpoints")
+    lines = [_line(head), _line(["---"] * len(head))]
+    # What has most checkpoints is what most come for.
+    for module, rows in sorted(families.items(), key=lambda family: -sum(map(known, family[1]))):
+        rows = sorted(rows, key=known, reverse=True)
         what = importlib.import_module(module).__doc__.strip().partition("\n")[0].rstrip(".")
         names = ", ".join(f"`{row.name}`" for row in rows[:SHOWN])
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-        lines.append(f"| `{module.rpartition('.')[2]}` ({len(rows)}) | {what} | {names}{more} | {_range(rows)} |")
+        count = sum(map(known, rows))
+        family = f"`{module.rpartition('.')[2]}` ({len(rows)})"
+        lines.append(_line([family, what, f"{names}{more}", _range(rows), count or "none"]))
+    lines += ["", f"Together {len(published())} of the 1,826 pretrained tags of timm 1.0.31."]
     return "\n".join(lines)
+
+
+def _line(cells):
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _range(rows):
