@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_residual.data import plan
 from keras_residual.data.plan import Crop, Views
-from keras_residual.data.stores import Pixels, Store
+from keras_residual.data.stores import Store
 from keras_residual.weights import Preprocess, Weights, preprocessing
 
 Geometry = int | tuple[int, int] | Weights | Preprocess
@@ -41,7 +41,7 @@ class Examples:
         """The image `(height, width, channels)`, uint8, upright and whole, and its label."""
         place = int(self.rows[index])
         with tf.device("CPU:0"):
-            image = self._upright(self.store.whole(tf.constant(place, tf.int32)), place)
+            image = self._upright(tf.constant(place, tf.int32))
         return image.numpy(), int(self.labels[index])
 
     @property
@@ -121,10 +121,18 @@ class Examples:
         each = batch_size // part[1]
         data: Any = plan.positions(len(self), batch_size, seed, start)
         if part[1] > 1:
-            data = data.filter(lambda place, position, epoch, noise: position % batch_size // each == part[0])
+            data = data.filter(_plain(lambda place, position, noise: position % batch_size // each == part[0]))
+        rows, labels = self._tensors()
+
+        def planned(place: Any, position: Any, noise: Any) -> Any:
+            return *self._planned(views, tf.gather(rows, place), noise), tf.gather(labels, place)
+
+        def seen(row: Any, window: Any, way: Any, turns: Any, shift: Any, label: Any) -> Any:
+            return self._seen(views, row, window, way, turns, shift), label
+
         # planned many at a time, before anything is read
-        data = data.batch(plan.CHUNK).map(lambda place, position, epoch, noise: self._planned(views, place, noise))
-        data = data.unbatch().map(lambda *plan: self._seen(views, *plan), tf.data.AUTOTUNE, deterministic)
+        data = data.batch(plan.CHUNK).map(_plain(planned)).unbatch()
+        data = data.map(_plain(seen), tf.data.AUTOTUNE, deterministic)
         data = data.batch(each, drop_remainder=True)
         data = data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
         return data.with_options(_options(deterministic)).prefetch(tf.data.AUTOTUNE)
@@ -144,60 +152,66 @@ class Examples:
             raise ValueError(f"batch_size is a positive number. Received: {batch_size}.")
         layer = geometry(size, self.channels)
         shape = (*layer.size, self.channels)
-        rows, labels = tf.constant(self.rows, tf.int32), tf.constant(self.labels, tf.int32)
+        rows, labels = self._tensors()
 
         def seen(i: Any) -> Any:
-            image = self._upright(self.store.whole(rows[i]), rows[i])
+            image = self._upright(tf.gather(rows, i))
             if keras.backend.backend() == "tensorflow":
                 image = _cropped(layer, image)
             else:  # Keras' operations are not TensorFlow's then
                 image = tf.numpy_function(lambda x: np.asarray(_cropped(layer, x)), [image], tf.uint8)
-            return tf.ensure_shape(image, shape), labels[i]
+            return tf.ensure_shape(image, shape), tf.gather(labels, i)
 
-        data = tf.data.Dataset.range(len(self)).map(seen, tf.data.AUTOTUNE, deterministic=True)
+        data = tf.data.Dataset.range(len(self)).map(_plain(seen), tf.data.AUTOTUNE, deterministic=True)
         return data.batch(batch_size).with_options(_options(True)).prefetch(tf.data.AUTOTUNE)
 
-    def _planned(self, views: Views, place: Any, noise: Any) -> tuple[Any, ...]:
-        """For many images: the row, the part of the file, how to read it, how to turn it, the shift, the label."""
-        store, row = self.store, tf.gather(tf.constant(self.rows, tf.int32), place)
-        height, width, transpose, upside_down, mirrored = (
-            tf.gather(tf.constant(values), row)
-            for values in (store.height, store.width, store.transpose, store.upside_down, store.mirrored)
-        )
+    def _tensors(self) -> tuple[Any, Any]:
+        with tf.device("CPU:0"):
+            return tf.constant(self.rows, tf.int32), tf.constant(self.labels, tf.int32)
+
+    def _planned(self, views: Views, row: Any, noise: Any) -> tuple[Any, ...]:
+        """For many images: the row, the part of the file, how to read it, how to turn it, the shift."""
+        _, height, width, transpose, upside_down, mirrored = self.store.facts(row)
         upright = tf.where(transpose, width, height), tf.where(transpose, height, width)
         window = plan.windows(views, *upright, noise)
         window = plan.as_stored(window, height, width, transpose, upside_down, mirrored)
-        window, way = store.ways(row, window, views.size)
+        window, way = self.store.ways(row, window, views.size)
         if views.flip:
             mirrored = tf.math.logical_xor(mirrored, noise[:, 2] < 0.5)
         turns = tf.stack([transpose, upside_down, mirrored], -1)
         shift = tf.cast(noise[:, :2] * float(2 * views.padding + 1), tf.int32)
-        return row, window, way, turns, shift, tf.gather(tf.constant(self.labels, tf.int32), place)
+        return row, window, way, turns, shift
 
-    def _seen(self, views: Views, row: Any, window: Any, way: Any, turns: Any, shift: Any, label: Any) -> Any:
-        """One image as training sees it, and its label."""
+    def _seen(self, views: Views, row: Any, window: Any, way: Any, turns: Any, shift: Any) -> Any:
+        """One image as training sees it."""
         image = self.store.part(row, window, way)
-        turning = bool(self.store.transpose.any())
-        size = tf.where(turns[0], views.size[::-1], views.size) if turning else tf.constant(views.size)
-        image = _resized(image, size)
-        if turning:
-            image = tf.cond(turns[0], lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-        image = tf.reverse(image, tf.boolean_mask([0, 1], turns[1:]))
+        transposed = self.store.transposed
+        image = _resized(image, tf.where(turns[0], views.size[::-1], views.size) if transposed else views.size)
+        image = _turned(image, turns, transposed)
         if views.crop == "pad" and views.padding:
             p = views.padding
             image = tf.pad(image, [(p, p), (p, p), (0, 0)], "REFLECT")
-            image = image[shift[0] : shift[0] + views.size[0], shift[1] : shift[1] + views.size[1]]
-        return tf.ensure_shape(image, (*views.size, self.channels)), label
+            image = tf.slice(image, tf.pad(shift, [(0, 1)]), (*views.size, self.channels))
+        return tf.ensure_shape(image, (*views.size, self.channels))
 
-    def _upright(self, image: Any, row: Any) -> Any:
-        store = self.store
-        if isinstance(store, Pixels) or not (store.transpose | store.upside_down | store.mirrored).any():
+    def _upright(self, row: Any) -> Any:
+        """One image, whole."""
+        image = self.store.whole(row)
+        if not self.store.turned:
             return image
-        image = tf.cond(
-            tf.constant(store.transpose)[row], lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image)
-        )
-        turns = tf.stack([tf.constant(store.upside_down)[row], tf.constant(store.mirrored)[row]])
-        return tf.reverse(image, tf.boolean_mask([0, 1], turns))
+        return _turned(image, tf.stack(self.store.facts(row)[3:]), self.store.transposed)
+
+
+def _turned(image: Any, turns: Any, transposed: bool) -> Any:
+    """Transposes, turns upside down and mirrors an image as three flags say; the first only if `transposed`."""
+    if transposed:
+        image = tf.cond(turns[0], lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image))
+    return tf.reverse(image, tf.boolean_mask([0, 1], turns[1:]))
+
+
+def _plain(function: Any) -> Any:
+    """Spares TensorFlow looking for Python's own control flow, of which there is none."""
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def geometry(size: Geometry, channels: int = 3) -> Preprocess:

@@ -52,7 +52,7 @@ class Views:
 
 
 def positions(count: int, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
-    """Endless `(place, position, epoch, noise)`: which image comes when, and eight random numbers in [0, 1) for it.
+    """Endless `(place, position, noise)`: which image comes at which position of its epoch, and random numbers for it.
 
     Args:
         count: Number of images.
@@ -69,12 +69,13 @@ def positions(count: int, batch_size: int, seed: int, start: int) -> tf.data.Dat
         def chunk(number: Any) -> Any:
             position = tf.range(number * CHUNK, tf.minimum((number + 1) * CHUNK, each))
             noise = _uniform((CHUNK, 4 + 3 * _ATTEMPTS), seed, epoch, 1 + number)[: tf.size(position)]
-            return tf.gather(order, position), position, tf.fill(tf.shape(position), epoch), noise
+            return tf.gather(order, position), position, noise
 
         begin = tf.where(epoch == first, tf.constant(skipped // CHUNK, tf.int64), 0)
-        return tf.data.Dataset.range(begin, -(-each // CHUNK)).map(chunk)
+        return tf.data.Dataset.range(begin, -(-each // CHUNK)).map(plain(chunk))
 
-    return tf.data.Dataset.range(first, 1 << 31).flat_map(chunks).unbatch().skip(skipped % CHUNK)
+    plain = tf.autograph.experimental.do_not_convert
+    return tf.data.Dataset.range(first, 1 << 31).flat_map(plain(chunks)).unbatch().skip(skipped % CHUNK)
 
 
 def _order(count: int, seed: int, epoch: Any) -> Any:

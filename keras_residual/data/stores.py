@@ -12,11 +12,34 @@ from keras_residual.data import decoding
 from keras_residual.data.decoding import JPEG, ORIENTATIONS, PILLOW, PNG
 from keras_residual.data.scan import Record
 
-# Ways to read a part of an image: a JPEG scaled down by 1, 2, 4 or 8, a PNG, whatever Pillow reads.
-WAYS = 6
+
+class _Table:
+    """What a pipeline has to know of each image before it reads it.
+
+    Attributes:
+        table: `(N, 6)` int32: how to decode it, its stored height and width, and three flags that turn it upright.
+        kinds: Which ways of decoding occur.
+        transposed: Whether any image is to be transposed.
+        turned: Whether any image is not upright as stored.
+    """
+
+    def __init__(self, columns: Sequence[Any]) -> None:
+        rows = np.stack([np.asarray(column, "int32") for column in columns], -1)
+        self.kinds = set(rows[:, 0].tolist())
+        self.transposed, self.turned = bool(rows[:, 3].any()), bool(rows[:, 3:].any())
+        with tf.device("CPU:0"):
+            self.table = tf.constant(rows)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def facts(self, place: Any) -> list[Any]:
+        """Places `(...)` -> how, height, width (int32), transpose, upside_down, mirrored (bool), `(...)` each."""
+        facts = tf.unstack(tf.gather(self.table, place), axis=-1)
+        return facts[:3] + [flag > 0 for flag in facts[3:]]
 
 
-class Encoded:
+class Encoded(_Table):
     """Images as files, or as bytes in memory.
 
     Args:
@@ -32,47 +55,45 @@ class Encoded:
         with tf.device("CPU:0"):
             self.items = tf.constant(list(items), tf.string, shape=(len(items),))
         self.channels, self.in_memory = channels, in_memory
-        self.how = np.array([record.how for record in records], "int32")
-        self.height = np.array([record.height for record in records], "int32")
-        self.width = np.array([record.width for record in records], "int32")
-        turns = [ORIENTATIONS[1 if record.how == PILLOW else record.orientation] for record in records]
-        self.transpose, self.upside_down, self.mirrored = np.array(turns, bool).reshape(-1, 3).T
-
-    def __len__(self) -> int:
-        return len(self.how)
+        columns = [(r.how, r.height, r.width, *ORIENTATIONS[r.orientation]) for r in records]
+        super().__init__(np.array(columns, "int32").reshape(-1, 6).T)
 
     def _bytes(self, place: Any) -> Any:
-        item = self.items[place]
+        item = tf.gather(self.items, place)
         return item if self.in_memory else tf.io.read_file(item)
 
     def whole(self, place: Any) -> Any:
         """The image at a place, `(height, width, channels)`, uint8, as stored: not yet turned."""
         data = self._bytes(place)
         readers = [lambda: decoding.decode_jpeg(data), lambda: decoding.decode_png(data), lambda: _pillow(data)]
-        return self._grey(_switch(tf.constant(self.how)[place], readers, set(self.how.tolist())))
+        return self._grey(_switch(self.facts(place)[0], readers, self.kinds))
 
     def part(self, place: Any, window: Any, way: Any) -> Any:
         """Part of the image at a place, as stored; `window` and `way` as `ways` gives them."""
         data = self._bytes(place)
-        top, left, height, width = tf.unstack(window)
 
         def cut(image: Any) -> Any:
-            return image[top : top + height, left : left + width]
+            return tf.slice(image, tf.pad(window[:2], [(0, 1)]), tf.concat([window[2:], [3]], 0))
 
         readers: list[Any] = [
             lambda ratio=ratio: decoding.decode_jpeg_window(data, window, ratio) for ratio in (1, 2, 4, 8)
         ]
         readers += [lambda: cut(decoding.decode_png(data)), lambda: cut(_pillow(data))]
-        kinds = set(self.how.tolist())
-        used = {0, 1, 2, 3} if JPEG in kinds else set()
-        used |= {4} if PNG in kinds else set()
-        used |= {5} if PILLOW in kinds else set()
+        used = {
+            way
+            for kind, ways in ((JPEG, (0, 1, 2, 3)), (PNG, (4,)), (PILLOW, (5,)))
+            for way in ways
+            if kind in self.kinds
+        }
         return self._grey(_switch(way, readers, used))
 
     def ways(self, place: Any, window: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-        """`(N,)` places, `(N, 4)` windows as stored -> windows and how to read them, so that `size` is still met."""
-        how = tf.gather(tf.constant(self.how), place)
-        least = tf.where(tf.gather(tf.constant(self.transpose), place)[:, None], size[::-1], size)  # (N, 2)
+        """`(N,)` places, `(N, 4)` windows as stored -> windows and how to read them, so that `size` is still met.
+
+        The ways are those of `part`: a JPEG scaled down by 1, 2, 4 or 8, a PNG, whatever Pillow reads.
+        """
+        how, _, _, transpose, _, _ = self.facts(place)
+        least = tf.where(transpose[:, None], size[::-1], size)  # (N, 2)
         room = tf.reduce_min(window[:, 2:] // least, -1)
         halvings = sum(tf.cast(room >= ratio, tf.int32) for ratio in (2, 4, 8))
         halvings = tf.where(how == JPEG, halvings, 0)
@@ -84,26 +105,22 @@ class Encoded:
         return decoding.grey(image) if self.channels == 1 else image
 
 
-class Pixels:
+class Pixels(_Table):
     """Images as an array `(N, height, width, channels)`, uint8."""
 
     def __init__(self, images: np.ndarray[Any, Any]) -> None:
         with tf.device("CPU:0"):
             self.images = tf.convert_to_tensor(images)
         self.channels = images.shape[-1]
-        self.height = np.full(len(images), images.shape[1], "int32")
-        self.width = np.full(len(images), images.shape[2], "int32")
-        self.transpose = self.upside_down = self.mirrored = np.zeros(len(images), bool)
-
-    def __len__(self) -> int:
-        return len(self.height)
+        rows = np.tile([0, images.shape[1], images.shape[2], 0, 0, 0], (len(images), 1))
+        super().__init__(rows.T)
 
     def whole(self, place: Any) -> Any:
-        return self.images[place]
+        return tf.gather(self.images, place)
 
     def part(self, place: Any, window: Any, way: Any) -> Any:
-        top, left, height, width = tf.unstack(window)
-        return self.images[place, top : top + height, left : left + width]
+        begin = tf.concat([[place], window[:2], [0]], 0)
+        return tf.slice(self.images, begin, tf.concat([[1], window[2:], [self.channels]], 0))[0]
 
     def ways(self, place: Any, window: Any, size: tuple[int, int]) -> tuple[Any, Any]:
         return window, tf.zeros_like(place)
@@ -113,6 +130,8 @@ Store = Encoded | Pixels
 
 
 def _pillow(data: Any) -> Any:
+    if tf.executing_eagerly():  # NumPy would take zeros off the end of the bytes
+        return tf.constant(decoding.pillow_pixels(data.numpy()))
     image = tf.numpy_function(lambda content: decoding.pillow_pixels(bytes(content)), [data], tf.uint8, stateful=False)
     image.set_shape((None, None, 3))
     return image
@@ -125,4 +144,4 @@ def _switch(number: Any, branches: Sequence[Any], used: set[int]) -> Any:
         return branches[kept[0]]()
     renumbered = np.zeros(len(branches), "int32")
     renumbered[kept] = np.arange(len(kept))
-    return tf.switch_case(tf.constant(renumbered)[number], [branches[i] for i in kept])
+    return tf.switch_case(tf.gather(renumbered, number), [branches[i] for i in kept])
