@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from keras_residual.models.resnet_cifar import *
     from keras_residual.models.resnet_v2 import *
     from keras_residual.models.vit import *
+    from keras_residual.training import Recipe, fit
     from keras_residual.weights import load_weights, preprocessing, save_weights
 
 # TensorFlow turns oneDNN on by itself only where it finds AVX-512; on other x86 CPUs too it is up to twice as fast.
@@ -37,10 +38,12 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 # Where each public name lives. Builders are not listed: the registry knows them.
 _HOMES = {
+    "Recipe": "training",
     "blocks": "blocks",
     "create": "models",
     "export": "exporting",
     "features": "models",
+    "fit": "training",
     "fold_batch_norm": "folding",
     "from_pretrained": "models.pretrained",
     "layers": "layers",

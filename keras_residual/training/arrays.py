@@ -1,0 +1,145 @@
+"""NumPy arrays as training reads them: the same methods as `keras_residual.data.Examples`, for data of any rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_residual.training.recipes import Recipe
+
+__all__ = ["Arrays", "read"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arrays:
+    """Images (signals, vectors) `(N, ...)` and their classes `(N,)`."""
+
+    images: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches in an epoch.
+
+        Raises:
+            ValueError: If there is not even one.
+        """
+        if len(self) < batch_size:
+            raise ValueError(
+                f"Training takes full batches, so a batch has at most as many images as there are. Received: "
+                f"batch_size={batch_size} for {len(self)} images. Take a smaller batch."
+            )
+        return len(self) // batch_size
+
+    def training(
+        self,
+        batch_size: int,
+        size: Any = None,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+        flip: bool = False,
+        padding: int = 0,
+    ) -> tf.data.Dataset:
+        """Endless full batches, each epoch in an order of its own, which is a function of (seed, epoch) alone.
+
+        What begins at `start=k` is what follows the first k batches; earlier ones are not read. `flip` and `padding`
+        (shifts by up to so many pixels, edges reflected) are functions of (seed, position) too.
+        """
+        steps = self.steps_per_epoch(batch_size)
+        each = batch_size // part[1]
+        random: Any = tf.random
+        # one copy on the host, not a constant of the graph
+        with tf.device("CPU:0"):
+            images, labels = tf.constant(self.images), tf.constant(self.labels, tf.int32)
+
+        def batch(step: Any) -> Any:
+            epoch, within = step // steps, step % steps
+            key = tf.stack([tf.constant(seed, tf.int64), epoch])
+            first = within * batch_size + part[0] * each
+            wanted = first + tf.range(each, dtype=tf.int64)
+            places = random.experimental.index_shuffle(wanted, key, len(self) - 1)
+            x, y = tf.gather(images, places), tf.gather(labels, places)
+            # drawn for the whole batch, so that a part of it looks the same in any number of processes
+            mine = slice(part[0] * each, (part[0] + 1) * each)
+            if flip:
+                mirrored = tf.random.stateless_uniform((batch_size,), (seed, step))[mine] < 0.5
+                x = tf.where(tf.reshape(mirrored, (-1,) + (1,) * (len(x.shape) - 1)), tf.reverse(x, [2]), x)
+            if padding:
+                high = 2 * padding + 1
+                shift = tf.random.stateless_uniform((batch_size, 2), (seed + 1, step), 0, high, tf.int32)[mine]
+                x = _shifted(x, padding, shift)
+            return x, y
+
+        data = tf.data.Dataset.range(start, np.iinfo(np.int64).max).map(batch, tf.data.AUTOTUNE, deterministic=True)
+        return data.prefetch(tf.data.AUTOTUNE).with_options(_unsharded())
+
+    def evaluation(self, batch_size: int, size: Any = None) -> tf.data.Dataset:
+        """All of it once, in order; the last batch may be smaller."""
+        data = tf.data.Dataset.from_tensor_slices((self.images, self.labels.astype("int32")))
+        return data.batch(batch_size).prefetch(tf.data.AUTOTUNE).with_options(_unsharded())
+
+
+def _shifted(x: Any, padding: int, shift: Any) -> Any:
+    """Each image cut out of itself with a border, somewhere else."""
+    height, width = x.shape[1:3]
+    padded = tf.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)], "REFLECT")
+    padded = tf.gather(padded, shift[:, :1] + tf.range(height)[None], axis=1, batch_dims=1)
+    return tf.gather(padded, shift[:, 1:] + tf.range(width)[None], axis=2, batch_dims=1)
+
+
+def _unsharded() -> tf.data.Options:
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return options
+
+
+def read(data: Any, what: str) -> Any:
+    """What `fit` was given as something with the methods of `Examples`.
+
+    Args:
+        data: `Examples`, `(x, y)`, or a `tf.data.Dataset` of examples or batches, which is read into memory.
+        what: Its name in errors.
+
+    Raises:
+        TypeError: For anything else.
+        ValueError: For a data set without an end.
+    """
+    if all(hasattr(data, name) for name in ("training", "evaluation", "labels", "steps_per_epoch")):
+        return data
+    if isinstance(data, tf.data.Dataset):
+        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(f"{what}: a data set ends. Received: one without an end. Leave out .repeat().")
+        spec: Any = data.element_spec
+        if not (isinstance(spec, tuple) and len(spec) == 2):
+            raise ValueError(f"{what}: a tf.data.Dataset yields pairs (image, label). Received: {spec}.")
+        if spec[1].shape.rank == 0:
+            data = data.batch(256)
+        batches = list(data.as_numpy_iterator())
+        if not batches:
+            raise ValueError(f"{what}: there are no images in it.")
+        data = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        return Arrays(np.asarray(data[0]), np.asarray(data[1]))
+    raise TypeError(
+        f"{what}: images come as keras_residual.data.Examples, as arrays (x, y) or as a tf.data.Dataset. Received: "
+        f"{type(data).__name__}."
+    )
+
+
+def views(data: Any, recipe: Recipe, size: int | tuple[int, int] | None, batch: int, **options: Any) -> tf.data.Dataset:
+    """Training batches as the recipe wants them to be cut out."""
+    if isinstance(data, Arrays):
+        image = len(data.images.shape) == 4
+        padding = (min(data.images.shape[1:3]) // 8 if recipe.padding is None else recipe.padding) if image else 0
+        padding = padding if recipe.crop == "pad" else 0
+        return data.training(batch, size, flip=recipe.flip and image, padding=padding, **options)
+    return data.training(
+        batch, size, crop=recipe.crop, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip, **options
+    )

@@ -1,0 +1,226 @@
+"""The whole state of a training in one file, written whole or not at all; the last two are kept.
+
+A file is a safetensors file whose metadata hold the rest of the state as JSON and a hash over all of it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_residual.weights.files import written_whole
+
+__all__ = ["CheckpointError", "Checkpoints", "ResumeError", "Snapshot"]
+
+_FORM = "keras_residual checkpoint 1"
+_NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written."""
+
+
+class ResumeError(ValueError):
+    """A checkpoint belongs to another training; the message names each difference."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All there is to know of a training between two steps.
+
+    Attributes:
+        arrays: Copies of all variables, by `kind/number/path`.
+        state: The rest: step, history, early stopping. JSON keeps floats exactly.
+    """
+
+    arrays: dict[str, np.ndarray[Any, Any]]
+    state: dict[str, Any]
+
+    @classmethod
+    def take(cls, variables: dict[str, Any], state: dict[str, Any]) -> Snapshot:
+        """Copies variables to the host; backends update theirs in place."""
+        arrays = {name: np.array(keras.ops.convert_to_numpy(v)) for name, v in variables.items()}
+        return cls(arrays, json.loads(json.dumps(state)))
+
+    def put(self, variables: dict[str, Any]) -> None:
+        """Gives variables the values of the snapshot.
+
+        Raises:
+            ResumeError: If there are others, or of other shapes; nothing is assigned then.
+        """
+        shapes = {name: tuple(v.shape) for name, v in variables.items()}
+        saved = {name: array.shape for name, array in self.arrays.items()}
+        if shapes != saved:
+            wrong = [n for n in sorted({*shapes, *saved}) if shapes.get(n) != saved.get(n)]
+            lines = [f"{n}: {saved.get(n, 'missing')} saved, {shapes.get(n, 'missing')} here" for n in wrong[:10]]
+            raise ResumeError("The checkpoint is of another network or optimiser:\n  " + "\n  ".join(lines))
+        for name, variable in variables.items():
+            variable.assign(self.arrays[name])
+
+    def finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return all(np.isfinite(a).all() for a in self.arrays.values() if a.dtype.kind == "f")
+
+    def digest(self) -> str:
+        """SHA-256 of everything in it."""
+        total = hashlib.sha256(json.dumps(self.state, sort_keys=True).encode())
+        for name, array in sorted(self.arrays.items()):
+            total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return total.hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Writes the file whole.
+
+        Raises:
+            CheckpointError: If the disk is full or cannot be written to; what was there stays.
+        """
+        from safetensors.numpy import save_file
+
+        metadata = {"form": _FORM, "state": json.dumps(self.state, sort_keys=True), "sha256": self.digest()}
+        try:
+            with written_whole(path) as part:
+                save_file(self.arrays, part, metadata)
+        except Exception as error:  # safetensors reports a full disk by an exception of its own
+            if isinstance(error, OSError) or "I/O" in str(error) or "os error" in str(error):
+                raise CheckpointError(
+                    f"The checkpoint {str(path)!r} could not be written: {error}. Earlier ones are as they were: make "
+                    "room and start the same training again, and it goes on from the last."
+                ) from error
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> Snapshot:
+        """Reads a file back.
+
+        Raises:
+            ValueError: If it is not exactly what was written.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except Exception as error:  # a damaged header fails in ways of the library's own
+            raise ValueError(f"{str(path)!r} is damaged: {error}") from error
+        try:
+            snapshot = cls(arrays, json.loads(metadata["state"]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} is no checkpoint of a training.") from error
+        if metadata.get("form") != _FORM or snapshot.digest() != metadata.get("sha256"):
+            raise ValueError(f"{str(path)!r} is damaged: its content does not match its hash.")
+        return snapshot
+
+
+class Checkpoints:
+    """The checkpoints of one training in a directory. Writing goes on beside the training.
+
+    Args:
+        folder: The directory; made where missing.
+
+    Raises:
+        CheckpointError: If it cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for part in folder.glob(".*.part"):  # of a run that was killed while writing
+                part.unlink()
+        except OSError as error:
+            raise CheckpointError(f"The directory {str(folder)!r} cannot be written to: {error}.") from error
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: list[concurrent.futures.Future[None]] = []
+
+    def steps(self) -> list[int]:
+        """Steps there are files of, the last first."""
+        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def load(self, among: set[int] | None = None) -> Snapshot | None:
+        """The last whole checkpoint, or `None`; of each damaged one there is a warning."""
+        for step in self.steps():
+            if among is not None and step not in among:
+                continue
+            try:
+                return Snapshot.read(self._path(step))
+            except ValueError as error:
+                warnings.warn(f"{error} The one before it is used instead.", RuntimeWarning, stacklevel=3)
+        return None
+
+    def save(self, snapshot: Snapshot, name: str | None = None) -> None:
+        """Writes a snapshot, in the background; under its step, or under a name that is then replaced.
+
+        Raises:
+            CheckpointError: If an earlier one could not be written.
+        """
+        self.raise_errors()
+        self._pending.append(self._worker.submit(self._write, snapshot, name))
+
+    def _write(self, snapshot: Snapshot, name: str | None) -> None:
+        snapshot.write(self.folder / name if name else self._path(snapshot.state["step"]))
+        for step in self.steps()[2:]:
+            self._path(step).unlink(missing_ok=True)
+
+    def raise_errors(self, wait: bool = False) -> None:
+        """Raises what went wrong in the background; with `wait` after all is written."""
+        pending, self._pending = self._pending, []
+        for future in pending:
+            if wait or future.done():
+                future.result()
+            else:
+                self._pending.append(future)
+
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return any(not future.done() for future in self._pending)
+
+    def clear(self) -> None:
+        """Removes all checkpoints."""
+        for path in [*self.folder.glob("step-*.safetensors"), self.folder / "best.safetensors"]:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        try:
+            self.raise_errors(wait=True)
+        finally:
+            self._worker.shutdown()
+
+    @contextlib.contextmanager
+    def open(self) -> Any:
+        """Closes at the end; an error of the training goes before one of the writing."""
+        try:
+            yield self
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                self.close()
+            raise
+        self.close()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:010d}.safetensors"
+
+
+def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "") -> list[str]:
+    """What differs between two descriptions of a training, in words."""
+    found = []
+    for key in sorted({*saved, *wanted}):
+        a, b = saved.get(key), wanted.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{where}{key}.")
+        elif a != b:
+            found.append(f"{where}{key}: {a!r} then, {b!r} now")
+    return found

@@ -1,0 +1,148 @@
+"""What is wrong with labels, images or their number is said before the first step, in plain words.
+
+Without these checks XLA turns a label out of range into NaN in every weight, and most of the rest passes silently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_residual.training.recipes import Recipe
+
+__all__ = ["check_batch", "check_images", "check_labels"]
+
+
+def check_labels(labels: Any, outputs: int, what: str, classes: int | None = None, whole: bool = True) -> np.ndarray:
+    """Class numbers `(N,)` that fit a head of so many outputs.
+
+    Args:
+        labels: As they came.
+        outputs: Of the network.
+        what: Name of the data in errors.
+        classes: How many there are, where that is known.
+        whole: Whether every class must occur; a validation set may lack some.
+
+    Raises:
+        ValueError: For floats, one-hot rows, numbers out of range, or a head of another size.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        advice = "Take labels[:, 0]."
+    elif labels.ndim == 2:
+        advice = "For one-hot rows take labels.argmax(-1)."
+    else:
+        advice = ""
+    if labels.ndim != 1:
+        raise ValueError(
+            f"{what}: labels are class numbers, one for each image, of shape (N,). Received: shape {labels.shape}. "
+            + advice
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{what}: labels are whole numbers from 0 on. Received: dtype {labels.dtype}. If they are whole numbers, "
+            "convert them: labels.astype('int32')."
+        )
+    if not len(labels):
+        raise ValueError(f"{what}: there are no images in it.")
+    wrong = np.flatnonzero((labels < 0) | (labels >= outputs))
+    if len(wrong):
+        values = sorted({int(v) for v in labels[wrong]})
+        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        hint = " Do they count from 1? Subtract 1." if labels.min() == 1 and labels.max() == outputs else ""
+        raise ValueError(
+            f"{what}: the network tells {outputs} classes apart, 0 to {outputs - 1}. Received: the labels {shown}, for "
+            f"{len(wrong)} of {len(labels)} images; the first is number {wrong[0]}.{hint}"
+        )
+    if classes is None and whole and int(labels.max()) + 1 < outputs:
+        raise ValueError(
+            f"{what}: the network tells {outputs} classes apart. Received: labels up to {int(labels.max())}. Build it "
+            f"with classes={int(labels.max()) + 1}, or say fit(..., classes={outputs}) if the others are to stay empty."
+        )
+    if classes is not None and classes != outputs:
+        raise ValueError(
+            f"{what}: the network tells {outputs} classes apart. Received: {classes} classes. Build it with "
+            f"classes={classes}."
+        )
+    return labels
+
+
+def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bool, what: str) -> None:
+    """A sample of images against the network's input and the range they should have.
+
+    Args:
+        images: `(N, ...)`, some of them.
+        shape: The network's input shape, without the batch.
+        normalized_here: Whether images are 0..255 and `fit` normalises them; else they are the network's input.
+        what: Name of the data in errors.
+
+    Raises:
+        ValueError: For another shape, order of axes, dtype or range, or values that are not finite.
+    """
+    images = np.asarray(images)
+    given = images.shape[1:]
+    if len(given) != len(shape) or any(b is not None and a != b for a, b in zip(given, shape, strict=True)):
+        hint = ""
+        if len(given) == 3 and len(shape) == 3 and given[0] == shape[-1] and given[-1] != shape[-1]:
+            hint = " These have their channels first: np.moveaxis(images, 1, -1)."
+        elif len(given) == len(shape) - 1 and shape[-1] == 1:
+            hint = " The channel is missing: images[..., None]."
+        elif len(given) == len(shape) and given[-1] != shape[-1]:
+            hint = f" Build the network with input_shape=(..., {given[-1]}), or convert the images."
+        raise ValueError(f"{what}: the network takes images of the shape {shape}. Received: {given}.{hint}")
+    if images.dtype.kind not in "uif":
+        raise ValueError(f"{what}: images are numbers. Received: dtype {images.dtype}.")
+    low, high = float(images.min()), float(images.max())
+    if not np.isfinite([low, high]).all():
+        bad = int((~np.isfinite(images.reshape(len(images), -1).astype("float64"))).any(-1).sum())
+        raise ValueError(f"{what}: values are finite. Received: NaN or infinity in {bad} of {len(images)} images.")
+    if normalized_here:
+        if low < 0:
+            raise ValueError(
+                f"{what}: images are 0..255 here, and are normalised in the training step. Received: values from "
+                f"{low:.3g} to {high:.3g}. If they are normalised already, say preprocess=None."
+            )
+        if images.dtype.kind == "f" and high <= 1.0 < 255.0:
+            raise ValueError(
+                f"{what}: images are 0..255 here, and are normalised in the training step. Received: floats up to "
+                f"{high:.3g}. Multiply them by 255, or say preprocess=None if the network takes them as they are."
+            )
+        if high > 255:
+            raise ValueError(f"{what}: images are 0..255 here. Received: values up to {high:.6g}.")
+    elif images.dtype.kind in "ui" and high > 1:
+        raise ValueError(
+            f"{what}: with preprocess=None images are the network's input, floats around 0 to 1. Received: "
+            f"{images.dtype} up to {high:.0f}. Give the mean and deviation, preprocess=(mean, std), or scale them."
+        )
+    elif len(shape) == 3 and high > 100:
+        raise ValueError(
+            f"{what}: with preprocess=None images are the network's input, floats around 0 to 1. Received: values "
+            f"up to {high:.6g}. Give the mean and deviation, preprocess=(mean, std), or divide them by 255."
+        )
+
+
+def check_batch(model: keras.Model, recipe: Recipe, batch_size: int, replicas: int = 1) -> None:
+    """Whether batches of this size can be trained on.
+
+    Raises:
+        ValueError: For a batch that does not divide among the devices, or of one image under batch normalisation.
+    """
+    if batch_size < 1 or batch_size % replicas:
+        raise ValueError(
+            f"A batch is a positive number of images and divides evenly among the devices. Received: "
+            f"batch_size={batch_size} for {replicas} devices."
+        )
+    norms = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    if batch_size == 1 and norms and recipe.batch_norm == "train" and any(layer.trainable for layer in norms):
+        raise ValueError(
+            f"Batch normalisation needs at least 2 images a batch: of one image, the variance over the batch says "
+            f"nothing. Received: batch_size=1 for {model.name!r}, which has {len(norms)} such layers. Take a larger "
+            "batch, freeze them (batch_norm='frozen'), or build the network with norm=blocks.group_norm."
+        )
+
+
+def layers_of(model: keras.Model) -> list[Any]:
+    """All layers, those inside of others too."""
+    return list(model._flatten_layers(include_self=False, recursive=True))

@@ -1,0 +1,357 @@
+"""Training settings as one frozen, serialisable record, and the published ones by the name of their source."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+__all__ = ["Recipe", "recipe"]
+
+OPTIMIZERS = ("sgd", "adamw", "lamb")
+SCHEDULES = ("cosine", "step", "constant", "plateau")
+POLICIES = ("randaugment", "trivialaugment", "threeaugment")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained. Epochs, fractions and rates are plain numbers, so a recipe is one line of JSON.
+
+    Attributes:
+        name: What to call it.
+        source: Paper and table the numbers come from.
+        omitted: What the source does and this package does not.
+        optimizer: `"sgd"` (weight decay as an L2 term of the gradient, as in torch), `"adamw"` or `"lamb"` (weight
+            decay inside the trust ratio, as in the paper and in timm).
+        learning_rate: The highest rate, for batches of `batch_size` images.
+        batch_size: Images a step; with `accumulate`, of each of its parts.
+        rate_batch: Images the learning rate is for: another batch scales it linearly (Goyal et al. 2017).
+            `None` if the rate is not scaled.
+        epochs: Passes over the training images.
+        momentum: SGD's.
+        nesterov: Whether SGD looks ahead.
+        betas: AdamW's and LAMB's decay rates.
+        epsilon: AdamW's and LAMB's, beside the root.
+        schedule: `"cosine"`; `"step"` by `milestones`; `"constant"`; `"plateau"`, which multiplies by `factor` where
+            the validation loss has not improved for `patience` epochs.
+        warmup: Epochs of linear warm-up.
+        warmup_steps: Steps of linear warm-up, where the source counts steps; it goes before `warmup`.
+        warmup_start: The first rate of the warm-up, as a part of the highest.
+        final: The last rate of the cosine, as a part of the highest.
+        milestones: Parts of the training after which the rate is multiplied by `factor`.
+        factor: See `milestones` and `"plateau"`.
+        patience: See `"plateau"`.
+        weight_decay: As the optimiser takes it: times the learning rate.
+        decay_all: Whether norms, biases, tokens, position embeddings and layer scales decay too.
+        label_smoothing: Part of the target that is spread over all classes.
+        loss: `"cross_entropy"`, or `"binary"` with one sigmoid a class.
+        binary_threshold: With `"binary"`: targets above it become 1, the others 0. `None` leaves them.
+        mixup: Parameter of MixUp's Beta distribution; 0 for no MixUp.
+        cutmix: Parameter of CutMix' Beta distribution; 0 for no CutMix.
+        mix_probability: Probability that a batch is mixed at all.
+        policy: `"randaugment"`, `"trivialaugment"`, `"threeaugment"` or `None`.
+        policy_layers: RandAugment's N.
+        policy_magnitude: RandAugment's M, of 10.
+        policy_spread: Standard deviation of the magnitude.
+        policy_probability: Probability of each of RandAugment's operations.
+        color_jitter: Strength of random brightness, contrast and saturation.
+        erasing: Probability of random erasing.
+        crop: Random views of `keras_residual.data`: `"random"`, `"center"`, `"squash"` or `"pad"`.
+        crop_scale: Part of the area that a random crop takes.
+        padding: Pixels on each side for `"pad"`.
+        flip: Whether half of the images are mirrored.
+        size: Height and width of the training images; `None` for the network's own.
+        growth: Progressive size: `((part of the epochs, size), ...)`, in order; it goes before `size`.
+        drop_path: Stochastic-depth rate that the network is to be built with.
+        dropout: Dropout rate that the network is to be built with.
+        clip_norm: Highest global norm of the gradient; 0 for any.
+        accumulate: Batches whose mean gradient makes one step of the optimiser.
+        ema: Decay of the averages of all weights, batch statistics included; 0 for none.
+        batch_norm: `"train"`, or `"frozen"`: statistics stay as they are, and inference uses the same.
+        layer_decay: Factor of the learning rate from one stage to that before it; 1 for the same rate everywhere.
+        head_epochs: Epochs, of all, in which only the classifier is trained (LP-FT, Kumar et al. 2022).
+        head_rate: The learning rate then; `None` for the recipe's.
+
+    Raises:
+        ValueError: For a value out of its range.
+    """
+
+    name: str = "custom"
+    source: str = ""
+    omitted: tuple[str, ...] = ()
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    batch_size: int = 128
+    rate_batch: int | None = None
+    epochs: int = 90
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    warmup_steps: int = 0
+    warmup_start: float = 0.01
+    final: float = 0.0
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+    patience: int = 10
+    weight_decay: float = 0.0
+    decay_all: bool = False
+    label_smoothing: float = 0.0
+    loss: str = "cross_entropy"
+    binary_threshold: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    policy: str | None = None
+    policy_layers: int = 2
+    policy_magnitude: float = 9.0
+    policy_spread: float = 0.0
+    policy_probability: float = 1.0
+    color_jitter: float = 0.0
+    erasing: float = 0.0
+    crop: str = "random"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    padding: int | None = None
+    flip: bool = True
+    size: int | None = None
+    growth: tuple[tuple[float, int], ...] = ()
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    clip_norm: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    batch_norm: str = "train"
+    layer_decay: float = 1.0
+    head_epochs: int = 0
+    head_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for field, allowed in {
+            "optimizer": OPTIMIZERS,
+            "schedule": SCHEDULES,
+            "policy": (None, *POLICIES),
+            "loss": ("cross_entropy", "binary"),
+            "batch_norm": ("train", "frozen"),
+            "crop": ("random", "center", "squash", "pad"),
+        }.items():
+            if getattr(self, field) not in allowed:
+                words = ", ".join(map(str, allowed))
+                raise ValueError(f"Recipe: {field} is one of {words}. Received: {getattr(self, field)!r}.")
+        for field in ("learning_rate", "batch_size", "epochs", "accumulate", "layer_decay", "factor", "patience"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"Recipe: {field} is positive. Received: {getattr(self, field)!r}.")
+        for field in ("warmup", "warmup_steps", "weight_decay", "mixup", "cutmix", "clip_norm", "head_epochs"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"Recipe: {field} is not negative. Received: {getattr(self, field)!r}.")
+        for field in ("momentum", "label_smoothing", "ema", "drop_path", "dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"Recipe: 0 <= {field} < 1. Received: {getattr(self, field)!r}.")
+        for field in ("mix_probability", "policy_probability", "erasing", "warmup_start", "final"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"Recipe: 0 <= {field} <= 1. Received: {getattr(self, field)!r}.")
+        starts = [start for start, _ in self.growth]
+        if list(self.milestones) != sorted(self.milestones) or starts != sorted(starts) or (starts and starts[0]):
+            raise ValueError(
+                "Recipe: milestones and growth are in order, as parts of the training; growth begins at 0. Received: "
+                f"milestones={self.milestones}, growth={self.growth}."
+            )
+        if self.head_epochs > self.epochs:
+            raise ValueError(
+                f"Recipe: head_epochs are among the epochs. Received: head_epochs={self.head_epochs}, "
+                f"epochs={self.epochs}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON holds them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Recipe:
+        """The recipe that `to_dict` was called on.
+
+        Raises:
+            ValueError: For a setting that there is not, or a value out of its range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"A recipe has the settings {', '.join(sorted(known))}. Received also: {unknown}.")
+        return cls(**{key: _tuples(value) for key, value in settings.items()})
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The same recipe with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def rate(self, batch_size: int) -> float:
+        """The highest learning rate for steps of so many images, `accumulate` counted in."""
+        images = batch_size * self.accumulate
+        return self.learning_rate * (images / self.rate_batch if self.rate_batch else 1.0)
+
+    def image_size(self, epoch: int, epochs: int) -> int | None:
+        """Height and width of the training images of an epoch."""
+        sizes = [size for start, size in self.growth if epoch >= round(start * epochs)]
+        return sizes[-1] if sizes else self.size
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+_RSB = Recipe(
+    source="Wightman, Touvron & Jégou 2021, ResNet strikes back, table 2",
+    omitted=("repeated augmentation",),
+    optimizer="lamb",
+    learning_rate=5e-3,
+    batch_size=2048,
+    rate_batch=2048,
+    epsilon=1e-6,
+    warmup=5,
+    warmup_start=0.0,
+    weight_decay=0.02,
+    loss="binary",
+    binary_threshold=0.2,
+    cutmix=1.0,
+    policy="randaugment",
+    policy_magnitude=7,
+    policy_spread=0.5,
+    policy_probability=0.5,
+    drop_path=0.05,
+    size=224,
+    clip_norm=1.0,
+)
+
+_PRESETS = [
+    _RSB.replace(name="resnet_strikes_back_a1", epochs=600, weight_decay=0.01, label_smoothing=0.1, mixup=0.2),
+    _RSB.replace(name="resnet_strikes_back_a2", epochs=300, mixup=0.1),
+    _RSB.replace(
+        name="resnet_strikes_back_a3",
+        epochs=100,
+        learning_rate=8e-3,
+        mixup=0.1,
+        policy_magnitude=6,
+        drop_path=0.0,
+        size=160,
+        omitted=(),
+    ),
+    Recipe(
+        name="torchvision_v2",
+        source="Vryniotis 2021, How to train state-of-the-art models using torchvision's latest primitives",
+        omitted=("repeated augmentation", "averages of every 32nd step"),
+        learning_rate=0.5,
+        batch_size=1024,
+        rate_batch=1024,
+        epochs=600,
+        warmup=5,
+        warmup_start=0.01,
+        weight_decay=2e-5,
+        label_smoothing=0.1,
+        mixup=0.2,
+        cutmix=1.0,
+        policy="trivialaugment",
+        erasing=0.1,
+        size=176,
+        ema=0.99998,
+    ),
+    Recipe(
+        name="deit3",
+        source="Touvron, Cord & Jégou 2022, DeiT III, table 1 and the authors' command for ViT-S on ImageNet-1k",
+        omitted=("repeated augmentation",),
+        optimizer="lamb",
+        learning_rate=4e-3,
+        batch_size=2048,
+        rate_batch=None,
+        epsilon=1e-6,
+        epochs=800,
+        warmup=5,
+        warmup_start=1e-6 / 4e-3,
+        final=1e-5 / 4e-3,
+        weight_decay=0.05,
+        loss="binary",
+        mixup=0.8,
+        cutmix=1.0,
+        policy="threeaugment",
+        color_jitter=0.3,
+        drop_path=0.05,
+        size=224,
+        clip_norm=1.0,
+    ),
+    Recipe(
+        name="plain_vit",
+        source="Beyer, Zhai & Kolesnikov 2022, Better plain ViT baselines for ImageNet-1k, section 2",
+        optimizer="adamw",
+        learning_rate=1e-3,
+        batch_size=1024,
+        rate_batch=None,
+        epochs=90,
+        warmup_steps=10_000,
+        warmup_start=0.0,
+        weight_decay=0.1,
+        mixup=0.2,
+        policy="randaugment",
+        policy_layers=2,
+        policy_magnitude=10,
+        crop_scale=(0.05, 1.0),
+        size=224,
+        clip_norm=1.0,
+    ),
+    Recipe(
+        name="cifar_he2015",
+        source="He et al. 2015, Deep residual learning, section 4.2",
+        learning_rate=0.1,
+        batch_size=128,
+        rate_batch=128,
+        epochs=164,  # 64,000 steps of 128 images out of 50,000
+        schedule="step",
+        milestones=(0.5, 0.75),  # 32,000 and 48,000
+        factor=0.1,
+        weight_decay=1e-4,
+        decay_all=True,
+        crop="pad",
+        padding=4,
+    ),
+    Recipe(
+        name="wrn",
+        source="Zagoruyko & Komodakis 2016, Wide residual networks, section 3",
+        learning_rate=0.1,
+        batch_size=128,
+        rate_batch=128,
+        epochs=200,
+        nesterov=True,
+        schedule="step",
+        milestones=(0.3, 0.6, 0.8),  # epochs 60, 120 and 160
+        factor=0.2,
+        weight_decay=5e-4,
+        decay_all=True,
+        crop="pad",
+        padding=4,
+    ),
+    Recipe(
+        name="finetune",
+        source="Kolesnikov et al. 2020, Big Transfer, section 3.3; Kumar et al. 2022 for the head first",
+        learning_rate=3e-3,
+        batch_size=64,
+        rate_batch=512,
+        epochs=20,
+        schedule="step",
+        milestones=(0.3, 0.6, 0.9),
+        factor=0.1,
+        warmup=1,
+        crop_scale=(0.25, 1.0),
+        batch_norm="frozen",
+        head_epochs=3,
+    ),
+]
+
+RECIPES = {preset.name: preset for preset in _PRESETS}
+
+
+def recipe(name: str) -> Recipe:
+    """A published recipe by its name.
+
+    Raises:
+        ValueError: If there is none; the error lists them.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"Recipes are {', '.join(RECIPES)}. Received: {name!r}.")
+    return RECIPES[name]

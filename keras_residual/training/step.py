@@ -1,0 +1,177 @@
+"""The training step: `keras.Model.fit`'s own, around a network that is normalised, augmented and averaged inside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_residual.training import augment
+from keras_residual.training.augment import Random
+from keras_residual.training.recipes import Recipe
+
+__all__ = ["Normalize", "Step", "logits_of"]
+
+Normalize = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class Step(keras.Model):
+    """A network in training. Its inputs are `(images, index)` in training and images alone in evaluation.
+
+    What is random is drawn from the seed and the images' positions, `index`, once for the images (`call`) and once
+    for the targets (`compute_loss`): the same numbers, so nothing has to be handed over or saved.
+
+    Args:
+        network: Gives logits `(N, classes)`.
+        recipe: Loss, mixing, augmentation, averages.
+        seed: Of the augmentation.
+        normalize: Mean and deviation of each channel, as parts of 255; `None` for images that are as the network
+            wants them.
+        class_weight: Weight of each class in the loss.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        recipe: Recipe,
+        seed: int,
+        normalize: Normalize | None,
+        class_weight: tuple[float, ...] | None = None,
+    ) -> None:
+        # raw pixels do not fit half precision, so that no cast comes before the normalisation
+        super().__init__(name="training", dtype="float32", autocast=False)
+        self.network, self.recipe, self.seed = network, recipe, seed
+        self.normalize, self.class_weight = normalize, class_weight
+        self.classes = network.output_shape[-1]
+        self.averaged = None
+        if recipe.ema:
+            self.averaged = keras.models.clone_model(network)
+            self.averaged.trainable = False
+            copy(network, self.averaged)
+            self.averages = self.add_weight(shape=(), initializer="zeros", trainable=False, name="averages")
+        self.pairs = pairs(network, self.averaged) if self.averaged else []
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        images = inputs
+        if isinstance(inputs, (tuple, list)):
+            images, index = inputs
+            if training:
+                fill = 128.0 if self.normalize is None else [255.0 * m for m in self.normalize[0]]
+                images = augment.augment(
+                    self.recipe, images, Random(self.seed, index), ops.convert_to_tensor(fill, "float32")
+                )
+        x = ops.cast(images, "float32")
+        if self.normalize is not None:
+            mean, std = (ops.convert_to_tensor(values, "float32") for values in self.normalize)
+            x = (x / 255.0 - mean) / std
+        network = self.averaged if self.averaged is not None and not training else self.network
+        return ops.cast(network(x, training=training), "float32")
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The mean over the batch; cross entropy of the plain labels in evaluation, and of mixed ones in training."""
+        targets = ops.one_hot(y, self.classes, dtype="float32")
+        recipe = self.recipe
+        if training:
+            if recipe.label_smoothing:
+                targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / self.classes
+            if isinstance(x, (tuple, list)):
+                images, index = x
+                targets = augment.mix_targets(recipe, targets, Random(self.seed, index), augment.plane(images))
+        if recipe.loss == "binary":
+            if training and recipe.binary_threshold is not None:
+                targets = ops.cast(targets > recipe.binary_threshold, "float32")
+            # max(z, 0) - z t + log(1 + exp(-|z|)), which never overflows
+            each = ops.relu(y_pred) - y_pred * targets + ops.log1p(ops.exp(-ops.abs(y_pred)))
+            loss = ops.mean(each, -1)
+        else:
+            loss = -ops.sum(targets * ops.log_softmax(y_pred, -1), -1)
+        if self.class_weight is not None and training:
+            weight = ops.sum(targets * ops.convert_to_tensor(self.class_weight, "float32"), -1)
+            loss = loss * weight
+        total = ops.mean(loss)
+        for term in self.losses:
+            total = total + ops.sum(term)
+        return total
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        if isinstance(x, (tuple, list)):
+            images, index = x
+            y = augment.main_labels(self.recipe, y, Random(self.seed, index), augment.plane(images))
+        return super().compute_metrics(None, y, y_pred, sample_weight)
+
+    def train_step(self, *arguments: Any) -> Any:
+        result = super().train_step(*arguments)
+        if self.averaged is None:
+            return result
+        if keras.backend.backend() == "jax":
+            logs, (trainable, other, *rest) = result
+            return logs, (trainable, self._averaged_state(trainable, other), *rest)
+        self._average()
+        return result
+
+    def _average(self) -> None:
+        decay = self._decay(self.averages)
+        for source, target in self.pairs:
+            value = ops.cast(source, target.dtype)
+            target.assign(target + (1 - ops.cast(decay, target.dtype)) * (value - target))
+        self.averages.assign_add(1.0)
+
+    def _averaged_state(self, trainable: Any, other: Any) -> Any:
+        mapping = [*zip(self.trainable_variables, trainable, strict=True)]
+        mapping += [*zip(self.non_trainable_variables, other, strict=True)]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self._average()
+        new = [scope.get_current_value(v) for v in self.non_trainable_variables]
+        return [value if value is not None else old for value, old in zip(new, other, strict=True)]
+
+    def _decay(self, count: Any) -> Any:
+        # The first averages would be mostly of the initial weights, which are noise.
+        return ops.minimum(self.recipe.ema, (1.0 + count) / (10.0 + count))
+
+    def finish(self) -> None:
+        """Puts the averages into the network."""
+        if self.averaged is not None:
+            copy(self.averaged, self.network)
+
+
+def pairs(source: keras.Model, target: keras.Model) -> list[tuple[Any, Any]]:
+    """Variables of a network and of its twin: weights and statistics, but no random generators."""
+    ours, theirs = source.weights, target.weights
+    assert [v.path.split("/")[-2:] for v in ours] == [v.path.split("/")[-2:] for v in theirs]
+    return list(zip(ours, theirs, strict=True))
+
+
+def copy(source: keras.Model, target: keras.Model) -> None:
+    """Gives a network's twin the same weights and statistics."""
+    for ours, theirs in pairs(source, target):
+        theirs.assign(ours)
+
+
+def logits_of(model: keras.Model) -> keras.Model:
+    """The same network up to its logits: what a softmax at its end is computed from. Weights are shared.
+
+    Raises:
+        ValueError: If its outputs are no class scores `(N, classes)`.
+    """
+    outputs = model.outputs if isinstance(model.outputs, list) else []
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        shapes = [tuple(output.shape) for output in outputs]
+        raise ValueError(
+            f"fit trains a classifier, a Functional model with one output (N, classes). Received: {model.name!r} with "
+            f"outputs {shapes}. Build it with include_top=True and classes=..."
+        )
+    last = model.layers[-1]
+    activation = getattr(last, "activation", None)
+    if activation is not None and activation is not keras.activations.linear:
+        if not isinstance(last, keras.layers.Activation) or activation is not keras.activations.softmax:
+            raise ValueError(
+                f"fit needs logits, or probabilities by a softmax layer of its own at the end. Received: "
+                f"{model.name!r}, whose last layer {last.name!r} ends in {getattr(activation, '__name__', activation)!r}. Build it "
+                "with classifier_activation=None."
+            )
+        return keras.Model(model.inputs[0] if len(model.inputs) == 1 else model.inputs, last.input, name=model.name)
+    return model
