@@ -63,6 +63,25 @@ def _parser() -> argparse.ArgumentParser:
         "--saved-model", default="saved_models/digits", metavar="DIR", help="where the export goes (%(default)s)"
     )
 
+    sub = add("export", _export, "Write a SavedModel that TensorFlow Serving runs as it is.")
+    sub.add_argument("source", metavar="RUN", help="a run, or a checkpoint such as timm/resnet18.a1_in1k")
+    sub.add_argument("directory", metavar="DIR", help="the model's directory, saved_models/NAME")
+    sub.add_argument("--version", type=int, metavar="N", help="the version (one more than the largest there)")
+    sub.add_argument("--top-k", type=int, default=5, metavar="K", help="classes named in answers (%(default)s)")
+    sub.add_argument("--no-fold", action="store_true", help="keep batch normalisations as they are")
+    sub.add_argument("--no-freeze", action="store_true", help="keep weights as variables")
+
+    sub = add("verify", _verify, "Check an export: its files, and the answers of its signatures.")
+    sub.add_argument("directory", metavar="DIR", help="a model's directory, or one version's")
+
+    sub = add("serve", _serve, "Try exports on this machine, by the protocol of TensorFlow Serving.")
+    sub.add_argument("directory", metavar="DIR", help="saved_models/NAME, or saved_models for all in it")
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen (%(default)s)")
+    sub.add_argument("--rest-port", type=int, default=8501, metavar="PORT", help="port of REST (%(default)s)")
+    sub.add_argument("--grpc-port", type=int, default=8500, metavar="PORT", help="port of gRPC (%(default)s)")
+    sub.add_argument("--max-mb", type=int, default=64, metavar="MB", help="the largest request (%(default)s)")
+    sub.add_argument("--timeout", type=float, default=30.0, metavar="S", help="the longest request (%(default)s)")
+
     sub = add("list", _list, "List the registered models.")
     sub.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, for example 'resnet*'")
 
@@ -81,6 +100,38 @@ def _quickstart(options: argparse.Namespace) -> None:
     from keras_residual.quickstart import quickstart
 
     quickstart(options.output, options.saved_model, options.seeds, options.seed, options.epochs)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from keras_residual.exporting.command import export_source
+
+    export_source(
+        options.source,
+        options.directory,
+        version=options.version,
+        top_k=options.top_k,
+        fold=not options.no_fold,
+        freeze=not options.no_freeze,
+    )
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from keras_residual.exporting.command import verify_directory
+
+    verify_directory(options.directory)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from keras_residual.serving import serve
+
+    serve(
+        options.directory,
+        host=options.host,
+        rest_port=options.rest_port,
+        grpc_port=options.grpc_port,
+        max_bytes=options.max_mb << 20,
+        seconds=options.timeout,
+    )
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -1,0 +1,74 @@
+"""`keras-residual export` and `keras-residual verify`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_residual.exporting import export
+from keras_residual.exporting.bundle import METADATA, verify
+
+__all__ = ["export_source", "verify_directory"]
+
+
+def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[str], **options: Any) -> Path:
+    """Exports a run or a published checkpoint with its preprocessing and labels, and prints what came of it.
+
+    Args:
+        source: A run's directory, or what `keras_residual.from_pretrained` takes.
+        directory: The model's directory, `saved_models/NAME`.
+        **options: Those of `keras_residual.export`.
+
+    Returns:
+        The version's directory.
+
+    Raises:
+        ValueError: If Keras does not run on TensorFlow, or the source is no whole model.
+        OSError: If there is no such source, or the export cannot be written.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"A SavedModel is written by Keras on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}. Run "
+            "this with KERAS_BACKEND=tensorflow; weights that were trained on JAX are read as they are."
+        )
+    from keras_residual.classifier import SECTION, Classifier
+
+    config = Path(source) / "config.json"
+    if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
+        version = Classifier.load(source).export(directory, **options)
+    else:
+        from keras_residual.models.pretrained import from_pretrained
+        from keras_residual.weights import Weights
+
+        record = Weights.read(source)
+        activation = "softmax" if record.classes else None
+        model = from_pretrained(source, classifier_activation=activation)
+        version = export(model, directory, preprocess=record, **options)
+    about = json.loads((version / METADATA).read_text(encoding="utf-8"))
+    size = sum(file.stat().st_size for file in version.rglob("*") if file.is_file())
+    folded = about["batch_normalisations"]
+    print(f"{version}: {about['name']}, {size / 1e6:,.1f} MB, {'frozen' if about['frozen'] else 'not frozen'}")
+    print(f"  {folded['folded']} batch normalisations folded, {len(folded['kept'])} kept")
+    for name, why in folded["kept"].items():
+        print(f"    {name}: {why}")
+    print(f"  signatures: {', '.join(about['signatures'])}; each was run and answers as the model does")
+    print(f"\nnext:\n  keras-residual serve {directory}\n  cd {directory} && docker compose up")
+    return version
+
+
+def verify_directory(directory: str | os.PathLike[str]) -> None:
+    """Checks an exported version, or all of a model's, and prints how far each answers from what it did.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a file was changed, or a signature answers otherwise than it did.
+    """
+    directory = Path(directory)
+    numbers = [path for path in directory.glob("*") if path.name.isdecimal() and (path / METADATA).is_file()]
+    for version in sorted(numbers, key=lambda path: int(path.name)) or [directory]:
+        for name, difference in verify(version).items():
+            print(f"{version}  {name:<16} differs by {difference:.1e}")

@@ -1,0 +1,152 @@
+"""TensorFlow Serving's REST API on an ASGI framework, and a page to try an image on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from google.protobuf import json_format
+from grpc import StatusCode
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from keras_residual.serving import messages, tensors
+from keras_residual.serving.models import Models, ServingError, input_specs
+
+__all__ = ["application"]
+
+PAGE = Path(__file__).with_name("page.html")
+# TensorFlow Serving's answers to a graph's and a request's faults
+STATUS = {
+    StatusCode.INVALID_ARGUMENT: 400,
+    StatusCode.FAILED_PRECONDITION: 400,
+    StatusCode.NOT_FOUND: 404,
+    StatusCode.RESOURCE_EXHAUSTED: 413,  # of a request: its body
+    StatusCode.INTERNAL: 500,
+    StatusCode.UNIMPLEMENTED: 501,
+    StatusCode.UNAVAILABLE: 503,
+    StatusCode.DEADLINE_EXCEEDED: 504,
+}
+MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+ASK = re.compile(MODEL + r":(?P<verb>predict|classify|regress)", re.IGNORECASE)
+LOOK = re.compile(MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
+
+
+def application(models: Models, pool: Executor, max_bytes: int, seconds: float) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        models: What is served.
+        pool: Threads in which requests are answered.
+        max_bytes: The largest body of a request.
+        seconds: The longest time that a request may take, its reading included.
+    """
+
+    async def work(request: Request) -> Response:
+        body = await _read(request, max_bytes)
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, _answer, models, request.method, request.scope["path"], body
+        )
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await asyncio.wait_for(work(request), seconds)
+        except ServingError as error:
+            return JSONResponse({"error": error.message}, STATUS[error.code])
+        except asyncio.TimeoutError:
+            return JSONResponse({"error": f"The request took longer than {seconds:g} s"}, 504)
+        except ClientDisconnect:
+            return Response(status_code=499)
+
+    async def page(request: Request) -> Response:
+        known = {}
+        for name, model in sorted(models.models.items()):
+            with contextlib.suppress(ServingError), model.hold() as version:
+                known[name] = {"version": version.number, "images": "serving_bytes" in version.saved.signatures}
+        text = PAGE.read_text(encoding="utf-8").replace("{{MODELS}}", json.dumps(known).replace("<", "\\u003c"))
+        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy + "img-src blob:; connect-src 'self'"})
+
+    async def ready(request: Request) -> Response:
+        return Response(status_code=200 if models.ready() else 503)
+
+    everything = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+    return Starlette(
+        routes=[
+            Route("/", page, methods=["GET"]),
+            Route("/healthz", ready, methods=["GET"]),
+            Route("/{path:path}", answer, methods=everything),
+        ]
+    )
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """The body. One that is too large is read to its end, so that its sender hears why, but not kept."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > max_bytes:
+            parts.clear()
+        else:
+            parts.append(part)
+    if size > max_bytes:
+        raise ServingError(
+            StatusCode.RESOURCE_EXHAUSTED,
+            f"The request has {size:,} bytes; the largest that is taken has {max_bytes:,}",
+        )
+    return b"".join(parts)
+
+
+def _answer(models: Models, method: str, path: str, body: bytes) -> Response:
+    if method == "POST" and (found := ASK.fullmatch(path)):
+        content = _ask(models, found, body)
+    elif method == "GET" and (found := LOOK.fullmatch(path)):
+        content = _look(models, found)
+    else:
+        raise ServingError(StatusCode.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
+    return Response(content, media_type="application/json")
+
+
+def _place(models: Models, found: re.Match[str]) -> tuple[Any, int | None]:
+    if found["label"]:
+        raise ServingError(StatusCode.NOT_FOUND, f'Unrecognized servable version label: "{found["label"]}"')
+    # Version 0 is how OpenVINO's client writes "the newest"; exports are numbered from 1.
+    return models[unquote(found["name"])], int(found["version"] or 0) or None
+
+
+def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
+    model, number = _place(models, found)
+    verb = found["verb"].lower()
+    if verb == "regress":
+        raise ServingError(StatusCode.INVALID_ARGUMENT, "Expected a regression signature; there is none.")
+    request = tensors.parse(body)
+    signature = request.get("signature_name", "")
+    if not isinstance(signature, str):
+        raise ServingError(StatusCode.INVALID_ARGUMENT, "'signature_name' must be a string")
+    with model.hold(number) as version:
+        if verb == "classify":
+            result = messages.classification(version, signature, tensors.examples(request))
+            rows = [[[c.label, c.score] for c in row.classes] for row in result.classifications]
+            return json.dumps({"result": rows}, ensure_ascii=False).encode()
+        inputs = tensors.arrays(request, input_specs(version.signature(signature)))
+        return tensors.answer(version.run(signature, inputs), by_row="instances" in request)
+
+
+def _look(models: Models, found: re.Match[str]) -> bytes:
+    model, number = _place(models, found)
+    options: Any = {"always_print_fields_with_no_presence": True, "preserving_proto_field_name": True}
+    if not found["metadata"]:
+        return json_format.MessageToJson(messages.status(model, number), **options).encode()
+    with model.hold(number) as version:
+        spec, signatures = messages.metadata(model, version).model_spec, messages.signatures(version)
+    parts = (json_format.MessageToJson(message, **options) for message in (spec, signatures))
+    return '{{\n"model_spec": {},\n"metadata": {{"signature_def": {}}}\n}}\n'.format(*parts).encode()

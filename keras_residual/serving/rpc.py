@@ -1,0 +1,145 @@
+"""TensorFlow Serving's gRPC API: PredictionService and ModelService, by the official messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from keras_residual.serving import messages
+from keras_residual.serving.models import Models, ServingError, Version
+
+__all__ = ["server"]
+
+
+def server(models: Models, pool: ThreadPoolExecutor, max_bytes: int) -> grpc.Server:
+    """A gRPC server, not started and without a port.
+
+    Args:
+        models: What is served.
+        pool: Threads in which requests are answered.
+        max_bytes: The largest message that is received.
+    """
+    options = [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", -1)]
+    # A port that is taken is an error, not shared.
+    made = grpc.server(pool, options=[*options, ("grpc.so_reuseport", 0)])
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(models), made)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(models), made)
+    return made
+
+
+def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns errors into gRPC's."""
+
+    def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(self, request)
+        except ServingError as error:
+            return context.abort(error.code, error.message)
+
+    return answer
+
+
+class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    @_told
+    def Predict(self, request: Any) -> Any:
+        inputs = {}
+        for name, tensor in request.inputs.items():
+            try:
+                inputs[name] = tf.make_ndarray(tensor)
+            except (TypeError, ValueError) as error:
+                raise ServingError(
+                    grpc.StatusCode.INVALID_ARGUMENT, f'input "{name}" is not a whole tensor: {error}'
+                ) from None
+        with _held(self.models, request.model_spec) as version:
+            outputs = version.run(request.model_spec.signature_name, inputs)
+            response = predict_pb2.PredictResponse(model_spec=_spec(request, version))
+        for name in request.output_filter or outputs:
+            if name not in outputs:
+                raise ServingError(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f'output tensor alias not found in signature: "{name}". There are: {", ".join(sorted(outputs))}.',
+                )
+            response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
+        return response
+
+    @_told
+    def Classify(self, request: Any) -> Any:
+        given = request.input
+        if given.WhichOneof("kind") == "example_list_with_context":
+            rows = []
+            for example in given.example_list_with_context.examples:
+                whole = tf.train.Example.FromString(given.example_list_with_context.context.SerializeToString())
+                whole.MergeFrom(example)
+                rows.append(whole.SerializeToString())
+        else:
+            rows = [example.SerializeToString() for example in given.example_list.examples]
+        if not rows:
+            raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "Input is empty")
+        with _held(self.models, request.model_spec) as version:
+            result = messages.classification(version, request.model_spec.signature_name, rows)
+            return classification_pb2.ClassificationResponse(result=result, model_spec=_spec(request, version))
+
+    @_told
+    def GetModelMetadata(self, request: Any) -> Any:
+        unknown = set(request.metadata_field) - {"signature_def"}
+        if unknown or not request.metadata_field:
+            raise ServingError(
+                grpc.StatusCode.INVALID_ARGUMENT, f'metadata_field is "signature_def". Received: {sorted(unknown)}'
+            )
+        with _held(self.models, request.model_spec) as version:
+            return messages.metadata(self.models[request.model_spec.name], version)
+
+    @_told
+    def Regress(self, request: Any) -> Any:
+        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "Expected a regression signature; there is none.")
+
+    @_told
+    def MultiInference(self, request: Any) -> Any:
+        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, "MultiInference is TensorFlow Serving's only.")
+
+
+class _Model(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    @_told
+    def GetModelStatus(self, request: Any) -> Any:
+        return messages.status(self.models[request.model_spec.name], _number(request.model_spec))
+
+    @_told
+    def HandleReloadConfigRequest(self, request: Any) -> Any:
+        raise ServingError(grpc.StatusCode.UNIMPLEMENTED, "The models are those of the directory.")
+
+
+def _number(spec: Any) -> int | None:
+    if spec.WhichOneof("version_choice") == "version_label":
+        raise ServingError(grpc.StatusCode.NOT_FOUND, f'Unrecognized servable version label: "{spec.version_label}"')
+    return spec.version.value or None
+
+
+@contextmanager
+def _held(models: Models, spec: Any) -> Iterator[Version]:
+    if not spec.name:
+        raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
+    with models[spec.name].hold(_number(spec)) as version:
+        yield version
+
+
+def _spec(request: Any, version: Version) -> Any:
+    spec = type(request.model_spec)(name=request.model_spec.name, signature_name=request.model_spec.signature_name)
+    spec.version.value = version.number
+    return spec
