@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from keras_residual import __version__
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `keras-residual`; returns its exit code: 2 for what the user can mend."""
     options = _parser().parse_args(arguments)
+    code: int | None = 0
     try:
         _import_quietly()
-        options.command(options)
+        code = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # `keras-residual list | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
@@ -26,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _import_quietly() -> None:
@@ -62,6 +65,43 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--saved-model", default="saved_models/digits", metavar="DIR", help="where the export goes (%(default)s)"
     )
+
+    sub = add("finetune", _finetune, "Train a classifier on your own images; started again, it goes on where it was.")
+    sub.add_argument("data", metavar="DATA", help="a folder per class, a .csv or .parquet manifest, or tfds:NAME")
+    sub.add_argument("--model", default="ResNet18", metavar="NAME", help="a registered network (%(default)s)")
+    sub.add_argument(
+        "--weights",
+        default="imagenet",
+        metavar="SRC",
+        help="imagenet, a repository such as timm/resnet18.a1_in1k, a file, a run, or none (%(default)s)",
+    )
+    sub.add_argument("--epochs", type=int, metavar="N", help="passes over the images (by the size of the data)")
+    sub.add_argument("--output", metavar="RUN", help="the run's directory (runs/NAME)")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="of split, order, new weights (%(default)s)")
+    sub.add_argument(
+        "--validation", type=_fraction_or_source, default=0.2, metavar="PART", help="a part, or a source (%(default)s)"
+    )
+    sub.add_argument("--recipe", metavar="NAME", help="a preset, for example finetune or resnet_strikes_back_a2")
+    sub.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images (the checkpoint's)")
+    sub.add_argument("--batch-size", type=int, metavar="N", help="images in a step")
+    sub.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest one, for this batch size")
+    sub.add_argument("--head-epochs", type=int, metavar="N", help="epochs, of all, that train the head alone")
+    sub.add_argument("--batch-norm", choices=["frozen", "train"], help="what becomes of the checkpoint's statistics")
+    sub.add_argument("--patience", type=int, metavar="N", help="epochs without gain before it stops early")
+    sub.add_argument("--precision", default="auto", metavar="POLICY", help="for example mixed_bfloat16 (%(default)s)")
+    sub.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits")
+    sub.add_argument("--overwrite", action="store_true", help="replace a run of other settings")
+
+    sub = add("evaluate", _evaluate, "Measure a run on labelled images.")
+    sub.add_argument("run", metavar="RUN", help="the run's directory")
+    sub.add_argument("data", metavar="DATA", help="as for finetune; all of it is used")
+    sub.add_argument("--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes there")
+
+    sub = add("predict", _predict, "Name what is on images.")
+    sub.add_argument("run", metavar="RUN", help="the run's directory")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
+    sub.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each (%(default)s)")
+    sub.add_argument("--json", action="store_true", help="one line of JSON for each image")
 
     sub = add("export", _export, "Write a SavedModel that TensorFlow Serving runs as it is.")
     sub.add_argument("source", metavar="RUN", help="a run, or a checkpoint such as timm/resnet18.a1_in1k")
@@ -100,6 +140,54 @@ def _quickstart(options: argparse.Namespace) -> None:
     from keras_residual.quickstart import quickstart
 
     quickstart(options.output, options.saved_model, options.seeds, options.seed, options.epochs)
+
+
+def _fraction_or_source(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from keras_residual.finetune import finetune
+
+    given = {key: value for key, value in vars(options).items() if key != "command" and value is not None}
+    if given["weights"].lower() == "none":
+        given["weights"] = None
+    finetune(**given)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from keras_residual.classifier import Classifier, labelled
+    from keras_residual.reports import write_report
+
+    classifier = Classifier.load(options.run)
+    if options.output is None:
+        found = classifier.evaluate(options.data)
+    else:
+        examples = labelled(options.data, classifier.labels)
+        majority = max(examples.labels.tolist(), key=examples.labels.tolist().count)
+        found = write_report(classifier, examples, Path(options.output), majority=majority)
+    for name, value in found.items():
+        print(f"{name:<20} {value:,.0f}" if name == "images" else f"{name:<20} {value:.4f}")
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from keras_residual.classifier import Classifier
+
+    classifier, failed = Classifier.load(options.run), False
+    for image in options.images:
+        for found in classifier.predict(image):
+            failed |= bool(found.error)
+            if options.json:
+                print(json.dumps({"image": found.name, "classes": dict(found.top(options.top)), "error": found.error}))
+            elif found.error:
+                print(f"{found.name}: {found.error}", file=sys.stderr)
+            else:
+                classes = ", ".join(f"{label} {p:.1%}" for label, p in found.top(options.top))
+                print(f"{found.name}: {classes}")
+    return 1 if failed else 0
 
 
 def _export(options: argparse.Namespace) -> None:

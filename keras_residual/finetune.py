@@ -1,0 +1,308 @@
+"""From one's own images to a classifier: data, network, recipe, training, report, each with its usual choices."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_residual import __version__, figures, reports
+from keras_residual.classifier import Classifier
+from keras_residual.models import find
+from keras_residual.models.pretrained import from_pretrained
+from keras_residual.weights import Preprocess, Weights, preprocessing
+from keras_residual.weights.files import written_whole
+
+__all__ = ["finetune"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def finetune(
+    data: Any,
+    model: str = "ResNet18",
+    weights: str | os.PathLike[str] | None = "imagenet",
+    epochs: int | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    validation: Any = 0.2,
+    recipe: Any = None,
+    size: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    head_epochs: int | None = None,
+    batch_norm: str | None = None,
+    class_weights: bool | str = "auto",
+    patience: int | None = None,
+    precision: str = "auto",
+    jit: bool | str = "auto",
+    deterministic: bool = False,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> Classifier:
+    """Trains a classifier on one's own images and writes all there is to know of it into a run directory.
+
+    The classifier's head is trained first, then everything, lower layers more slowly; what is not given is chosen by
+    the size of the data, after BiT's HyperRule (Kolesnikov et al. 2020). The same call, started again after an
+    interruption, goes on where it was.
+
+    Args:
+        data: What `keras_residual.data.load` reads: a folder per class, a manifest, `"tfds:NAME"`, arrays ...
+        model: Name of a registered network. Not needed where `weights` is a repository or a run.
+        weights: `"imagenet"` for the network's default checkpoint, a repository such as `"timm/resnet18.a1_in1k"`, a
+            directory or file; `None` to begin from scratch.
+        epochs: Passes over the training images.
+        output: The run directory; `runs/MODEL` if `None`.
+        seed: Of the split, of new weights, of the order of images and of augmentation.
+        validation: Part of the images that validates, or a source of its own.
+        recipe: Name of a preset of `keras_residual.training`, or a `Recipe`; `"finetune"` if `None`.
+        size: Height and width of the images; the checkpoint's if `None`.
+        batch_size: Images in a step.
+        learning_rate: The highest one, for this batch size.
+        head_epochs: Epochs, of all, in which only the head is trained.
+        batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` goes on with them.
+        class_weights: Whether rare classes weigh more; `"auto"`: where the largest has more than 3 times the images
+            of the smallest.
+        patience: Epochs without a better validation accuracy after which training stops; `None` for never.
+        precision: `"auto"`, or a dtype policy of Keras such as `"mixed_bfloat16"`.
+        jit: Whether XLA compiles the step; `"auto"` decides by the device.
+        deterministic: Whether the same seed gives the same bits; somewhat slower on GPUs.
+        overwrite: Whether a run of other settings that lies there is replaced.
+        say: Gets each line for the user.
+        **options: The network builder's own options, for example `drop_path=0.1`.
+
+    Returns:
+        The classifier, with the weights of the best epoch.
+
+    Raises:
+        ValueError: If the data cannot be trained on, or a run of other settings lies in `output`.
+        FileNotFoundError: If data or weights are not there; the error says what to do.
+    """
+    from keras_residual.data import load
+    from keras_residual.training import best_precision, fit
+
+    try:
+        json.dumps(options)
+    except TypeError as error:
+        raise ValueError(
+            f"A run keeps its options as JSON, so they are numbers, strings and booleans. Received: {options!r} "
+            f"({error}). For others build the network yourself and call keras_residual.fit."
+        ) from None
+    found = load(data, validation=validation, seed=seed)
+    say(f"data        {found}")
+    for words in found.warnings:
+        say(f"warning     {words}")
+    if not len(found.validation):
+        raise ValueError("Fine-tuning chooses its best epoch by validation images. Received: none. Say validation=0.2.")
+    source = _source(model, weights)
+    record = None if source is None else _record(source)
+    name = find(record.architecture if record else model).config.name
+    row = find(name).config
+    folder = Path(output if output is not None else Path("runs") / name)
+    settings = _settings(recipe, len(found.train), row, source is None)
+    changes = {"epochs": epochs, "learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
+    changes |= {"batch_size": batch_size, "rate_batch": None if learning_rate is None else batch_size}
+    settings = settings.replace(**{key: value for key, value in changes.items() if value is not None})
+    if settings.drop_path and "drop_path" not in options:
+        options["drop_path"] = settings.drop_path
+    prepare = _preprocess(record, row, size, found.train.channels)
+    settings = settings.replace(size=prepare.size[0], head_epochs=min(settings.head_epochs, settings.epochs - 1))
+    counts = np.bincount(found.train.labels, minlength=len(found.labels))
+    balance = _class_weights(counts, class_weights)
+
+    about = {
+        "version": __version__,
+        "data": str(data) if isinstance(data, (str, os.PathLike)) else type(data).__name__,
+        "fingerprint": found.fingerprint,
+        "labels": list(found.labels),
+        "model": name,
+        "options": options,
+        "weights": None if source is None else str(source),
+        "recipe": settings.to_dict(),
+        "class_weights": balance,
+        "seed": seed,
+        "validation": validation if isinstance(validation, float) else str(validation),
+        "precision": precision,
+        "deterministic": deterministic,
+    }
+    finished = _begin(folder, about, overwrite)
+    if finished is not None:
+        say(f"finished    {folder} holds this very run. overwrite=True trains it again.")
+        return finished
+    found.write_skipped(folder / "skipped.csv")
+    if found.skipped:
+        say(f"left out    {len(found.skipped)} images, listed in {folder / 'skipped.csv'}")
+
+    keras.utils.set_random_seed(seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
+    try:
+        network = _network(name, source, record, len(found.labels), (*prepare.size, found.train.channels), options)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    history = fit(
+        network,
+        settings,
+        found.train,
+        found.validation,
+        seed=seed,
+        directory=folder / "training",
+        preprocess=prepare,
+        class_weight=balance,
+        fingerprint=found.fingerprint,
+        patience=patience,
+        jit=jit,
+        deterministic=deterministic,
+    )
+    classifier = Classifier(network, prepare, found.labels, name, options)
+    reports.write_history(history, folder / "history.csv")
+    figures.draw_curves(history, folder / "curves.png", f"{name} on {about['data']}")
+    measured = reports.write_report(
+        classifier, found.validation, folder, majority=int(counts.argmax()), batch_size=settings.batch_size
+    )
+    classifier.save(folder, {**about, "metrics": measured})  # the config is written last: it says that all is there
+    say(
+        f"held out    {measured['accuracy']:.2%} of {int(measured['images']):,} images right (always "
+        f"{found.labels[int(counts.argmax())]!r}: {measured['majority_accuracy']:.2%}), macro F1 "
+        f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
+    )
+    say(
+        f"written to  {folder}/: model.keras, weights.safetensors, labels.txt, history.csv, metrics.json, curves.png, "
+        "confusion.png, mistakes.png, predictions.csv"
+    )
+    return classifier
+
+
+def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
+    """Where weights come from, with the default checkpoint's name in full."""
+    if weights != "imagenet":
+        return weights
+    row = find(model).config
+    if row.tag is None:
+        raise ValueError(
+            f"{row.name} has no default ImageNet checkpoint. Received: weights='imagenet'. Name a repository or a "
+            "file, or begin from scratch with weights=None (--weights none)."
+        )
+    return f"timm/{row.timm}.{row.tag}"
+
+
+def _record(source: Any) -> Weights | None:
+    """What a checkpoint says of itself; a plain file says nothing."""
+    return None if Path(source).is_file() else Weights.read(source)
+
+
+def _network(name: str, source: Any, record: Any, classes: int, shape: tuple[int, ...], options: Any) -> keras.Model:
+    if record is not None:
+        return from_pretrained(source, classes=classes, input_shape=shape, **options)
+    builder = find(name).builder
+    weights = None if source is None else str(source)
+    return builder(weights=weights, classes=classes, input_shape=shape, classifier_activation=None, **options)
+
+
+def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
+    """The checkpoint's preprocessing at the wanted size; ImageNet's mean and deviation where there is none."""
+    if record is not None:
+        layer = preprocessing(record)
+    else:
+        layer = Preprocess(row.input_shape[:2], IMAGENET_MEAN, IMAGENET_STD, 0.875 if row.input_shape[0] > 64 else 1.0)
+    given = layer.get_config()
+    if channels != len(layer.mean):  # as timm does where it sums the first kernel's channels
+        given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
+    if size is not None:
+        given["size"] = (size, size)
+    return Preprocess.from_config(given)
+
+
+def _settings(recipe: Any, images: int, row: Any, from_scratch: bool) -> Any:
+    """A recipe, fitted to the size of the data as BiT's HyperRule does, within what one waits for."""
+    from keras_residual.training import Recipe
+    from keras_residual.training import recipe as preset
+
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe is not None:
+        return preset(recipe)
+    chosen = preset("finetune")
+    # HyperRule: 500 steps of 512 images below 20,000 images, 10,000 below 500,000, 20,000 beyond; MixUp but for the
+    # smallest. 30 epochs at the most: the rule would see 300 images 850 times.
+    steps = 500 if images < 20_000 else 10_000 if images < 500_000 else 20_000
+    epochs = min(30, max(3, math.ceil(steps * 512 / images)))
+    batch = chosen.batch_size
+    while batch > 4 and batch * 8 > images:  # some steps an epoch, also of a hundred images
+        batch //= 2
+    chosen = chosen.replace(epochs=epochs, batch_size=batch, mixup=0.1 if images >= 20_000 else 0.0)
+    if from_scratch:
+        return chosen.replace(
+            name="scratch",
+            source="",
+            optimizer="adamw",
+            learning_rate=2e-3,
+            rate_batch=None,
+            schedule="cosine",
+            milestones=(),
+            weight_decay=0.05,
+            label_smoothing=0.1,
+            head_epochs=0,
+            batch_norm="train",
+        )
+    # BiT's rate is for 512 images; scaled down to small batches, the few steps of a small set would move nothing.
+    return chosen.replace(rate_batch=None, head_rate=1e-2)
+
+
+def _class_weights(counts: np.ndarray[Any, Any], wanted: bool | str) -> tuple[float, ...] | None:
+    """Weights that give each class the same part of the loss; their mean over the images is 1."""
+    if wanted is False or (wanted == "auto" and counts.max() <= 3 * counts.min()):
+        return None
+    return tuple(float(counts.sum() / (len(counts) * count)) for count in counts)
+
+
+def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> Classifier | None:
+    """Makes the run directory, or finds in it the same run: finished (the classifier), or not (`None`).
+
+    Raises:
+        ValueError: If another run lies there; the error names each difference.
+    """
+    path = folder / "run.json"
+    wanted = json.loads(json.dumps(about))
+    if path.is_file() and not overwrite:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differences = [f"{key}: {a!r} there, {b!r} now" for key, a, b in _differences(there, wanted)]
+        if differences:
+            raise ValueError(
+                f"A run directory holds one run. Received: {str(folder)!r}, which holds another one:\n  "
+                + "\n  ".join(differences)
+                + "\nName another directory (output=, --output), or replace it (overwrite=True, --overwrite)."
+            )
+        return Classifier.load(folder) if (folder / "config.json").is_file() else None
+    if folder.exists() and any(folder.iterdir()) and not path.is_file():
+        raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
+    if overwrite:
+        _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        part.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return None
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run has written, and nothing else."""
+    import shutil
+
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    for name in ("run.json", "config.json", "weights.safetensors", "model.keras", "labels.txt", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted({*a, *b})
+        return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{where}{key}.")]
+    return [] if a == b else [(where.rstrip("."), a, b)]
