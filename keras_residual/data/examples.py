@@ -89,7 +89,7 @@ class Examples:
         Each epoch has an order of its own, from which the remainder that fills no batch is left out. Order, crop and
         flip are a function of the seed, the epoch and the position in it alone: what begins at `start=k` is exactly
         what follows the first k batches. Parts of JPEGs are decoded, not whole ones, scaled down by the decoder where
-        they are much larger than `size`; then resized, by area where they shrink and bilinearly where they grow.
+        they are much larger than `size`; then resized, as `_resized` says.
 
         Args:
             batch_size: Images in a batch.
@@ -206,7 +206,8 @@ def _turned(image: Any, turns: Any, transposed: bool) -> Any:
     """Transposes, turns upside down and mirrors an image as three flags say; the first only if `transposed`."""
     if transposed:
         image = tf.cond(turns[0], lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image))
-    return tf.reverse(image, tf.boolean_mask([0, 1], turns[1:]))
+    turn = tf.reduce_any(turns[1:])  # to turn costs as much as to copy three times
+    return tf.cond(turn, lambda: tf.reverse(image, tf.boolean_mask([0, 1], turns[1:])), lambda: tf.identity(image))
 
 
 def _plain(function: Any) -> Any:
@@ -230,23 +231,23 @@ def _cropped(layer: Preprocess, image: Any) -> Any:
 
 
 def _resized(image: Any, size: Any) -> Any:
-    """`(height, width, C)` -> size: the area's mean where the image shrinks, bilinear where it grows; uint8.
+    """`(height, width, C)` -> size, uint8: bilinear, where it shrinks by half as much again by area first.
 
-    Both are many times faster than `tf.image.resize(antialias=True)`, and neither leaves out pixels.
+    Up to that factor plain bilinear is as near to Pillow's bicubic as Pillow's bilinear is; beyond, it leaves out
+    pixels. Either is several times faster than `tf.image.resize(antialias=True)`.
     """
     shape = tf.shape(image)[:2]
-    smaller = tf.minimum(shape, size)
+    image = tf.cast(image[None], tf.float32)  # the kernels for floats are the faster ones
+
+    def bilinear(x: Any) -> Any:
+        return tf.raw_ops.ResizeBilinear(images=x, size=size, half_pixel_centers=True)[0]
+
     x = tf.cond(
-        tf.reduce_all(smaller == shape),
-        lambda: tf.cast(image[None], tf.float32),
-        lambda: tf.raw_ops.ResizeArea(images=image[None], size=smaller),
+        tf.reduce_any(2 * shape > 3 * tf.convert_to_tensor(size)),
+        lambda: bilinear(tf.raw_ops.ResizeArea(images=image, size=tf.minimum(shape, size))),
+        lambda: bilinear(image),
     )
-    x = tf.cond(
-        tf.reduce_all(smaller == size),
-        lambda: x,
-        lambda: tf.raw_ops.ResizeBilinear(images=x, size=size, half_pixel_centers=True),
-    )
-    return tf.cast(tf.round(x[0]), tf.uint8)
+    return tf.cast(tf.round(x), tf.uint8)
 
 
 def _options(deterministic: bool) -> tf.data.Options:
