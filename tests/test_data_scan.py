@@ -159,8 +159,12 @@ def test_cache_is_used_and_renewed(tmp_path, monkeypatch):
     assert found[3].reason
     assert scan(paths, cache) == found
     assert looked == [victim]
+    (tmp_path / "other.png").write_bytes(PNG)
+    scan([str(tmp_path / "other.png")], cache)  # two sources may share a cache
+    scan([*paths, str(tmp_path / "other.png")], cache)
+    assert len(looked) == 2
     scan(paths, cache, max_pixels=1_000)  # another question
-    assert len(looked) == 1 + len(paths)
+    assert len(looked) == 2 + len(paths)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"rules": 1}', '{"rules": "R", "files": {"x": [1]}}', "\xff"])

@@ -120,11 +120,10 @@ def scan(
                 progress(len(records), len(set(paths)))
     finally:  # also if it was interrupted
         if cache and missing:
-            rows = {
-                path: [*stamp, *dataclasses.astuple(records[path])]
-                for path, stamp in zip(paths, stamps, strict=True)
-                if path in records and stamp is not None
-            }
+            rows = dict(known)  # another part of the same data may share the cache
+            for path, stamp in zip(paths, stamps, strict=True):
+                if path in records and stamp is not None:
+                    rows[path] = [*stamp, *dataclasses.astuple(records[path])]
             with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the training
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 with written_whole(cache) as part:
