@@ -13,7 +13,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -527,12 +526,3 @@ def test_the_command(models):
             answer = line.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         assert process.wait(30) == 0, process.stderr.read()
-
-
-def test_mistakes_of_the_command(tmp_path):
-    command = [sys.executable, "-m", "keras_residual.cli", "serve", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "holds no SavedModel" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert Path(tmp_path).is_dir()

@@ -104,7 +104,7 @@ def export(
             names.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         served = graph.serve(served_model, names, preprocess, freeze, top_k, max_pixels)
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        with _quiet():
+        with graph.quiet("tensorflow"):  # it would name the temporary directory, which is gone afterwards
             tf.saved_model.save(served.root, str(stage / "version"), signatures=served.signatures, options=options)
         bundle.complete(stage / "version", model, served, labels, preprocess, report)
         bundle.write_beside(path, served)
@@ -185,17 +185,3 @@ def _publish(stage: Path, path: Path, version: int | None) -> Path:
         except OSError as error:  # another export took the number
             if version is not None or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """TensorFlow would say that it wrote to the temporary directory, which is gone afterwards."""
-    import tensorflow as tf
-
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -9,10 +9,15 @@ from typing import Any
 
 import keras
 
+from keras_residual.classifier import SECTION, Classifier
 from keras_residual.exporting import export
 from keras_residual.exporting.bundle import METADATA, verify
+from keras_residual.models.pretrained import from_pretrained
+from keras_residual.weights import Weights, preprocessing
 
 __all__ = ["export_source", "verify_directory"]
+
+SUFFIXES = (".onnx", ".xml", ".tflite")
 
 
 def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[str], **options: Any) -> Path:
@@ -20,11 +25,12 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
 
     Args:
         source: A run's directory, or what `keras_residual.from_pretrained` takes.
-        directory: The model's directory, `saved_models/NAME`.
+        directory: The model's directory, `saved_models/NAME`; or a file of another format, see
+            `keras_residual.exporting.formats`, which has the network alone.
         **options: Those of `keras_residual.export`.
 
     Returns:
-        The version's directory.
+        The version's directory, or the file.
 
     Raises:
         ValueError: If Keras does not run on TensorFlow, or the source is no whole model.
@@ -35,19 +41,22 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
             f"A SavedModel is written by Keras on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}. Run "
             "this with KERAS_BACKEND=tensorflow; weights that were trained on JAX are read as they are."
         )
-    from keras_residual.classifier import SECTION, Classifier
-
     config = Path(source) / "config.json"
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
-        version = Classifier.load(source).export(directory, **options)
+        run = Classifier.load(source)
+        model, preprocess, labels = run.with_probabilities(), run.preprocess, run.labels
     else:
-        from keras_residual.models.pretrained import from_pretrained
-        from keras_residual.weights import Weights
-
         record = Weights.read(source)
-        activation = "softmax" if record.classes else None
-        model = from_pretrained(source, classifier_activation=activation)
-        version = export(model, directory, preprocess=record, **options)
+        model = from_pretrained(source, classifier_activation="softmax" if record.classes else None)
+        preprocess, labels = preprocessing(record), record.labels or None
+    if Path(directory).suffix in SUFFIXES:
+        from keras_residual.exporting.formats import convert
+
+        found = convert(model, directory, fold=options.get("fold", True))
+        print(f"{directory}: {model.name}, differs from the model by {found['difference']:.1e} in its own runtime")
+        print(f"  it takes what this gives: {preprocess.get_config()}")
+        return Path(directory)
+    version = export(model, directory, preprocess=preprocess, labels=labels, **options)
     about = json.loads((version / METADATA).read_text(encoding="utf-8"))
     size = sum(file.stat().st_size for file in version.rglob("*") if file.is_file())
     folded = about["batch_normalisations"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import tensorflow as tf
 
 from keras_residual.exporting import images
 
-__all__ = ["Served", "serve"]
+__all__ = ["Served", "quiet", "serve"]
 
 EXAMPLE_KEY = (
     "image/encoded"  # the feature of a tf.Example that holds an encoded image, as TensorFlow's data sets name it
@@ -190,3 +192,17 @@ def _last_activation(model: keras.Model) -> str:
     if isinstance(layer, keras.layers.Softmax):
         return "softmax"
     return getattr(getattr(layer, "activation", None), "__name__", "linear")
+
+
+@contextlib.contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """Lets libraries log errors only."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

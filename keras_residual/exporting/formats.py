@@ -1,0 +1,176 @@
+"""Other formats than SavedModel, by the libraries that are for it; each is read back by its own runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_residual import layers
+from keras_residual.exporting import graph
+from keras_residual.folding import fold_batch_norm
+from keras_residual.weights.files import written_whole
+
+__all__ = ["convert"]
+
+TOLERANCE = 1e-4
+AGREEMENT = 0.9
+
+
+def convert(
+    model: keras.Model, path: str | os.PathLike[str], *, representative: Any = None, fold: bool = True
+) -> dict[str, float]:
+    """Writes a model as ONNX (`.onnx`), OpenVINO (`.xml`, with a `.bin` beside it) or LiteRT (`.tflite`).
+
+    The file's input is `inputs`, float32 `(N, *input_shape)`, what the model takes; its output is `probabilities` of
+    a model that ends in softmax or sigmoid, `outputs` of others. Preprocessing is not part of it. N may be any number;
+    LiteRT wants to be told before (`resize_tensor_input`).
+
+    Args:
+        model: A built model with one input and one output.
+        path: Where to write; the suffix is the format.
+        representative: For LiteRT: samples `(M, *input_shape)` as the model will see them, a hundred or more. Weights
+            and activations become int8 then; inputs and outputs stay float32.
+        fold: Whether to fold batch normalisations.
+
+    Returns:
+        `{"difference": ...}` between runtime and model, relative to the largest value; of int8 also `"agreement"`,
+        the part of the representative samples whose likeliest class is the model's.
+
+    Raises:
+        ValueError: For another suffix, or a representative set for another format than LiteRT.
+        ImportError: If the extra `export` is not installed.
+        RuntimeError: If the runtime does not answer as the model does. Nothing is written then.
+    """
+    path = Path(path)
+    ways = {".onnx": _onnx, ".xml": _openvino, ".tflite": _litert}
+    if path.suffix not in ways:
+        raise ValueError(f"The suffix is one of {', '.join(ways)}. Received: {path.name!r}.")
+    if representative is not None and path.suffix != ".tflite":
+        raise ValueError(f"Only LiteRT is quantised, which needs a representative set. Received: {path.name!r}.")
+    x = np.asarray(representative, "float32") if representative is not None else _samples(model)
+    expected = np.asarray(keras.ops.cast(model(x, training=False), "float32"))
+    network = fold_batch_norm(model) if fold else model
+    if path.suffix == ".tflite":
+        network = _with_fusable_gelu(network)
+    served = graph.serve(network, None, None, True, 1, 0)
+    name = "probabilities" if served.activation else "outputs"
+    spec = served.signatures["serving_default"].input_signature[0]
+    answer: Any = served.signatures["serving_default"]
+    only: Any = tf.function(lambda inputs: {name: answer(inputs)[name]}, input_signature=[spec], autograph=False)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, graph.quiet("tensorflow", "tf2onnx"):
+        read = ways[path.suffix](only, Path(folder) / path.name, representative)
+        got = read(x)
+        scale = max(float(np.abs(expected).max()), 1e-12)
+        found = {"difference": float(np.abs(got - expected).max()) / scale}
+        if representative is None and not found["difference"] <= TOLERANCE:
+            raise RuntimeError(
+                f"{path.name} differs from {model.name} by {found['difference']:.1e}. It was not written."
+            )
+        if representative is not None:
+            found["agreement"] = float((got.argmax(-1) == expected.argmax(-1)).mean())
+            if found["agreement"] < AGREEMENT:
+                warnings.warn(
+                    f"In int8 {model.name} gives the class of the full model for {found['agreement']:.0%} of the "
+                    "representative samples only. Give more of them, as the network sees them in use.",
+                    stacklevel=2,
+                )
+        for file in sorted(Path(folder).glob(f"{path.stem}.*")):  # the weights first
+            with written_whole(path.with_suffix(file.suffix)) as place:
+                place.write_bytes(file.read_bytes())
+    return found
+
+
+def _samples(model: keras.Model) -> Any:
+    usual = {3: 256, 4: 224, 5: 32}.get(len(model.inputs[0].shape), 1)
+    shape = (2, *(size or usual for size in model.inputs[0].shape[1:]))
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+Reader = Callable[[Any], Any]
+
+
+def _onnx(function: Any, path: Path, _: Any) -> Reader:
+    with _extra():
+        import onnxruntime
+        import tf2onnx
+
+    tf2onnx.convert.from_function(function, function.input_signature, opset=17, output_path=str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"inputs": x})[0]
+
+
+def _openvino(function: Any, path: Path, _: Any) -> Reader:
+    with _extra():
+        import openvino
+
+    with _saved(function) as saved:
+        openvino.save_model(openvino.convert_model(saved), str(path), compress_to_fp16=False)
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: compiled([x])[0]
+
+
+def _litert(function: Any, path: Path, representative: Any) -> Reader:
+    with _extra():
+        from ai_edge_litert.interpreter import Interpreter
+
+    with _saved(function) as saved:
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved)
+        if representative is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ([np.asarray(x, "float32")[None]] for x in representative)
+            builtins = tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS
+            converter.target_spec.supported_ops = list(builtins)
+        path.write_bytes(converter.convert())
+
+    def read(x: Any) -> Any:
+        interpreter = Interpreter(str(path))
+        ((name, parts),) = interpreter.get_signature_list().items()
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], x.shape)
+        interpreter.allocate_tensors()
+        return interpreter.get_signature_runner(name)(inputs=x)[parts["outputs"][0]]
+
+    return read
+
+
+@contextlib.contextmanager
+def _saved(function: Any) -> Iterator[str]:
+    root: Any = tf.Module()
+    root.function = function
+    with tempfile.TemporaryDirectory() as folder:
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(root, folder, signatures={"serving_default": function}, options=options)
+        yield folder
+
+
+def _with_fusable_gelu(model: keras.Model) -> keras.Model:
+    """LiteRT has no erf. Of Keras' own GELU its converter makes one operation, not of ours, which trains faster."""
+
+    def copy(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, keras.layers.Activation) and layer.activation is layers.gelu:
+            return keras.layers.Activation("gelu", name=layer.name, dtype=layer.dtype_policy)
+        return type(layer).from_config(config)
+
+    new = keras.models.clone_model(keras.Model(model.inputs[0], model.outputs[0], name=model.name), clone_function=copy)
+    for variable, value in zip(new.variables, model.variables, strict=True):
+        variable.assign(value)
+    return new
+
+
+@contextlib.contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{error}. Other formats need: pip install keras-residual[export]") from error

@@ -1,0 +1,133 @@
+"""ONNX, OpenVINO and LiteRT, and other readers of the SavedModel: each reproduces the Keras model's numbers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_residual as kr
+from keras_residual import registry
+from keras_residual.exporting import formats
+from keras_residual.exporting.formats import convert
+
+from .tools import distance, distinct, noise, randomise
+
+ENTRIES = list(registry.entries().values())
+
+
+def twin(entry):
+    model = randomise(entry.family(entry.config.tiny(), classes=10, classifier_activation="softmax"))
+    x = noise((3, *model.input_shape[1:]), 5)
+    return model, x, np.asarray(model(x, training=False))
+
+
+def in_onnx(path, x):
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == ["inputs"]
+    return session.run(["probabilities"], {"inputs": x})[0]
+
+
+def in_openvino(path, x):
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled({"inputs": x})["probabilities"]
+
+
+def in_litert(path, x):
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(path))
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], x.shape)
+    interpreter.allocate_tensors()
+    return interpreter.get_signature_runner("serving_default")(inputs=x)["probabilities"]
+
+
+READERS = {".onnx": in_onnx, ".xml": in_openvino, ".tflite": in_litert}
+NEEDS = {".onnx": "tf2onnx", ".xml": "openvino", ".tflite": "ai_edge_litert"}
+SHOWN = {".onnx": ["ResNeXt50_32x4d"], ".xml": ["ViTTiny16"], ".tflite": ["ConvNeXtZeptoRMS"]}
+
+
+@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("entry", distinct(ENTRIES), ids=lambda entry: entry.config.name)
+@pytest.mark.slow
+def test_every_model_in_every_format(entry, suffix, tmp_path):
+    check(entry, suffix, tmp_path)
+
+
+@pytest.mark.parametrize(("suffix", "name"), [(suffix, name) for suffix in SHOWN for name in SHOWN[suffix]])
+def test_formats(suffix, name, tmp_path):
+    check(registry.entries()[name], suffix, tmp_path)
+
+
+def check(entry, suffix, folder):
+    pytest.importorskip(NEEDS[suffix])
+    model, x, expected = twin(entry)
+    assert convert(model, folder / f"model{suffix}")["difference"] < 1e-5
+    assert distance(READERS[suffix](folder / f"model{suffix}", x), expected) < 1e-5
+    assert len(list(folder.iterdir())) == (2 if suffix == ".xml" else 1)
+
+
+@pytest.mark.parametrize("name", ["ResNet20"])
+def test_int8(name, tmp_path):
+    """A network that has something to tell: labels agree, weights take a quarter."""
+    pytest.importorskip("ai_edge_litert")
+    pixels = noise((200, 16, 16, 3)) + np.eye(10)[np.arange(200) % 10][:, :3, None, None].transpose(0, 2, 3, 1)
+    model = randomise(kr.create(name, input_shape=(16, 16, 3), classes=10, classifier_activation="softmax"))
+    kernel = np.asarray(model.get_layer("fc").kernel)
+    model.get_layer("fc").kernel.assign(kernel * 0.1)
+    whole = convert(model, tmp_path / "float.tflite")
+    found = convert(model, tmp_path / "int8.tflite", representative=pixels[:100].astype("float32"))
+    assert whole["difference"] < 1e-5
+    assert found["agreement"] >= 0.9
+    fresh = pixels[100:].astype("float32")
+    ours = in_litert(tmp_path / "int8.tflite", fresh).argmax(-1)
+    assert (ours == np.asarray(model(fresh, training=False)).argmax(-1)).mean() >= 0.9
+    sizes = [(tmp_path / f"{kind}.tflite").stat().st_size for kind in ("int8", "float")]
+    assert sizes[0] < 0.45 * sizes[1]
+
+
+def test_what_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="suffix"):
+        convert(model, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="Only LiteRT"):
+        convert(model, tmp_path / "model.onnx", representative=noise((3, 4)))
+
+
+def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    monkeypatch.setattr(formats, "fold_batch_norm", lambda model: randomise(keras.models.clone_model(model), 8))
+    with pytest.raises(RuntimeError, match="differs"):
+        convert(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------- other readers of a SavedModel
+
+
+def test_openvino_reads_the_directory(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    model, x, expected = twin(registry.entries()["ResNet18"])
+    version = kr.export(model, tmp_path)
+    compiled = openvino.Core().compile_model(
+        openvino.convert_model(str(version)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    outputs = compiled({"inputs": x})
+    assert distance(outputs["probabilities"], expected) < 1e-5
+    np.testing.assert_allclose(outputs["scores"], -np.sort(-expected, -1)[:, :5], atol=1e-5)
+
+
+def test_saved_model_cli(tmp_path):
+    """TensorFlow's own command: lists the signatures, and runs one."""
+    inputs = keras.Input((6,))
+    model = randomise(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(inputs)))
+    version, x = kr.export(model, tmp_path / "model"), noise((2, 6))
+    np.save(tmp_path / "x.npy", x)
+    command = [str(Path(sys.executable).with_name("saved_model_cli")), "run", "--dir", str(version)]
+    command += ["--tag_set", "serve", "--signature_def", "serving_default"]
+    command += ["--inputs", f"inputs={tmp_path / 'x.npy'}", "--outdir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert distance(np.load(tmp_path / "probabilities.npy"), model(x)) < 1e-5
