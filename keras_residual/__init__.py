@@ -38,11 +38,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 # Where each public name lives. Builders are not listed: the registry knows them.
 _HOMES = {
+    "Classifier": "classifier",
     "Recipe": "training",
     "blocks": "blocks",
     "create": "models",
     "export": "exporting",
     "features": "models",
+    "finetune": "finetune",
     "fit": "training",
     "fold_batch_norm": "folding",
     "from_pretrained": "models.pretrained",

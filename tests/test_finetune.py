@@ -22,7 +22,15 @@ def drawing(kind, generator, size=40):
     image = Image.fromarray(back)
     draw, colour = ImageDraw.Draw(image), tuple(int(c) for c in generator.integers(150, 256, 3))
     x, y = (int(v) for v in generator.integers(4, 14, 2))
-    if kind == "circle":
+    if kind == "square":
+        draw.rectangle((x, y, x + 18, y + 18), outline=colour, width=4)
+    elif kind == "plus":
+        draw.line((x + 10, y, x + 10, y + 20), colour, 4)
+        draw.line((x, y + 10, x + 20, y + 10), colour, 4)
+    elif kind == "bars":
+        for i in range(0, 22, 7):
+            draw.line((x + i, y, x + i, y + 20), colour, 3)
+    elif kind == "circle":
         draw.ellipse((x, y, x + 20, y + 20), outline=colour, width=4)
     elif kind == "cross":
         draw.line((x, y, x + 20, y + 20), colour, 4)
@@ -33,9 +41,9 @@ def drawing(kind, generator, size=40):
     return image
 
 
-def make_photos(folder, each=24, seed=0):
+def make_photos(folder, each=24, seed=0, classes=CLASSES):
     generator = np.random.default_rng(seed)
-    for kind in CLASSES:
+    for kind in classes:
         (folder / kind).mkdir(parents=True)
         for i in range(each):
             drawing(kind, generator).save(folder / kind / f"{i:03}.{FORMATS[i % len(FORMATS)]}")
@@ -133,3 +141,21 @@ def test_a_run_begins_the_next_one(run, photos, tmp_path):
     model = kr.from_pretrained(folder)
     image = np.zeros((1, 32, 32, 3), "float32")
     np.testing.assert_allclose(model(image), classifier.model(image), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_pretrained_weights_beat_scratch(tmp_path):
+    """On a dozen images a class, over three seeds; the network was trained on other shapes before."""
+    before = make_photos(tmp_path / "before", each=150)
+    finetune(before, "ResNet20", None, 12, output=tmp_path / "first", size=32)
+    others = ("square", "plus", "bars")
+    test = make_photos(tmp_path / "test", each=60, seed=1, classes=others)
+    accuracy = {True: [], False: []}
+    for seed in range(3):
+        few = make_photos(tmp_path / f"few{seed}", each=12, seed=seed + 2, classes=others)
+        for pretrained in (True, False):
+            weights = tmp_path / "first" if pretrained else None
+            run = finetune(few, "ResNet20", weights, output=tmp_path / f"{seed}{pretrained}", size=32, seed=seed)
+            accuracy[pretrained].append(run.evaluate(test)["accuracy"])
+    print(accuracy)
+    assert np.mean(accuracy[True]) > np.mean(accuracy[False]) + 0.05, accuracy

@@ -18,9 +18,9 @@ LAYERS = [
     {"blocks"},
     {"weights"},
     {"models"},
-    {"costs", "folding", "exporting", "data", "training", "metrics"},
-    {"classifier"},
-    {"finetune", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
+    {"costs", "folding", "data", "training", "metrics"},
+    {"classifier", "exporting"},
+    {"finetune", "reports", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

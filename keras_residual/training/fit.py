@@ -266,6 +266,7 @@ class _Run:
         if class_weight is not None and len(class_weight) != outputs:
             raise ValueError(f"class_weight has a number for each of {outputs} classes. Received: {len(class_weight)}.")
         self.class_weight = None if class_weight is None else tuple(map(float, class_weight))
+        self._wanted = {id(layer): layer.trainable for layer in layers_of(self.network)}
         rates = [layer.rate for layer in model.layers if layer.name.endswith(".drop_path")]
         if self.recipe.drop_path and max(rates, default=0.0) != self.recipe.drop_path:
             warnings.warn(
@@ -371,11 +372,8 @@ class _Run:
             # so that all variables are there before the first step: a checkpoint is put into them
             self.step._compile_metrics.build(np.zeros((1,), "int32"), np.zeros((1, self.step.classes), "float32"))
 
-    _wanted: dict[int, bool]
-
     def train(self, keeper: Keeper, decision: Decision, callbacks: list[Any], snapshot: Snapshot | None) -> None:
         """All phases that are left, from the checkpoint on."""
-        self._wanted = {id(layer): layer.trainable for layer in layers_of(self.network)}
         compiled: tuple[int, bool] | None = None
         for phase in self.phases():
             if keeper.step >= phase.last * self.steps or keeper.stopped:

@@ -168,10 +168,11 @@ def logits_of(model: keras.Model) -> keras.Model:
     activation = getattr(last, "activation", None)
     if activation is not None and activation is not keras.activations.linear:
         if not isinstance(last, keras.layers.Activation) or activation is not keras.activations.softmax:
+            kind = getattr(activation, "__name__", activation)
             raise ValueError(
-                f"fit needs logits, or probabilities by a softmax layer of its own at the end. Received: "
-                f"{model.name!r}, whose last layer {last.name!r} ends in {getattr(activation, '__name__', activation)!r}. Build it "
-                "with classifier_activation=None."
+                "fit needs logits, or probabilities by a softmax layer of its own at the end. Received: "
+                f"{model.name!r}, whose last layer {last.name!r} ends in {kind!r}. Build it with "
+                "classifier_activation=None."
             )
         return keras.Model(model.inputs[0] if len(model.inputs) == 1 else model.inputs, last.input, name=model.name)
     return model

@@ -34,7 +34,7 @@ class Published:
 @functools.cache
 def published() -> dict[str, Published]:
     """Every checkpoint that a registered network loads, by tag (timm 1.0.31, its results of August 2026)."""
-    with resources.files(__package__).joinpath("published.csv").open(encoding="utf-8") as file:
+    with resources.files("keras_residual.weights").joinpath("published.csv").open(encoding="utf-8") as file:
         return {
             row["tag"]: Published(
                 row["tag"],

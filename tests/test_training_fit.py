@@ -1,0 +1,545 @@
+"""`fit`: what it trains, what it averages, what it refuses, how it resumes. Networks of a second, on arrays."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_residual as kr
+from keras_residual.training import (
+    CheckpointError,
+    NonFiniteError,
+    Recipe,
+    ResumeError,
+    compiled_hlo,
+    decide,
+    fit,
+    prepare,
+)
+from keras_residual.training.checkpoint import Snapshot
+
+CLASSES, SIZE = 3, 8
+
+
+def network(seed=0, classes=CLASSES, activation="softmax", dtype=None):
+    """The smallest with batch statistics, dropout, stochastic depth and a residual."""
+    keras.utils.set_random_seed(seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype or policy)
+    try:
+        inputs = keras.Input((SIZE, SIZE, 3))
+        x = kr.blocks.conv_norm(inputs, 16, 3, norm=kr.blocks.batch_norm, activation="relu", name="stem")
+        y = keras.layers.Dropout(0.2, name="dropped")(
+            kr.blocks.conv_norm(x, 16, 3, norm=kr.blocks.batch_norm, name="branch")
+        )
+        x = kr.blocks.residual(x, y, drop_path=0.3, activation="relu", name="block")
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Dense(classes, name="fc")(x)
+        outputs = keras.layers.Activation(activation or "linear", dtype="float32", name="predictions")(x)
+        return keras.Model(inputs, outputs, name="small")
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def data(n=72, seed=0, classes=CLASSES):
+    """Stripes as wide as the class says."""
+    g = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    phase = g.integers(0, SIZE, n)
+    stripes = ((np.arange(SIZE)[None] + phase[:, None]) // (1 + y[:, None]) % 2)[:, None, :, None] * 150
+    x = stripes + g.integers(0, 80, (n, SIZE, SIZE, 3))
+    return x.astype("uint8"), y
+
+
+RECIPE = Recipe(learning_rate=0.05, batch_size=8, epochs=3, warmup=1, weight_decay=1e-4)
+QUIET = {"progress": False, "keep": "last"}
+
+
+def weights(model):
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in model.weights]
+
+
+def assert_same(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+# ---------------------------------------------------------------------------------------------------- what it trains
+
+
+def test_learns_and_tells(capsys):
+    model = network()
+    history = fit(model, RECIPE.replace(epochs=6), data(), data(seed=1))
+    assert history["val_accuracy"][history.best_epoch] == max(history["val_accuracy"]) > 0.8
+    assert len(history["loss"]) == history.epochs == 6
+    out = capsys.readouterr().out
+    for words in ("XLA off (it gains on GPUs only)", "float32", "images/s", "compilation", "best by val_accuracy"):
+        assert words in out
+    x, y = data(seed=1)
+    mean, std = (np.array(v, "float32") for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    predicted = model.predict((x / np.float32(255) - mean) / std, verbose=0)
+    np.testing.assert_allclose((predicted.argmax(-1) == y).mean(), max(history["val_accuracy"]), atol=1e-6)
+    np.testing.assert_allclose(predicted.sum(-1), 1, atol=1e-5)  # the network that came is the one that was trained
+
+
+def test_averages_are_of_all_weights_and_statistics():
+    """Against the same training step by step, averaged in NumPy."""
+    recipe = RECIPE.replace(ema=0.8, epochs=1)
+    seen = []
+    plain = network()
+    record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(weights(plain)))
+    start = weights(plain)
+    fit(plain, recipe.replace(ema=0.0), data(), callbacks=[record], **QUIET)
+    expected = [w.astype("float64") for w in start]
+    for count, values in enumerate(seen):
+        decay = min(0.8, (1 + count) / (10 + count))
+        expected = [decay * e + (1 - decay) * v for e, v in zip(expected, values, strict=True)]
+    averaged = network()
+    fit(averaged, recipe, data(), **QUIET)
+    for v, ours, theirs, last in zip(averaged.weights, weights(averaged), expected, seen[-1], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg=v.path)
+        assert not np.allclose(ours, last, atol=1e-4), v.path
+
+
+def test_frozen_batch_norm_and_head_first():
+    model = network()
+    # the head alone
+    before = weights(model)
+    fit(model, RECIPE.replace(epochs=1, head_epochs=1), data(), **QUIET)
+    changed = {v.path for v, a, b in zip(model.weights, before, weights(model), strict=True) if (a != b).any()}
+    assert changed == {"fc/kernel", "fc/bias"}
+    assert all(layer.trainable for layer in model.layers)
+    # then all but the norms
+    before = weights(model)
+    fit(model, RECIPE.replace(epochs=2, head_epochs=1, batch_norm="frozen", layer_decay=0.5), data(), **QUIET)
+    changed = {v.path for v, a, b in zip(model.weights, before, weights(model), strict=True) if (a != b).any()}
+    assert changed == {v.path for v in model.weights if not v.path.split("/")[0].endswith(("bn", "norm"))}
+    assert len(changed) == 4
+
+
+def test_accumulation_is_the_larger_batch():
+    """Without what differs between batches: batch statistics, dropout."""
+    results = []
+    for batch, parts in ((16, 1), (8, 2)):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((SIZE, SIZE, 3))
+        x = keras.layers.Conv2D(16, 3, strides=2, name="conv")(inputs)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        model = keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+        recipe = RECIPE.replace(
+            optimizer="adamw",
+            learning_rate=1e-2,
+            schedule="constant",
+            warmup=0,
+            batch_size=batch,
+            accumulate=parts,
+            epochs=2,
+            flip=False,
+            clip_norm=0.1,
+        )
+        fit(model, recipe, data(64), **QUIET)
+        results.append(weights(model))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_orders():
+    """Each epoch has all images once, in another order; the same from any step on."""
+    from keras_residual.training.arrays import Arrays
+
+    arrays = Arrays(np.arange(24, dtype="float32")[:, None], np.arange(24))
+    batches = [b[1].numpy() for b in arrays.training(8, seed=3).take(6)]
+    first, second = np.concatenate(batches[:3]), np.concatenate(batches[3:])
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert (first != second).any()
+    assert (first != np.arange(24)).any()
+    for start in (1, 4):
+        again = [b[1].numpy() for b in arrays.training(8, seed=3, start=start).take(6 - start)]
+        assert_same(batches[start:], again)
+    halves = [[b[1].numpy() for b in arrays.training(8, seed=3, part=(i, 2)).take(2)] for i in range(2)]
+    for whole, a, b in zip(batches, *halves, strict=False):
+        np.testing.assert_array_equal(whole, np.concatenate([a, b]))
+
+
+def test_a_dataset_of_tensorflow():
+    import tensorflow as tf
+
+    x, y = data()
+    histories = [
+        fit(network(), RECIPE.replace(epochs=1), source, **QUIET)
+        for source in ((x, y), tf.data.Dataset.from_tensor_slices((x, y)))
+    ]
+    assert histories[0] == histories[1]
+    endless = tf.data.Dataset.from_tensor_slices((x, y)).repeat()
+    with pytest.raises(ValueError, match=r"Leave out .repeat"):
+        fit(network(), RECIPE, endless, **QUIET)
+
+
+def test_progressive_size():
+    keras.utils.set_random_seed(0)
+    model = kr.create("ResNet20", input_shape=(None, None, 3), classes=2, classifier_activation=None)
+
+    class Sized:
+        """As `keras_residual.data.Examples`: makes images of the size it is asked for."""
+
+        labels = np.arange(16) % 2
+        asked = []  # noqa: RUF012
+
+        def __len__(self):
+            return 16
+
+        def steps_per_epoch(self, batch):
+            return 16 // batch
+
+        def training(self, batch, size, **options):
+            import tensorflow as tf
+
+            self.asked.append((size, options["start"]))
+            images = tf.zeros((batch, size, size, 3), tf.uint8)
+            return tf.data.Dataset.from_tensors((images, tf.zeros(batch, tf.int32))).repeat()
+
+        def evaluation(self, batch, size):
+            raise NotImplementedError
+
+    recipe = RECIPE.replace(epochs=4, growth=((0.0, 16), (0.5, 24)))
+    fit(model, recipe, Sized(), **QUIET)
+    assert Sized.asked == [(16, 0), (24, 4)]
+
+
+def test_the_step_compiles():
+    recipe = RECIPE.replace(ema=0.9, mixup=0.2, cutmix=1.0, clip_norm=1.0, accumulate=2)
+    step, batches = prepare(network(), recipe, data(), jit=True)
+    hlo = compiled_hlo(step, next(iter(batches)))
+    assert "convolution" in hlo
+    assert "ENTRY" in hlo
+
+
+def test_xla_trains_the_same():
+    recipe = RECIPE.replace(epochs=1, ema=0.5, mixup=0.2)
+    histories = [fit(network(), recipe, data(), jit=jit, **QUIET) for jit in (False, True)]
+    # dropout draws other numbers there; the loss stays near
+    np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=0.2)
+    assert histories[1].decision.jit
+
+
+def test_decisions():
+    model = network(dtype="mixed_bfloat16")
+    decision = decide(model)
+    assert (decision.jit, decision.why) == (False, "it gains on GPUs only")
+    assert decision.precision == "mixed_bfloat16"
+    model.get_layer("stem.conv").supports_jit = False
+    assert "stem.conv (Conv2D)" in decide(model).why
+    with pytest.raises(ValueError, match=r"stem\.conv"):
+        decide(model, jit=True)
+
+
+def test_drop_path_of_another_rate_is_told():
+    with pytest.warns(UserWarning, match=r"built with 0\.3"):
+        fit(network(), RECIPE.replace(epochs=1, drop_path=0.1), data(16), **QUIET)
+
+
+# ---------------------------------------------------------------------------------------------------- what it refuses
+
+X, Y = data()
+BAD = {
+    "label too high": ((X, Y + 1), {}, "the labels 3, for 24 of 72 images"),
+    "labels from 1": ((X, np.arange(72) % 3 + 1), {}, "count from 1"),
+    "negative label": ((X, Y - 1), {}, "the labels -1"),
+    "float labels": ((X, Y.astype("float32")), {}, "whole numbers"),
+    "one-hot labels": ((X, np.eye(3)[Y]), {}, r"argmax\(-1\)"),
+    "column of labels": ((X, Y[:, None]), {}, r"labels\[:, 0\]"),
+    "a head too large": ((X, Y % 2), {}, "classes=2"),
+    "another number of classes": ((X, Y), {"classes": 4}, "Received: 4 classes"),
+    "labels missing": ((X, Y[:-1]), {}, "72 images, 71 labels"),
+    "0..1 for 0..255": ((X.astype("float32") / 255, Y), {"preprocess": ((0.5,), (0.5,))}, "floats up to"),
+    "0..255 for 0..1": ((X.astype("float32"), Y), {}, "divide them by 255"),
+    "uint8 for 0..1": ((X, Y), {"preprocess": None}, "uint8 up to"),
+    "normalised twice": ((X / 100.0 - 1, Y), {"preprocess": ((0.5,), (0.5,))}, "normalised already"),
+    "channels first": ((np.moveaxis(X, -1, 1), Y), {}, "channels first"),
+    "gray for colour": ((X[..., :1], Y), {}, r"input_shape=\(\.\.\., 1\)"),
+    "another size": ((X[:, :4], Y), {}, r"takes images of the shape \(8, 8, 3\)"),
+    "NaN in images": ((np.where(X.max() == X, np.nan, X / 255.0), Y), {}, "NaN or infinity"),
+    "strings": ((X.astype(str), Y), {}, "images are numbers"),
+    "fewer images than the batch": ((X[:6], Y[:6]), {}, "batch_size=8 for 6 images"),
+    "no images": ((X[:0], Y[:0]), {}, "no images"),
+    "one image a batch": ((X, Y), {"batch_size": 1}, "at least 2 images"),
+    "no pair": (X, {}, "arrays"),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_the_first_step(case, jit):
+    source, options, words = BAD[case]
+    model = BAD.setdefault("model", network())
+    before = weights(model)
+    with pytest.raises((ValueError, TypeError), match=words):
+        fit(model, RECIPE, source, jit=jit, **options, **QUIET)
+    assert_same(before, weights(model))
+
+
+@pytest.mark.parametrize("validation", [(X, Y + 1), (X[:, :4], Y)])
+def test_validation_is_checked_too(validation):
+    with pytest.raises(ValueError, match="validation images"):
+        fit(network(), RECIPE, (X, Y), validation, **QUIET)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+def test_nan_stops_at_once_and_keeps_the_good_weights(tmp_path, jit):
+    """One image that overflows, in the middle of the second epoch."""
+    x = X.astype("float32") / 255
+    good = []
+
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if len(good) == 12:  # what goes wrong in a real training: a weight explodes
+                kernel = self.model.network.get_layer("fc").kernel
+                kernel.assign(kernel * np.float32("inf"))
+            good.append(batch)
+
+    model = network()
+    with pytest.raises(NonFiniteError, match=r"step 14 \(epoch 2, step 6 of 9\)") as caught:
+        fit(model, RECIPE, (x, Y), directory=tmp_path, jit=jit, callbacks=[Spoil()], **QUIET)
+    assert "those after step 9 again" in str(caught.value)
+    assert all(np.isfinite(w).all() for w in weights(model))
+    saved = Snapshot.read(max(tmp_path.glob("step-*")))
+    assert saved.state["step"] == 9
+    assert saved.finite()
+
+
+# ----------------------------------------------------------------------------------------------------- how it resumes
+
+EVERYTHING = RECIPE.replace(
+    ema=0.7,
+    mixup=0.3,
+    cutmix=1.0,
+    clip_norm=1.0,
+    optimizer="adamw",
+    learning_rate=3e-3,
+    schedule="plateau",
+    patience=1,
+    head_epochs=1,
+    epochs=4,
+    crop="pad",
+    padding=1,
+)
+CASES = {
+    "everything": (EVERYTHING, None),
+    "plain": (RECIPE, None),
+    "lamb, random colours": (RECIPE.replace(optimizer="lamb", learning_rate=0.01, policy="threeaugment"), None),
+    "mixed precision": (RECIPE.replace(ema=0.9), "mixed_bfloat16"),
+    "accumulated": (RECIPE.replace(accumulate=2, nesterov=True), None),
+}
+
+
+class Cut(BaseException):
+    """What a power cut is to a process."""
+
+
+class CutAt(keras.callbacks.Callback):
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            raise Cut
+
+
+def outcome(folder, recipe, dtype, cuts=(), **options):
+    """Weights, history and all other state after a training that was cut off after so many steps, each time."""
+    options = {"directory": folder, "deterministic": True, "progress": False, "save_steps": 4, **options}
+    for cut in cuts:
+        with pytest.raises(Cut):
+            fit(network(dtype=dtype), recipe, data(), data(24, 1), callbacks=[CutAt(cut)], **options)
+    model = network(dtype=dtype)
+    history = fit(model, recipe, data(), data(24, 1), **options)
+    return weights(model), history, Snapshot.read(max(folder.glob("step-*")))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "everything" else pytest.mark.slow) for case in CASES]
+)
+def test_resumed_is_bit_equal(case, tmp_path):
+    """Cut in the first epoch before anything is saved, in the middle of an epoch, and right after one."""
+    recipe, dtype = CASES[case]
+    whole = outcome(tmp_path / "whole", recipe, dtype, patience=9)
+    pieces = outcome(tmp_path / "pieces", recipe, dtype, cuts=(3, 14, 7), patience=9)
+    assert_same(whole[0], pieces[0])
+    assert whole[1] == pieces[1]
+    assert whole[2].digest() == pieces[2].digest()
+    again = network(dtype=dtype)  # what is finished is read, not trained
+    fit(again, recipe, data(), data(24, 1), directory=tmp_path / "pieces", patience=9, progress=False, save_steps=4)
+    assert_same(whole[0], weights(again))
+
+
+@pytest.mark.slow
+def test_early_stopping_resumes(tmp_path):
+    recipe = RECIPE.replace(learning_rate=1e-6, epochs=8)  # nothing improves for long
+    options = {"patience": 2, "monitor": "val_loss"}
+    whole = outcome(tmp_path / "whole", recipe.replace(learning_rate=0.5), None, **options)
+    assert whole[1].epochs < 8
+    pieces = outcome(tmp_path / "pieces", recipe.replace(learning_rate=0.5), None, cuts=(14, 6), **options)
+    assert_same(whole[0], pieces[0])
+    assert whole[1] == pieces[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A directory with two checkpoints of a finished training."""
+    folder = tmp_path_factory.mktemp("trained")
+    fit(network(), RECIPE, data(), directory=folder, **QUIET)
+    return folder
+
+
+def copied(trained, tmp_path):
+    for path in trained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return sorted(tmp_path.glob("step-*"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "header"])
+def test_a_damaged_checkpoint_falls_back(trained, tmp_path, damage):
+    before, last = copied(trained, tmp_path)
+    content = bytearray(last.read_bytes())
+    place = {"flipped": len(content) - 50, "header": 40}.get(damage)
+    if place is not None:
+        content[place] ^= 4
+    last.write_bytes({"truncated": content[:-7], "empty": b""}.get(damage, bytes(content)))
+    from keras_residual.training.checkpoint import Checkpoints
+
+    with pytest.warns(RuntimeWarning, match="one before it"):
+        found = Checkpoints(tmp_path).load()
+    assert found.state["step"] == Snapshot.read(before).state["step"] == 18
+
+
+CHANGES = {
+    "data": lambda: fit_again((X + 1, Y)),
+    "images": lambda: fit_again((X[:64], Y[:64])),
+    "classes": lambda: fit_again(data(classes=4), model=network(classes=4)),
+    "batch_size": lambda: fit_again((X, Y), batch_size=12),
+    "seed": lambda: fit_again((X, Y), seed=1),
+    "architecture": lambda: fit_again((X, Y), model=kr.create("ResNet20", input_shape=(8, 8, 3), classes=3)),
+    "learning_rate": lambda: fit_again((X, Y), recipe=RECIPE.replace(learning_rate=0.1)),
+    "epochs": lambda: fit_again((X, Y), epochs=9),
+    "preprocess": lambda: fit_again((X, Y), preprocess=((0.5,), (0.5,))),
+}
+
+
+def fit_again(source, model=None, recipe=RECIPE, **options):
+    fit(model or network(), recipe, source, directory=globals()["FOLDER"], **options, **QUIET)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_training_is_not_gone_on_with(trained, change, monkeypatch):
+    monkeypatch.setitem(globals(), "FOLDER", trained)
+    with pytest.raises(ResumeError, match=f"{change}: .* then, .* now"):
+        CHANGES[change]()
+
+
+def test_another_version_is_told(trained, monkeypatch):
+    monkeypatch.setattr(kr, "__version__", "9.9")
+    with pytest.raises(ResumeError, match=r"version: '.*' then, '9\.9' now"):
+        fit(network(), RECIPE, data(), directory=trained, **QUIET)
+    history = fit(network(), RECIPE, data(), directory=trained, resume="anyway", **QUIET)
+    assert history.epochs == 3
+    assert history.compile_seconds is None  # nothing was left to train
+
+
+def test_two_checkpoints_are_kept(trained):
+    assert [int(path.stem.split("-")[1]) for path in sorted(trained.glob("step-*"))] == [18, 27]
+    assert not list(trained.glob(".*"))
+
+
+CHILD = """
+import sys, resource, signal
+from pathlib import Path
+from tests.test_training_fit import *
+folder, limit, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+if limit:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+class Slowly(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        print("step", flush=True)
+        time.sleep(0.02)
+fit(network(), RECIPE.replace(epochs=8, ema=0.9), data(), data(24, 1), directory=folder, deterministic=True,
+    save_steps=steps, progress=False, callbacks=[Slowly()])
+"""
+
+
+def child(folder, limit=0, steps=3):
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder), str(limit), str(steps)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_earlier_checkpoint(trained, tmp_path):
+    """A file-size limit fails in the middle of writing, as a full disk does."""
+    process = child(tmp_path)
+    for _ in range(8):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("step-*")}
+    assert before
+    process = child(tmp_path, limit=10_000)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "CheckpointError" in err
+    assert "make room" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("step-*")} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_unwritable_disk_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written to"):
+        fit(network(), RECIPE, data(), directory=tmp_path / "file" / "below", **QUIET)
+
+
+@pytest.mark.slow
+def test_sigterm_saves(tmp_path):
+    process = child(tmp_path, steps=1000)
+    for _ in range(5):
+        process.stdout.readline()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "saved in" in err
+    assert Snapshot.read(max(tmp_path.glob("step-*"))).state["step"] >= 5
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(tmp_path):
+    """Kills until it comes through, at moments of all kinds; the outcome is that of the undisturbed training."""
+    process = child(tmp_path / "whole")
+    _, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    g = np.random.default_rng(0)
+    kills = 0
+    for wait in [*g.integers(1, 30, int(os.environ.get("KR_KILLS", "6"))), None]:
+        process = child(tmp_path / "killed")
+        if wait is not None:
+            for _ in range(wait):
+                process.stdout.readline()
+            time.sleep(float(g.uniform(0, 0.04)))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+        _, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    assert kills >= 4
+    whole, killed = (Snapshot.read(max((tmp_path / name).glob("step-*"))) for name in ("whole", "killed"))
+    assert whole.digest() == killed.digest()
