@@ -18,7 +18,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from keras_residual import blocks, layers, models, registry, weights
+    from keras_residual.classifier import Classifier
     from keras_residual.exporting import export
+    from keras_residual.finetuning import finetune
     from keras_residual.folding import fold_batch_norm
     from keras_residual.models import create, features, list_models
     from keras_residual.models.convnext import *
@@ -44,7 +46,7 @@ _HOMES = {
     "create": "models",
     "export": "exporting",
     "features": "models",
-    "finetune": "finetune",
+    "finetune": "finetuning",
     "fit": "training",
     "fold_batch_norm": "folding",
     "from_pretrained": "models.pretrained",

@@ -150,7 +150,7 @@ def _fraction_or_source(text: str) -> float | str:
 
 
 def _finetune(options: argparse.Namespace) -> None:
-    from keras_residual.finetune import finetune
+    from keras_residual.finetuning import finetune
 
     given = {key: value for key, value in vars(options).items() if key != "command" and value is not None}
     if given["weights"].lower() == "none":

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 import keras_residual as kr
 from keras_residual.classifier import Classifier
 from keras_residual.cli import main
-from keras_residual.finetune import finetune
+from keras_residual.finetuning import finetune
 
 CLASSES = ("circle", "cross", "stripes")
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")

@@ -20,7 +20,7 @@ LAYERS = [
     {"models"},
     {"costs", "folding", "data", "training", "metrics"},
     {"classifier", "exporting"},
-    {"finetune", "reports", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
+    {"finetuning", "reports", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
