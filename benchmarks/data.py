@@ -10,8 +10,9 @@ batches of 32 images of 224 x 224:
 * keras + crop: the same with `keras.layers.RandomCrop` and flip instead of the resizing alone;
 * torchvision: `ImageFolder` + `RandomResizedCrop` + flip + `DataLoader` with one worker process for each core.
 
-Every contender runs in a process of its own that waits while another one is measured; they take turns in each round,
-and what counts is the ratio within a round. The files are in the page cache. Needs the extra `parity` for torchvision.
+Every contender runs in a process group of its own that is stopped while another one is measured (waiting is not enough:
+they read ahead); they take turns in each round, and what counts is the ratio within a round. The files are in the page
+cache. Needs the extra `parity` for torchvision.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import csv
 import importlib.metadata
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -102,7 +104,7 @@ def worker(contender: str, folder: str, seconds: float) -> None:
         next(batches)
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        for _ in range(6):  # what was read ahead while waiting does not count
+        for _ in range(12):  # what was read ahead while waiting does not count
             next(batches)
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
@@ -123,16 +125,20 @@ def contest(name: str, folder: str, rounds: int, seconds: float) -> list[dict[st
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            start_new_session=True,
         )
         if runners[contender].stdout.readline().strip() != "ready":
             raise RuntimeError(f"{contender} could not read {folder}: {' '.join(command)}")
+        os.killpg(runners[contender].pid, signal.SIGSTOP)
     speeds: dict[str, list[float]] = {contender: [] for contender in runners}
     for _ in range(rounds):
         for contender, runner in runners.items():
+            os.killpg(runner.pid, signal.SIGCONT)
             print("go", file=runner.stdin, flush=True)
             speeds[contender].append(float(runner.stdout.readline()))
+            os.killpg(runner.pid, signal.SIGSTOP)
     for runner in runners.values():
-        runner.kill()
+        os.killpg(runner.pid, signal.SIGKILL)
         runner.wait()
     first = speeds["keras_residual"]
     return [

@@ -13,6 +13,7 @@ from PIL import Image
 
 from keras_residual import data
 from keras_residual.data import plan
+from keras_residual.data.decoding import ORIENTATIONS
 from keras_residual.data.scan import Record, check
 from keras_residual.data.stores import Encoded
 from keras_residual.weights import Preprocess, Weights
@@ -227,6 +228,14 @@ def test_large_jpegs_are_scaled_by_the_decoder():
     assert np.abs(images[0].astype(int) - expected).max() <= 6
 
 
+def test_shrinking_leaves_out_no_pixels():
+    """One bright row in four: a quarter of the light, wherever the rows of the result fall."""
+    image = np.zeros((64, 64, 3), "uint8")
+    image[::4] = 240
+    images, _ = drawn(single(encoded(image, "PNG")), 1, batch_size=1, size=16, crop="squash", flip=False)[0]
+    assert np.abs(images.astype(int) - 60).max() <= 1
+
+
 def test_pad_shifts_within_reflected_edges():
     image = picture(32, 32)
     examples = data.load((np.stack([image] * 400), np.arange(400) % 2), validation=0).train
@@ -363,3 +372,26 @@ def test_on_jax(tmp_path):
 def test_records_of_nothing():
     assert len(Encoded([], [])) == 0
     assert Record("is empty").height == 0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_windows_are_found_again_in_the_file(orientation):
+    """A window of the upright image, cut out of the stored one and turned, shows the same pixels."""
+    upright = np.arange(7 * 11).reshape(7, 11)
+    transpose, upside_down, mirrored = ORIENTATIONS[orientation]
+    stored = upright[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    stored = stored.T if transpose else stored
+    window = tf.constant([[1, 2, 3, 4]])
+    flags = [tf.constant([flag]) for flag in (transpose, upside_down, mirrored)]
+    height, width = (tf.constant([side]) for side in stored.shape)
+    ((top, left, h, w),) = plan.as_stored(window, height, width, *flags).numpy()
+    cut = stored[top : top + h, left : left + w]
+    cut = cut.T if transpose else cut
+    np.testing.assert_array_equal(cut[:: -1 if upside_down else 1, :: -1 if mirrored else 1], upright[1:4, 2:6])
+
+
+def test_turned_jpegs_keep_their_resolution():
+    """A wide result from a tall file: the decoder scales as the turned sides allow."""
+    store = single(encoded(picture(200, 400), "JPEG", exif=exif(6))).store
+    _, way = store.ways(tf.constant([0]), tf.constant([[0, 0, 200, 400]]), (200, 50))
+    assert way.numpy().tolist() == [1]  # by 2: 400 stored columns make 200 rows
