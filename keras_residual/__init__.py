@@ -44,6 +44,7 @@ _HOMES = {
     "Recipe": "training",
     "blocks": "blocks",
     "create": "models",
+    "data": "data",
     "export": "exporting",
     "features": "models",
     "finetune": "finetuning",
