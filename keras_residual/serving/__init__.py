@@ -56,13 +56,21 @@ class Server:
             from keras_residual.serving.models import Models
         except ImportError as error:
             raise ImportError(f"{error}. The server needs: pip install keras-residual[serve]") from error
-        self.models = Models(Path(directory), poll)
+        self._socket = _listen(host, rest_port)  # before models are loaded, which may take long
+        self.rest_port: int = self._socket.getsockname()[1]
+        try:
+            self.models = Models(Path(directory), poll)
+        except BaseException:
+            self._socket.close()
+            raise
         # A request waits for TensorFlow, which uses all cores; more threads than that only let short ones pass.
         self._pool = ThreadPoolExecutor(4 * (os.cpu_count() or 1), "requests")
         self._grpc = rpc.server(self.models, self._pool, max_bytes)
         try:
             self.grpc_port = self._grpc.add_insecure_port(f"{host}:{grpc_port}")
         except RuntimeError as error:
+            self._socket.close()
+            self.models.close()
             raise OSError(f"gRPC cannot listen at {host}:{grpc_port}: {error}") from None
         app = rest.application(self.models, self._pool, max_bytes, seconds)
         config = uvicorn.Config(
@@ -76,8 +84,6 @@ class Server:
             timeout_graceful_shutdown=max(1, int(seconds)),
         )
         self._rest = uvicorn.Server(config)
-        self._socket = _listen(host, rest_port)
-        self.rest_port: int = self._socket.getsockname()[1]
         self.host, self.seconds = host, seconds
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
