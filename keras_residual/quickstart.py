@@ -299,12 +299,7 @@ def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]]
 
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / "model.keras") as path:
-        archive = path.with_suffix(".keras")  # Keras wants the suffix
-        try:
-            model.save(archive)
-            os.replace(archive, path)
-        finally:
-            archive.unlink(missing_ok=True)
+        model.save(path)
     save_weights(model, folder / "weights.safetensors")
     with written_whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

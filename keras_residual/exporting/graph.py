@@ -62,7 +62,15 @@ def serve(
     if len(model.outputs[0].shape) == 2:
         activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
     outputs = [model.outputs[0]] if features is None else [model.outputs[0], features]
-    core, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze)
+    whole, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze)
+
+    def core(x: Any) -> list[Any]:
+        """An empty batch fails in oneDNN's fused convolutions: it goes through as one row, which is cut off again."""
+        count, rest = tf.shape(x)[0], tf.shape(x)[1:]
+        missing = tf.cast(tf.equal(count, 0), tf.int32)
+        x = tf.concat([x, tf.zeros(tf.concat([[missing], rest], 0), x.dtype)], 0)
+        return [y[:count] for y in whole(x)]
+
     root: Any = tf.Module()
     root.variables_ = [*variables, *(v.value for v in getattr(preprocess, "variables", ()))]
 
