@@ -38,13 +38,15 @@ def unchanged(model, before):
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_safetensors_of_any_precision(tmp_path, dtype):
+def test_files_of_any_precision(tmp_path, dtype, suffix):
     source = tiny(seed=1)
     state = {k: v.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for k, v in state_of(source).items()}
-    save_file(state, tmp_path / "a.safetensors")
+    path = tmp_path / f"a.{suffix}"
+    np.savez(path, **state) if suffix == "npz" else save_file(state, path)
     model = tiny()
-    report = kr.load_weights(model, tmp_path / "a.safetensors")
+    report = kr.load_weights(model, path)
     assert len(report.loaded) == len(state)
     for slot in slots(model):
         expected = state[slot.key].astype("float32")

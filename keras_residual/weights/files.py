@@ -81,6 +81,8 @@ def _safetensors(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    import ml_dtypes
+
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         _bound(path, sum(m.file_size for m in members), len(members), limit)
@@ -94,7 +96,10 @@ def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
                 shape, _, dtype = header(file)
                 _bound(path, math.prod(shape) * dtype.itemsize, 1, limit)
             data = io.BytesIO(archive.read(member))  # checks the CRC
-            arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(data, allow_pickle=False)
+            array = np.lib.format.read_array(data, allow_pickle=False)
+            if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
+                array = array.view(ml_dtypes.bfloat16)  # NumPy's files have no word for it
+            arrays[member.filename.removesuffix(".npy")] = array
     return arrays
 
 

@@ -147,44 +147,58 @@ def _deit3(state: State) -> State:
 
 
 def _big_vision(state: State) -> State:
-    """Google's `.npz` ViTs (AugReg, the original ViT): names by path, kernels `(in, ..., out)`."""
-    prefix = next((p for p in ("params/", "opt/target/", "") if f"{p}embedding/kernel" in state), "")
-    source = _strip(prefix)(state) if prefix else state
+    """Google's `.npz` towers (the original ViT, AugReg, SigLIP): names by path, kernels `(in, ..., out)`."""
+    prefixes = ("params/img/", "img/", "params/", "opt/target/", "")
+    prefix = next((p for p in prefixes if f"{p}embedding/kernel" in state), "")
     result: State = {}
-    for key, value in source.items():
+    for key, value in _unrolled(_strip(prefix)(state)).items():
+        place, _, what = key.rpartition("/")
         if key == "cls":
             result["cls_token"] = value
-        elif key == "Transformer/posembed_input/pos_embedding":
+        elif key in ("pos_embedding", "Transformer/posembed_input/pos_embedding"):
             result["pos_embed"] = value
-        elif key == "embedding/kernel":
-            result["patch_embed.proj.weight"] = np.transpose(value, (3, 2, 0, 1))
-        elif key == "embedding/bias":
-            result["patch_embed.proj.bias"] = value
-        elif key.startswith("Transformer/encoder_norm/"):
-            result[f"norm.{_SCALE[key.rpartition('/')[2]]}"] = value
-        elif key.startswith("head/"):
-            kernel = key.endswith("kernel")
-            result["head.weight" if kernel else "head.bias"] = np.transpose(value) if kernel else value
-        elif match := re.fullmatch(r"Transformer/encoderblock_(\d+)/(.+)/(\w+)", key):
-            number, place, what = match.groups()
-            block = f"blocks.{number}"
-            if place.startswith("LayerNorm_"):
-                result[f"{block}.norm{1 if place.endswith('0') else 2}.{_SCALE[what]}"] = value
-            elif place.startswith("MlpBlock"):
-                layer = "fc1" if place.endswith("Dense_0") else "fc2"
+        elif place == "embedding":
+            result[f"patch_embed.proj.{_SCALE[what]}"] = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value
+        elif place == "Transformer/encoder_norm":
+            result[f"norm.{_SCALE[what]}"] = value
+        elif place == "head":
+            result[f"head.{_SCALE[what]}"] = np.transpose(value) if what == "kernel" else value
+        elif key == "MAPHead_0/probe":
+            result["attn_pool.latent"] = value
+        elif match := re.fullmatch(r"(?:Transformer/encoderblock_(\d+)|MAPHead_0)/(.+)", place):
+            number, inner = match.groups()
+            block = "attn_pool" if number is None else f"blocks.{number}"
+            if inner.startswith("LayerNorm_"):
+                norm = "norm" if number is None else "norm1" if inner.endswith("0") else "norm2"
+                result[f"{block}.{norm}.{_SCALE[what]}"] = value
+            elif inner.startswith("MlpBlock"):
+                layer = "fc1" if inner.endswith("Dense_0") else "fc2"
                 result[f"{block}.mlp.{layer}.{_SCALE[what]}"] = np.transpose(value) if what == "kernel" else value
-            elif place.endswith("/out"):  # (heads, D, C) -> (C, heads * D)
+            elif inner.endswith("/out"):  # (heads, D, C) -> (C, heads * D)
                 value = value.reshape(-1, value.shape[-1]).T if what == "kernel" else value
-                result[f"{block}.attn.proj.{_SCALE[what]}"] = value
+                result[f"{block}{'' if number is None else '.attn'}.proj.{_SCALE[what]}"] = value
             else:
-                result[f"{block}.{place.rpartition('/')[2]}.{_SCALE[what]}"] = value
+                result[f"{block}.{inner.rpartition('/')[2]}.{_SCALE[what]}"] = value
         elif not key.startswith("pre_logits"):
             result[key] = value
     for block in sorted({key.rpartition(".query.")[0] for key in result if ".query." in key}):
-        for what in ("weight", "bias"):  # three matrices (C, heads, D) -> one (3 * C, C)
-            parts = [result.pop(f"{block}.{part}.{what}") for part in ("query", "key", "value")]
-            parts = [p.reshape(p.shape[0], -1).T if what == "weight" else p.reshape(-1) for p in parts]
-            result[f"{block}.attn.qkv.{what}"] = np.concatenate(parts)
+        pooled = block == "attn_pool"  # its one query has a matrix of its own
+        joined = {"q": ["query"], "kv": ["key", "value"]} if pooled else {"attn.qkv": ["query", "key", "value"]}
+        for name, parts in joined.items():
+            for what in ("weight", "bias"):  # matrices (C, heads, D) -> one (parts * C, C)
+                values = [result.pop(f"{block}.{part}.{what}") for part in parts]
+                values = [v.reshape(v.shape[0], -1).T if what == "weight" else v.reshape(-1) for v in values]
+                result[f"{block}.{name}.{what}"] = np.concatenate(values)
+    return result
+
+
+def _unrolled(state: State) -> State:
+    """Blocks that big_vision scanned over, with a leading axis of depth, one by one."""
+    scanned = "Transformer/encoderblock/"
+    result = {key: value for key, value in state.items() if not key.startswith(scanned)}
+    for key, value in state.items():
+        if key.startswith(scanned):
+            result |= {f"Transformer/encoderblock_{i}/{key.removeprefix(scanned)}": part for i, part in enumerate(value)}
     return result
 
 

@@ -10,24 +10,27 @@ import torch
 import keras_residual as kr
 from keras_residual.weights import slots
 
-from . import reference
+from . import reference, test_convnext, test_resnet_v2, test_vit
 
 # Row, and how far float64 gradients may be apart: TensorFlow's erf is good to 5e-9 only.
 ROWS = {"resnet50": 1e-9, "seresnet50": 1e-9, "resnext50_32x4d": 1e-9, "vit_tiny_patch16_224": 1e-7}
+ROWS |= {"convnext_atto": 1e-7, "convnextv2_atto": 1e-7, "resnetv2_50": 1e-9, "resnetv2_50x1_bit": 1e-9}
+
+
+def tiny_resnet(row):
+    changed = {"layers": row.depths, "channels": row.widths}
+    changed |= {"cardinality": row.groups, "base_width": row.base_width} if row.groups > 1 else {}
+    return timm.create_model(row.timm, num_classes=10, **changed)
+
+
+TINY = {"convnext": test_convnext.tiny, "resnet_v2": test_resnet_v2.tiny, "vit": test_vit.tiny, "resnet": tiny_resnet}
 
 
 def pair(name, double):
     """Our tiny twin and timm's, with the same random weights."""
     entry = kr.models.find(name)
     row = entry.config.tiny()
-    if hasattr(row, "depths"):
-        changed = {"layers": row.depths, "channels": row.widths}
-        changed |= {"cardinality": row.groups, "base_width": row.base_width} if row.groups > 1 else {}
-    else:
-        ratio = row.hidden / row.width
-        changed = {"img_size": row.input_shape[0], "embed_dim": row.width, "depth": row.depth}
-        changed |= {"num_heads": row.heads, "mlp_ratio": ratio}
-    twin = reference.randomise(timm.create_model(name, num_classes=10, **changed))
+    twin = reference.randomise(TINY[entry.builder.__module__.rpartition(".")[2]](row))
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64" if double else "float32")
     try:

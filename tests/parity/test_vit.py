@@ -143,6 +143,50 @@ def test_qk_norm():
     assert max(errors.values()) < LIMIT, errors
 
 
+@pytest.mark.parametrize("scanned", [False, True])
+def test_siglip_npz(scanned, tmp_path):
+    """big_vision's file of a SigLIP: image tower, pooling head and a text tower, which timm and we leave out alike."""
+    entry = models.find("vit_base_patch16_siglip_224")
+    row = entry.config.tiny()
+    c, heads, hidden, depth = row.width, row.heads, row.hidden, row.depth
+    normal = np.random.default_rng(0).normal
+
+    def attention(place):
+        shapes = {f"{place}/{part}/kernel": (c, heads, c // heads) for part in ("query", "key", "value")}
+        shapes |= {f"{place}/{part}/bias": (heads, c // heads) for part in ("query", "key", "value")}
+        return {**shapes, f"{place}/out/kernel": (heads, c // heads, c), f"{place}/out/bias": (c,)}
+
+    def mlp(place):
+        shapes = {f"{place}/Dense_0/kernel": (c, hidden), f"{place}/Dense_0/bias": (hidden,)}
+        return {**shapes, f"{place}/Dense_1/kernel": (hidden, c), f"{place}/Dense_1/bias": (c,)}
+
+    def norm(place):
+        return {f"{place}/scale": (c,), f"{place}/bias": (c,)}
+
+    tokens = (row.input_shape[0] // row.patch) ** 2
+    shapes = {"embedding/kernel": (row.patch, row.patch, 3, c), "embedding/bias": (c,), "pos_embedding": (1, tokens, c)}
+    shapes |= {**norm("Transformer/encoder_norm"), "MAPHead_0/probe": (1, 1, c), **norm("MAPHead_0/LayerNorm_0")}
+    shapes |= {**attention("MAPHead_0/MultiHeadDotProductAttention_0"), **mlp("MAPHead_0/MlpBlock_0")}
+    block = {**norm("LayerNorm_0"), **attention("MultiHeadDotProductAttention_0"), **norm("LayerNorm_1")}
+    block |= mlp("MlpBlock_0")
+    if scanned:
+        shapes |= {f"Transformer/encoderblock/{key}": (depth, *shape) for key, shape in block.items()}
+    else:
+        shapes |= {f"Transformer/encoderblock_{i}/{k}": shape for i in range(depth) for k, shape in block.items()}
+    arrays = {f"params/img/{key}": 0.1 * normal(size=shape).astype("float32") for key, shape in shapes.items()}
+    arrays |= {"params/txt/Embed_0/embedding": normal(size=(5, 4)), "params/t": normal(size=1)}
+    np.savez(tmp_path / "siglip.npz", **arrays)
+
+    twin = tiny(row).eval()
+    twin.reset_classifier(0)
+    twin.load_pretrained(str(tmp_path / "siglip.npz"))
+    model = entry.family(row, classes=0, weights=str(tmp_path / "siglip.npz"), classifier_activation=None)
+    x = reference.images(row.input_shape[:2])
+    with torch.no_grad():
+        theirs = twin(reference.to_torch(x)).numpy()
+    assert reference.distance(np.asarray(model(x, training=False)), theirs) < LIMIT
+
+
 def test_full_size():
     twin = timm.create_model("vit_tiny_patch16_224")
     model = models.create("vit_tiny_patch16_224", classifier_activation=None)
