@@ -198,7 +198,8 @@ def _unrolled(state: State) -> State:
     result = {key: value for key, value in state.items() if not key.startswith(scanned)}
     for key, value in state.items():
         if key.startswith(scanned):
-            result |= {f"Transformer/encoderblock_{i}/{key.removeprefix(scanned)}": part for i, part in enumerate(value)}
+            inner = key.removeprefix(scanned)
+            result |= {f"Transformer/encoderblock_{i}/{inner}": part for i, part in enumerate(value)}
     return result
 
 
