@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="number of runs, each with a split of its own")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first run")
     sub.add_argument("--epochs", type=int, default=None, metavar="N", help="epochs of training")
+    sub.add_argument("--width", type=int, default=32, metavar="N", help="channels of the first stage (%(default)s)")
     sub.add_argument("--output", default="runs/digits", metavar="DIR", help="where results go (%(default)s)")
     sub.add_argument(
         "--saved-model", default="saved_models/digits", metavar="DIR", help="where the export goes (%(default)s)"
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 def _quickstart(options: argparse.Namespace) -> None:
     from keras_residual.quickstart import quickstart
 
-    quickstart(options.output, options.saved_model, options.seeds, options.seed, options.epochs)
+    quickstart(options.output, options.saved_model, options.seeds, options.seed, options.epochs, options.width)
 
 
 def _fraction_or_source(text: str) -> float | str:

@@ -68,8 +68,8 @@ def test_what_it_says(run):
     *_, printed = run
     assert re.search(r"epoch +2/2 +loss \d+\.\d+ .* images/s +0 s left", printed)
     assert float(re.search(r"read back without Keras: probabilities agree to (\S+)", printed)[1]) < 1e-5
-    commands = re.findall(r"^  keras-residual (.*?)   ", printed, re.MULTILINE)
-    assert len(commands) == 3
+    commands = re.findall(r"^  keras-residual (.*?)  ", printed, re.MULTILINE)
+    assert len(commands) == 4
     for command in commands:  # what it names next exists
         _parser().parse_args(shlex.split(command))
 

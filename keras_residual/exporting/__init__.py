@@ -33,6 +33,7 @@ def export(
     freeze: bool = True,
     top_k: int = 5,
     max_pixels: int = 64_000_000,
+    notes: str = "",
 ) -> Path:
     """Writes a model as a SavedModel into `path/VERSION/`, the layout that TensorFlow Serving watches.
 
@@ -62,6 +63,7 @@ def export(
         freeze: Whether to store weights as constants, which is faster. Models over protobuf's 2 GB are not frozen.
         top_k: How many classes `classes`, `scores` and `labels` name.
         max_pixels: Larger encoded images are refused.
+        notes: What else the model card shall say, in Markdown: data, accuracy, licence, the command that made it.
 
     Returns:
         The version's directory.
@@ -106,7 +108,7 @@ def export(
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with graph.quiet("tensorflow"):  # it would name the temporary directory, which is gone afterwards
             tf.saved_model.save(served.root, str(stage / "version"), signatures=served.signatures, options=options)
-        bundle.complete(stage / "version", model, served, labels, preprocess, report)
+        bundle.complete(stage / "version", model, served, labels, preprocess, report, notes)
         bundle.write_beside(path, served)
         return _publish(stage / "version", path, version)
 

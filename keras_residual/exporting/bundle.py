@@ -39,6 +39,7 @@ def complete(
     labels: Sequence[str] | None,
     preprocess: keras.layers.Layer | None,
     report: Folding,
+    notes: str,
 ) -> None:
     """Runs every signature of a written SavedModel, compares it with the model, and adds the files that tell of it.
 
@@ -82,7 +83,7 @@ def complete(
         "golden": golden,
         "sha256": {str(file.relative_to(version)): _sha256(file) for file in _files(version)},
     }
-    (version / "README.md").write_text(_card(about), encoding="utf-8")
+    (version / "README.md").write_text(_card(about, notes), encoding="utf-8")
     about["sha256"]["README.md"] = _sha256(version / "README.md")
     (version / METADATA).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -235,7 +236,7 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _card(about: dict[str, Any]) -> str:
+def _card(about: dict[str, Any], notes: str) -> str:
     def shape(spec: dict[str, Any]) -> str:
         return f"{spec['dtype']} ({', '.join('N' if i == 0 else str(s or '?') for i, s in enumerate(spec['shape']))})"
 
@@ -250,6 +251,7 @@ def _card(about: dict[str, Any]) -> str:
         f"TensorFlow {about['versions']['tensorflow']}; {'frozen' if about['frozen'] else 'not frozen'}, "
         f"{about['batch_normalisations']['folded']} batch normalisations folded.",
         "",
+        *([notes.strip(), ""] if notes.strip() else []),
         "| signature | takes | returns |",
         "| --- | --- | --- |",
         *rows,
@@ -313,6 +315,8 @@ def write_beside(path: Path, served: Served) -> None:
                 "    ports:",
                 '      - "127.0.0.1:8500:8500"  # gRPC',
                 '      - "127.0.0.1:8501:8501"  # REST',
+                "    environment:",
+                "      TF_ENABLE_ONEDNN_OPTS: 1  # TensorFlow takes oneDNN by itself only where there is AVX-512",
                 "    volumes:",
                 f'      - ".:/models/{name}:ro"',
                 "    command:",
