@@ -1,6 +1,11 @@
 """`keras-residual export` and `verify`, as a user meets them."""
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +87,43 @@ def test_another_format(run, tmp_path, capsys):
     assert main(["export", str(folder), str(tmp_path / "model.xml")]) == 0
     assert "differs from the model by" in capsys.readouterr().out
     assert (tmp_path / "model.bin").is_file()
+
+
+JAX = """
+    import json, sys
+    import keras
+    import keras_residual as kr
+    from keras_residual.classifier import Classifier
+    from tests.tools import randomise
+    assert keras.backend.backend() == "jax"
+    model = randomise(kr.ResNet20(input_shape=(32, 32, 3), classes=3, classifier_activation=None))
+    classifier = Classifier(model, kr.weights.Preprocess((32, 32)), ("red", "green", "blue"), "ResNet20")
+    classifier.save(sys.argv[1])
+    (found,) = classifier.predict([sys.argv[2]])
+    try:
+        classifier.export(sys.argv[1] + "/served")
+    except RuntimeError as error:
+        assert "KERAS_BACKEND=tensorflow" in str(error)
+        print(json.dumps(found.probabilities))
+"""
+
+
+def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
+    """And answers as the network did on JAX, which cannot export by itself and says so."""
+    pytest.importorskip("jax")
+    image = tmp_path / "image.png"
+    Image.fromarray(np.clip(128 + 60 * noise((40, 40, 3)), 0, 255).astype("uint8")).save(image)
+    command = [sys.executable, "-c", textwrap.dedent(JAX), str(tmp_path / "run"), str(image)]
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    child = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
+    assert child.returncode == 0, child.stderr[-2000:]
+    expected = list(json.loads(child.stdout).values())
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "served")]) == 0
+    served = tf.saved_model.load(str(tmp_path / "served" / "1")).signatures["serving_bytes"]
+    got = served(inputs=tf.constant([image.read_bytes()]))["probabilities"].numpy()[0]
+    assert np.ptp(expected) > 0.01, "a network that answers alike to everything would tell nothing"
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

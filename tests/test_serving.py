@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -270,6 +271,45 @@ def test_a_sender_that_stops_is_not_waited_for(models):
         line.settimeout(10)
         assert b"504 Gateway" in line.recv(1000)
         assert rest(server, "/v1/models/net")[0] == 200
+
+
+def test_requests_under_way_are_answered_before_it_ends_or_told_that_it_took_too_long(models, monkeypatch):
+    """Over gRPC the client's deadline counts, over REST the server's."""
+    from keras_residual.serving.models import Version
+
+    run, x = Version.run, noise((1, 12, 16))
+    with running(models, seconds=1.0) as server, ThreadPoolExecutor() as pool:
+
+        def slow(*arguments):
+            time.sleep(2)
+            return run(*arguments)
+
+        monkeypatch.setattr(Version, "run", slow)
+        asked = stub(server).Predict.future(predict_request("net", x), timeout=30)
+        late = stub(server).Predict.future(predict_request("net", x), timeout=0.5)
+        told = pool.submit(rest, server, "/v1/models/net:predict", {"instances": x.tolist()})
+        assert told.result() == (504, {"error": "The request took longer than 1 s"})
+        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        server.stop()
+        assert asked.result().model_spec.name == "net"
+
+
+def test_it_is_ready_when_every_model_is(models, tmp_path):
+    (tmp_path / "net").symlink_to(models / "net")
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"junk")
+    with running(tmp_path) as server:
+
+        def ready():
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=30)) as line:
+                line.request("GET", "/healthz")
+                return line.getresponse().status
+
+        assert ready() == 503
+        assert rest(server, "/v1/models/broken:predict", {"instances": [1]})[0] == 404
+        assert rest(server, "/v1/models/net:predict", {"instances": noise((1, 12, 16)).tolist()})[0] == 200
+        (tmp_path / "broken" / "2").symlink_to(models / "net" / "1")
+        wait(lambda: ready() == 200)
 
 
 def test_it_is_for_this_machine_alone(server):
