@@ -7,8 +7,9 @@
 The first contest: `keras_residual.export`, `model.export` of Keras, ONNX Runtime and OpenVINO on the same network with
 the same weights, at batch 1 and 16. Every contender runs in a process of its own that is stopped while another one is
 measured; they take turns in each round, and what counts is the ratio within a round, so that a machine whose speed
-drifts does not decide. TensorFlow runs with oneDNN in both of its contenders (`TF_ENABLE_ONEDNN_OPTS=1`, which the
-exported docker-compose.yml sets). Needs the extras `export` and `serve`.
+drifts does not decide. TensorFlow uses oneDNN by itself only on CPUs with AVX-512. The docker-compose.yml that is exported
+asks for it (`TF_ENABLE_ONEDNN_OPTS=1`), and so does this benchmark for `keras_residual`; `model.export` competes twice,
+as it comes, and with oneDNN. Needs the extras `export` and `serve`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 MODELS = ("ResNet18", "ResNet50", "ConvNeXtTiny", "ViTSmall16")
-CONTENDERS = ("keras_residual", "model.export", "ONNX Runtime", "OpenVINO")
+CONTENDERS = ("keras_residual", "model.export", "model.export + oneDNN", "ONNX Runtime", "OpenVINO")
 CALLS = {1: 10, 16: 1}  # batch -> calls of a turn
 SIZE = 224
 SERVED = "ResNet18"
@@ -67,7 +68,7 @@ def prepare(name: str, folder: Path) -> None:
 
 
 def place(contender: str, folder: Path) -> Path:
-    return folder / "keras_residual" / "1" if contender == "keras_residual" else folder / contender
+    return folder / "keras_residual" / "1" if contender == "keras_residual" else folder / contender.partition(" + ")[0]
 
 
 def runner(contender: str, folder: Path, batch: int) -> Callable[[], Any]:
@@ -94,7 +95,6 @@ def runner(contender: str, folder: Path, batch: int) -> Callable[[], Any]:
 
 def signature(version: Path, name: str, inputs: Any) -> Callable[[], Any]:
     """One call of a SavedModel's signature, from an array to arrays."""
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     import tensorflow as tf
 
     saved = tf.saved_model.load(str(version))
@@ -135,6 +135,8 @@ def together(calls: list[Callable[[], Any]], count: int) -> list[float]:
 def worker(contender: str, folder: Path, what: str) -> None:
     """Warms up, then runs one turn for each line on standard input and answers with its seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if contender != "model.export":
+        os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not look like an answer
     job = json.loads(what)

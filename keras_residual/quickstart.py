@@ -294,10 +294,10 @@ def quickstart(
     _show(model, split)
     _say(
         "\nnext:\n"
-        "  keras-residual list 'resnet*'            which models there are\n"
-        "  keras-residual info ResNet50             what one of them costs\n"
-        "  keras-residual quickstart --seeds 5      how sure the accuracy is\n"
-        f"  keras-residual {f'serve {saved_model}':<24} try it in a browser"
+        "  keras-residual list 'resnet*'             which models there are\n"
+        "  keras-residual info ResNet50              what one of them costs\n"
+        "  keras-residual quickstart --seeds 5       how sure the accuracy is\n"
+        f"  keras-residual {f'serve {saved_model}':<25}  try it in a browser"
     )
     return metrics
 

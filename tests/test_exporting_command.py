@@ -108,6 +108,7 @@ JAX = """
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
     """And answers as the network did on JAX, which cannot export by itself and says so."""
     pytest.importorskip("jax")

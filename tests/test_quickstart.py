@@ -24,7 +24,7 @@ from .tools import distance
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        metrics = job.quickstart(folder / "run", folder / "served", seeds=1, epochs=2)
+        metrics = job.quickstart(folder / "run", folder / "served", seeds=1, epochs=2, width=16)
     return folder, metrics, printed.getvalue()
 
 
@@ -58,7 +58,7 @@ def test_the_saved_model_and_weights_are_the_network(run):
     assert (predicted.argmax(-1) == split.test_classes).mean() == pytest.approx(
         metrics["accuracy"][job.NETWORK.name][0]
     )
-    other = job.network()
+    other = job.network(16)
     kr.load_weights(other, folder / "run" / "weights.safetensors")
     logits = np.asarray(other(split.test_images))
     assert distance(keras.ops.softmax(logits), predicted) < 1e-5
