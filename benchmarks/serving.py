@@ -8,8 +8,8 @@ The first contest: `keras_residual.export`, `model.export` of Keras, ONNX Runtim
 the same weights, at batch 1 and 16. Every contender runs in a process of its own that is stopped while another one is
 measured; they take turns in each round, and what counts is the ratio within a round, so that a machine whose speed
 drifts does not decide. TensorFlow uses oneDNN by itself only on CPUs with AVX-512. The exported docker-compose.yml asks
-for it (`TF_ENABLE_ONEDNN_OPTS=1`), and so does this benchmark for `keras_residual`; `model.export` competes twice, as it
-comes, and with oneDNN. Needs the extras `export` and `serve`.
+for it (`TF_ENABLE_ONEDNN_OPTS=1`), and this benchmark does so for `keras_residual`; `model.export` competes twice, as
+it comes, and with oneDNN. Needs the extras `export` and `serve`.
 """
 
 from __future__ import annotations
