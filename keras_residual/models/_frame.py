@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_residual import blocks
-from keras_residual.models import _pretrained as pretrained
+from keras_residual.models import _checkpoints
 from keras_residual.registry import Config
 
 Pool = Callable[[Any], Any]
@@ -134,7 +134,7 @@ class Frame:
             x = ops.max(x, axis=tuple(range(1, len(x.shape) - 1)))
         model = self._close(x)
         if self.weights is not None:
-            pretrained.load(
+            _checkpoints.load(
                 model,
                 self.config,
                 self.weights,

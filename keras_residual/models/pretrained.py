@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_residual.blocks import Activation
-from keras_residual.models import _pretrained, find
+from keras_residual.models import _checkpoints, find
 from keras_residual.weights import Weights, WeightsError
 
 __all__ = ["from_pretrained"]
@@ -64,7 +64,7 @@ def from_pretrained(
         input_shape=record.input_size if input_shape is None else input_shape,
         **options,
     )
-    _pretrained.load(
+    _checkpoints.load(
         model,
         entry.config,
         str(source),
