@@ -143,6 +143,20 @@ def test_a_run_begins_the_next_one(run, photos, tmp_path):
     np.testing.assert_allclose(model(image), classifier.model(image), rtol=1e-5)
 
 
+def test_few_epochs_leave_some_for_all_layers(run, photos, tmp_path, monkeypatch):
+    """The recipe gives the head three epochs: of two, one is left to it."""
+
+    class Enough(Exception):
+        pass
+
+    def fit(network, recipe, *data, **options):
+        raise Enough(recipe.epochs, recipe.head_epochs)
+
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    with pytest.raises(Enough, match=r"\(2, 1\)"):
+        finetune(photos, weights=run[0], epochs=2, output=tmp_path / "short", size=32)
+
+
 @pytest.mark.slow
 def test_pretrained_weights_beat_scratch(tmp_path):
     """On a dozen images a class, over three seeds; the network was trained on other shapes before."""

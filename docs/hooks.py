@@ -1,0 +1,144 @@
+"""MkDocs' hooks: pages made from what the repository holds already, so that nothing is written twice."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+# Module -> its page's title, in the order of the menu.
+MODULES = {
+    "models": "Build by name, features",
+    "blocks": "Blocks",
+    "layers": "Layers",
+    "weights": "Weights",
+    "models.pretrained": "Published checkpoints",
+    "data": "Data",
+    "training": "Training",
+    "finetuning": "Fine-tuning",
+    "classifier": "Classifier",
+    "diagnostics": "Diagnostics",
+    "exporting": "Export",
+    "folding": "Folding",
+    "serving": "Serving",
+    "registry": "Registry",
+}
+INCLUDE = re.compile(r"<!-- section: (?P<file>\S+), (?P<title>.+?) -->")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Completes the menu: every notebook, every module."""
+    menu: dict[str, Any] = {title: pages for entry in config.nav or [] for title, pages in entry.items()}
+    menu["Notebooks"] = [f"notebooks/{path.stem}.md" for path in _notebooks()]
+    menu["Reference"] = [*menu["Reference"], *({title: f"reference/{name}.md"} for name, title in _modules())]
+    config.nav = [{title: pages} for title, pages in menu.items()]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages that are made."""
+    made: dict[str, str | bytes] = {"families.md": _families(), "reference/builders.md": _builders()}
+    for name, title in _modules():
+        options = "    options:\n      show_root_heading: false\n      show_submodules: false\n"
+        made[f"reference/{name}.md"] = f"# {title}\n\n::: keras_residual.{name}\n{options}"
+    for path in _notebooks():
+        made |= _notebook(path)
+    for uri, content in made.items():
+        files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Puts sections of the repository's own texts where a page asks for them."""
+    return INCLUDE.sub(lambda found: section(ROOT / found["file"], found["title"]), markdown)
+
+
+def section(path: Path, title: str) -> str:
+    """What stands below a heading of the second level, up to the next one."""
+    text = path.read_text(encoding="utf-8")
+    head, found, rest = text.partition(f"\n## {title}\n")
+    if not found:
+        raise ValueError(f"{path.name} has no section {title!r}.")
+    body = re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    # A link to a file of the repository leads nowhere from here: its words stay.
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", body)
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    for name, title in MODULES.items():
+        place = ROOT / "keras_residual" / name.replace(".", "/")
+        if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file():
+            yield name, title
+
+
+def _notebooks() -> list[Path]:
+    return sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def _notebook(path: Path) -> dict[str, str | bytes]:
+    """An executed notebook as a page, with its figures as files."""
+    made: dict[str, str | bytes] = {}
+    parts: list[str] = []
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace("$$", ""))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for place, output in enumerate(cell["outputs"]):
+            data = output.get("data", {})
+            kind = next((k for k in ("png", "jpeg") if f"image/{k}" in data), None)
+            if kind:
+                name = f"{path.stem}_{number}_{place}.{kind}"
+                made[f"notebooks/{name}"] = base64.b64decode("".join(data[f"image/{kind}"]))
+                parts.append(f"![output of the cell above]({name})")
+            elif text := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
+                parts.append(f"```text\n{text}\n```")
+    made[f"notebooks/{path.stem}.md"] = "\n\n".join(parts) + "\n"
+    return made
+
+
+def _families() -> str:
+    """Every row of the registry, by family."""
+    import importlib
+
+    import keras_residual.models  # noqa: F401  (registers every family)
+    from keras_residual.registry import entries
+
+    rows: dict[str, list[Any]] = {}
+    for entry in entries().values():
+        rows.setdefault(entry.builder.__module__, []).append(entry.config)
+    parts = ["# Families", "Each name is a builder: `kr.ResNet50(...)`, or `kr.create(\"resnet50\")` by timm's name."]
+    for module, configs in rows.items():
+        what = (importlib.import_module(module).__doc__ or "").strip().partition("\n")[0]
+        lines = [f"## {module.rpartition('.')[2]}", "", what, ""]
+        lines += ["| builder | parameters | GMACs | timm | source |", "| --- | ---: | ---: | --- | --- |"]
+        for row in configs:
+            params = f"{row.params / 1e6:,.2f} M" if row.params else ""
+            timm = f"`{row.timm}`" if row.timm else ""
+            cells = (f"`{row.name}`", params, f"{row.gmacs:g}" if row.gmacs else "", timm, row.source)
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _builders() -> str:
+    """What all builders take, from the families' own functions: one for each."""
+    import keras_residual.models  # noqa: F401
+    from keras_residual.registry import entries
+
+    families = {entry.family.__name__: entry.family.__module__ for entry in entries().values()}
+    parts = [
+        "# Builders",
+        "A public builder is a row of a family with the family's function: `kr.ResNet50` is `resnet(row, ...)`. Each "
+        "takes the family's arguments but `config`. [All rows](../families.md).",
+    ]
+    return "\n\n".join([*parts, *(f"::: {module}.{name}" for name, module in families.items())]) + "\n"

@@ -1,0 +1,83 @@
+"""The manual and CONTRIBUTING.md show what runs."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+LONG = {"migrate"}  # two networks of full depth, compared
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in LONG else [])
+        for page in PAGES
+        if CODE.search(page.read_text(encoding="utf-8"))
+    ],
+)
+def test_code_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page are read from top to bottom, as one script."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": page.stem}
+    for number, block in enumerate(CODE.findall(page.read_text(encoding="utf-8")), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+def test_the_example_of_a_family(tmp_path):
+    """It is short, runs as it stands, and its network passes the checks of the registry.
+
+    In a process of its own: a registered row stays. It goes without the sections of the docstring that it says are left
+    out, and is not a public name of the package.
+    """
+    (code,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(code.splitlines()) < 60
+    (tmp_path / "tower.py").write_text(code, encoding="utf-8")
+    program = f"""
+        import sys
+        sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
+        import keras, pytest, tower
+        from keras_residual import registry
+        from tests import checks
+
+        entry = registry.entries()["Tower8"]
+        assert tower.Tower8().output_shape == (None, 1000)
+        names = {{check.__name__: check for check in checks.ALL}}
+        for name in ("check_name", "check_documented"):
+            del names[name]
+        for name, check in names.items():
+            keras.utils.set_random_seed(0)
+            try:
+                check(entry)
+            except pytest.skip.Exception:
+                continue
+            print(name)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) > 15, "the checks ran"
+
+
+def test_sections_are_found():
+    """A page asks for a section of a text that has it; links that lead nowhere from there are words."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    pytest.importorskip("mkdocs")
+    spec.loader.exec_module(hooks)
+    asked = [found for page in PAGES for found in hooks.INCLUDE.finditer(page.read_text(encoding="utf-8"))]
+    assert len(asked) >= 2
+    for found in asked:
+        text = hooks.section(ROOT / found["file"], found["title"])
+        assert len(text) > 500
+        assert not re.search(r"^## ", text, re.MULTILINE)
+    with pytest.raises(ValueError, match="no section"):
+        hooks.section(ROOT / "README.md", "Nothing")
