@@ -64,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def section(path: Path, title: str) -> str:
     """What stands below a heading of the second level, up to the next one."""
     text = path.read_text(encoding="utf-8")
-    head, found, rest = text.partition(f"\n## {title}\n")
+    _, found, rest = text.partition(f"\n## {title}\n")
     if not found:
         raise ValueError(f"{path.name} has no section {title!r}.")
     body = re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0].strip()
@@ -116,7 +116,7 @@ def _families() -> str:
     rows: dict[str, list[Any]] = {}
     for entry in entries().values():
         rows.setdefault(entry.builder.__module__, []).append(entry.config)
-    parts = ["# Families", "Each name is a builder: `kr.ResNet50(...)`, or `kr.create(\"resnet50\")` by timm's name."]
+    parts = ["# Families", 'Each name is a builder: `kr.ResNet50(...)`, or `kr.create("resnet50")` by timm\'s name.']
     for module, configs in rows.items():
         what = (importlib.import_module(module).__doc__ or "").strip().partition("\n")[0]
         lines = [f"## {module.rpartition('.')[2]}", "", what, ""]

@@ -146,14 +146,14 @@ def test_a_run_begins_the_next_one(run, photos, tmp_path):
 def test_few_epochs_leave_some_for_all_layers(run, photos, tmp_path, monkeypatch):
     """The recipe gives the head three epochs: of two, one is left to it."""
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def fit(network, recipe, *data, **options):
-        raise Enough(recipe.epochs, recipe.head_epochs)
+        raise EnoughError(recipe.epochs, recipe.head_epochs)
 
     monkeypatch.setattr("keras_residual.training.fit", fit)
-    with pytest.raises(Enough, match=r"\(2, 1\)"):
+    with pytest.raises(EnoughError, match=r"\(2, 1\)"):
         finetune(photos, weights=run[0], epochs=2, output=tmp_path / "short", size=32)
 
 
