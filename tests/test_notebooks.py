@@ -24,7 +24,13 @@ def test_saved_outputs(path):
     assert path.stat().st_size < 400_000, "keep the figures small"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+# Starts three processes of JAX, and compiles with XLA.
+LONG = {"07_gpu_and_many_machines"}
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in NOTEBOOKS]
+)
 def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_RESIDUAL_NOTEBOOK_FAST", "1")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # figures are shown inline
