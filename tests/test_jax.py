@@ -1,11 +1,9 @@
 """The same networks on JAX: in a child process, since a process has one backend."""
 
-import functools
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import keras
@@ -20,27 +18,14 @@ from .test_checks import COVER
 pytest.importorskip("jax", reason="needs: pip install 'keras-residual[jax]'")
 
 
-# Graphs take seconds to build and to compile on JAX: every second network, the others are slow tests, and a training
-# step of the first of each family.
+# Graphs take seconds to build and to compile on JAX: every second network, the others are a slow test, and a training
+# step of the first of each family. One test for many networks, so that they share one child process.
 HALVES = (COVER[::2], COVER[1::2])
 TRAINED = {entry.family: entry.config.name for entry in reversed(COVER)}.values()
-CASES = [
-    pytest.param(half, e.config.name, id=e.config.name, marks=[pytest.mark.slow] if half else [])
-    for half, entries in enumerate(HALVES)
-    for e in entries
-]
-
-pytestmark = pytest.mark.xdist_group("jax")  # one worker, so that each half has one child process
-
-
-@functools.cache
-def results(half):
-    """How far JAX is from TensorFlow with the same weights and images, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        return measure(HALVES[half], Path(folder))
 
 
 def measure(entries, folder):
+    """How far JAX is from TensorFlow with the same weights and images, by name."""
     for entry in entries:
         name, model, x, labels = entry.config.name, checks.build(entry), checks.sample(entry), np.array([1, 7])
         kr.save_weights(model, folder / f"{name}.safetensors")
@@ -64,10 +49,12 @@ def measure(entries, folder):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize(("half", "name"), CASES)
-def test_equals_tensorflow(half, name):
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_equals_tensorflow(half, tmp_path):
     limits = {"inference": 1e-5, "loss": 1e-3, "after": 1e-2}
-    result = results(half)[name]
-    assert set(result) == (set(limits) if name in TRAINED else {"inference"})
-    far = {what: value for what, value in result.items() if not value < limits[what]}
+    results = measure(HALVES[half], tmp_path)
+    assert set(results) == {entry.config.name for entry in HALVES[half]}
+    for name, result in results.items():
+        assert set(result) == (set(limits) if name in TRAINED else {"inference"}), name
+    far = {name: r for name, r in results.items() if not all(value < limits[what] for what, value in r.items())}
     assert not far, far
