@@ -1,5 +1,7 @@
 """The README shows what runs, and what is there."""
 
+import base64
+import json
 import re
 
 import numpy as np
@@ -42,3 +44,12 @@ def test_there_is_code():
 
 def test_table_is_current():
     assert with_table(TEXT) == TEXT, "run: python -m tests.readme_table"
+
+
+def test_figure_is_current():
+    """The README's picture is one that the notebook has drawn."""
+    notebook = json.loads((README.parent / "notebooks" / "03_why_residual_works.ipynb").read_text(encoding="utf-8"))
+    shown = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    drawn = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    (path,) = re.findall(r"^!\[.*\]\((.*\.png)\)$", TEXT, re.MULTILINE)
+    assert (README.parent / path).read_bytes() in drawn
