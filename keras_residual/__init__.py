@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from keras_residual import blocks, layers, models, registry, weights
+    from keras_residual import blocks, diagnostics, layers, models, registry, weights
     from keras_residual.classifier import Classifier
     from keras_residual.exporting import export
     from keras_residual.finetuning import finetune
@@ -45,6 +45,7 @@ _HOMES = {
     "blocks": "blocks",
     "create": "models",
     "data": "data",
+    "diagnostics": "diagnostics",
     "export": "exporting",
     "features": "models",
     "finetune": "finetuning",

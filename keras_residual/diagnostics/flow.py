@@ -1,0 +1,232 @@
+"""How much of the gradient a block's input gets by the shortcut, and how much by the branch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_residual.diagnostics.graph import Call, Graph, gradients
+from keras_residual.diagnostics.result import Result, canvas, name_places
+from keras_residual.diagnostics.structure import Structure
+
+__all__ = ["GradientFlow", "default_loss", "gradient_flow", "logits_of"]
+
+Loss = Callable[[Any, Any], Any] | str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientFlow(Result):
+    """What `gradient_flow` returns.
+
+    Attributes:
+        loss: The loss on the batch.
+        gradients: For each block its input's gradient, `{"input": ..., "shortcut": ..., "branch": ..., "beside": ...}`,
+            as arrays of the input's shape; `input` is the sum of the others. Empty for a network without blocks.
+    """
+
+    loss: float = float("nan")
+    gradients: dict[str, dict[str, np.ndarray[Any, Any]]] = dataclasses.field(default_factory=dict)
+
+    def figure(self) -> Any:
+        figure, ((axis,),) = canvas(1, 1, (max(6.0, min(16.0, 2.5 + 0.28 * len(self.rows))), 4.6))
+        names = [row["block" if self.gradients else "layer"] for row in self.rows]
+        if self.gradients:
+            for key, style in (("shortcut", "o-"), ("branch", "s-"), ("input", "k--")):
+                label = {"input": "both: the block's input"}.get(key, f"by the {key}")
+                axis.plot([row[key] or np.nan for row in self.rows], style, label=label, ms=4, lw=1.2)
+            axis.legend()
+        else:
+            axis.plot(
+                [row["output"] or np.nan for row in self.rows], "ks--", label="at the layer's output", ms=4, lw=1.2
+            )
+            axis.legend()
+        axis.set_yscale("log")
+        axis.set_ylabel("norm of the loss's gradient")
+        axis.grid(alpha=0.3)
+        name_places(axis, names)
+        figure.suptitle(self.title, fontsize=11)
+        return figure
+
+
+def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, training: bool = False) -> GradientFlow:
+    """Norms of the loss's gradient at every residual block: what comes by the shortcut, what by the branch.
+
+    For `y = x + F(x)` the gradient at the block's input is `dL/dy + dL/dy dF/dx` (He et al. 2016b, "Identity Mappings
+    in Deep Residual Networks", eq. 5): the first part reaches every layer undiminished. Here both parts are taken in
+    one backward pass, as the gradients along the edges of the graph that leave the block's input; their sum *is* the
+    gradient there. Where something outside the block takes its input, too, its part is `beside`.
+
+    Args:
+        model: A Functional or built Sequential model. One without residual blocks gets a row for each layer with a
+            kernel, so that plain networks can stand beside residual ones.
+        x: A batch of inputs, or the list of a model's inputs.
+        y: Its targets: integer labels `(N,)` unless the model was compiled with, or `loss` is, something else.
+        loss: `loss(y, outputs)`, or the name of a loss of Keras. By default that of a compiled model; otherwise the
+            cross-entropy with integer labels, of logits or of probabilities as the model puts out.
+        training: Whether layers behave as in training (batch statistics, dropout). The model does not change.
+
+    Returns:
+        The norms over the whole batch, by block in forward order: at its `output` (the sum), by `shortcut` and by
+        `branch` at its input, and at its `input`. `print` it, `.plot(path)` it; the gradients themselves are in
+        `.gradients`.
+
+    Raises:
+        ValueError: If the model is a subclassed or unbuilt one, or labels and outputs do not go together.
+    """
+    graph = Graph(model)
+    blocks = Structure(graph).residual
+    edges: dict[tuple[int, int], int] = {}  # (call, tensor) -> place among the taps
+    nodes = {block.end for block in blocks}
+    for block in blocks:
+        for call in graph.users[block.start]:
+            edges.setdefault((call.number, block.start), len(edges))
+    plain = [] if blocks else _layers(graph)
+    nodes |= {call.outputs[0] for call in plain}
+    where = {number: len(edges) + i for i, number in enumerate(sorted(nodes))}
+    values = graph.run(x, [*(number for _, number in edges), *where], training=training) if edges or where else {}
+    taps = [ops.zeros_like(values[number]) for number in (*(number for _, number in edges), *where)]
+    measure = _loss(graph, loss, y)
+
+    def total(taps: list[Any]) -> Any:
+        """The loss, with a zero added at every place whose gradient is wanted."""
+
+        def edit(call: Call, number: int, value: Any) -> Any:
+            if number in where:
+                value = value + taps[where[number]]
+            edge = edges.get((call.number, number))
+            return value if edge is None else value + taps[edge]
+
+        made = graph.run(x, training=training, edit=edit)
+        outputs = [made[n] + taps[where[n]] if n in where else made[n] for n in graph.outputs]
+        return measure(outputs)
+
+    value, slopes = gradients(total, taps)
+    slopes = [np.asarray(ops.convert_to_numpy(ops.cast(slope, "float32"))) for slope in slopes]
+    value = float(ops.convert_to_numpy(value))
+
+    rows, found = [], {}
+    for block in blocks:
+        parts = {"shortcut": [], "branch": [], "beside": []}
+        first = {call.number for call in block.shortcut.calls}
+        other = {call.number for path in block.sides for call in path.calls}
+        for call in graph.users[block.start]:
+            slope = slopes[edges[call.number, block.start]]
+            if call is block.call:
+                parts["shortcut"].append(slope)
+            else:
+                side = "shortcut" if call.number in first else "branch" if call.number in other else "beside"
+                parts[side].append(slope)
+        zero = np.zeros_like(slopes[where[block.end]], shape=tuple(values[block.start].shape))
+        sums = {side: sum(given, zero) for side, given in parts.items()}
+        sums["input"] = sums["shortcut"] + sums["branch"] + sums["beside"]
+        found[block.name] = sums
+        norms = {side: float(np.linalg.norm(part)) for side, part in sums.items()}
+        rows.append(
+            {
+                "block": block.name,
+                "shape": " x ".join(map(str, zero.shape[1:])),
+                "output": float(np.linalg.norm(slopes[where[block.end]])),
+                **{side: norms[side] for side in ("shortcut", "branch", "input")},
+                "branch / shortcut": norms["branch"] / norms["shortcut"] if norms["shortcut"] else float("inf"),
+            }
+        )
+    for call in plain:
+        norm = float(np.linalg.norm(slopes[where[call.outputs[0]]]))
+        rows.append({"layer": call.name, "output": norm})
+    kept = _kept(rows, "input" if blocks else "output")
+    what = f"{len(blocks)} residual blocks" if blocks else "no residual block"
+    return GradientFlow(
+        f"Gradient flow of {model.name}: {what}, loss {value:.3f}{kept}", rows, (), loss=value, gradients=found
+    )
+
+
+def _kept(rows: list[dict[str, Any]], key: str) -> str:
+    if len(rows) < 2 or not rows[-1][key]:
+        return ""
+    return f"; first over last: {rows[0][key] / rows[-1][key]:.3g}"
+
+
+def _layers(graph: Graph) -> list[Call]:
+    """The layers with kernels, for networks without blocks."""
+    calls = (call for call in graph.calls if isinstance(call.operation, keras.Layer))
+    return [call for call in calls if any(len(v.shape) >= 2 for v in call.operation.trainable_variables)]
+
+
+def logits_of(graph: Graph) -> tuple[int, Call | None]:
+    """The tensor that holds a classifier's logits, and the layer with the softmax that computes them, if one does.
+
+    A model that ends in `Activation("softmax")` or `Softmax` has its logits before it; `Dense(activation="softmax")`
+    computes them inside.
+    """
+    number = graph.outputs[0]
+    maker = graph.maker[number]
+    while maker is not None:
+        operation = maker.operation
+        if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax":
+            return maker.inputs[0], None
+        function = getattr(operation, "activation", None)
+        if function is not None and keras.activations.get(function) is keras.activations.softmax:
+            return (maker.inputs[0], None) if isinstance(operation, keras.layers.Activation) else (number, maker)
+        if not isinstance(operation, keras.layers.Identity) and not _nothing(operation):
+            break
+        number = maker.inputs[0]
+        maker = graph.maker[number]
+    return graph.outputs[0], None
+
+
+def _nothing(operation: Any) -> bool:
+    linear = getattr(operation, "activation", None) is keras.activations.linear
+    return linear and isinstance(operation, keras.layers.Activation)
+
+
+def default_loss(graph: Graph) -> Callable[[Any, Any], Any]:
+    """The cross-entropy with integer labels, of what the model puts out: logits, or probabilities."""
+    from_logits = logits_of(graph) == (graph.outputs[0], None)
+
+    def cross_entropy(y: Any, outputs: Any) -> Any:
+        outputs = ops.cast(outputs, "float32")
+        return ops.mean(ops.sparse_categorical_crossentropy(y, outputs, from_logits=from_logits))
+
+    return cross_entropy
+
+
+def check_labels(y: Any, outputs: Any) -> Any:
+    """Integer labels as an array.
+
+    Raises:
+        ValueError: If they are no numbers of the outputs' classes.
+    """
+    labels = np.asarray(ops.convert_to_numpy(y))
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    shape, classes = tuple(outputs.shape), outputs.shape[-1]
+    good = labels.ndim == 1 and len(labels) == shape[0] and len(shape) == 2 and np.all(labels == labels.astype(int))
+    if not good or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
+        seen = f", values {labels.min()} to {labels.max()}" if labels.size else ""
+        raise ValueError(
+            f"y are integer labels (N,), 0 to the outputs' classes - 1. Received: shape {labels.shape}{seen}, for "
+            f"outputs {shape}. For other targets give loss=, a function of targets and outputs."
+        )
+    return labels.astype("int32")
+
+
+def _loss(graph: Graph, loss: Loss, y: Any) -> Callable[[list[Any]], Any]:
+    """The loss of a list of outputs."""
+    trained = getattr(graph.model, "loss", None) if getattr(graph.model, "compiled", False) else None
+    if loss is None and (isinstance(trained, str) or callable(trained)):
+        loss = trained
+    function: Any = keras.losses.get(loss) if isinstance(loss, str) else loss or default_loss(graph)
+    sparse = loss is None or getattr(function, "name", getattr(function, "__name__", "")) == _SPARSE
+
+    def measure(outputs: list[Any]) -> Any:
+        y_pred = outputs[0] if len(outputs) == 1 else outputs
+        return ops.mean(ops.cast(function(check_labels(y, y_pred) if sparse else y, y_pred), "float32"))
+
+    return measure
+
+
+_SPARSE = "sparse_categorical_crossentropy"

@@ -1,0 +1,85 @@
+"""What every diagnosis returns: a table to print, its rows to go on with, a picture to write."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from keras_residual.weights.files import written_whole
+
+__all__ = ["Result"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A diagnosis. `print(result)` shows the table, `result.plot("a.png")` writes the picture.
+
+    Attributes:
+        title: What was looked at, and what was found, in a line.
+        rows: One dict for each row of the table, all with the same keys.
+        notes: What is said below the table.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        if self.rows:
+            cells = [[str(key) for key in self.rows[0]], *([_text(v) for v in row.values()] for row in self.rows)]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            right = [all(isinstance(row[key], (int, float)) for row in self.rows) for key in self.rows[0]]
+            for row in cells:
+                padded = (
+                    cell.rjust(width) if to_right else cell.ljust(width)
+                    for cell, width, to_right in zip(row, widths, right, strict=True)
+                )
+                lines.append("  " + "  ".join(padded).rstrip())
+        return "\n".join([*lines, *self.notes])
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the picture, a PNG, and returns its path."""
+        figure = self.figure()
+        with written_whole(Path(path)) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+        return Path(path)
+
+    def figure(self) -> Any:
+        """The picture as a `matplotlib.figure.Figure`."""
+        raise NotImplementedError
+
+    def write_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the rows, one line each, and returns the path."""
+        with written_whole(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(self.rows[0]) if self.rows else [], lineterminator="\n")
+            table.writeheader()
+            table.writerows(self.rows)
+        return Path(path)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3g}"
+    return str(value)
+
+
+def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure drawn without a screen, and its axes as a 2-D array."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def name_places(axis: Any, names: list[str], most: int = 40) -> None:
+    """Names along the x-axis; of many every second, third ..."""
+    every = -(-len(names) // most) if names else 1
+    places = range(0, len(names), every)
+    axis.set_xticks(places, [names[i] for i in places], rotation=90, fontsize=8)
+    axis.set_xlim(-0.6, len(names) - 0.4)

@@ -1,0 +1,440 @@
+"""Where the residual blocks of a graph are: additions whose two sides begin at one tensor.
+
+Nothing here trusts a name. What an operation does is read off its type where Keras documents it, and measured on noise
+elsewhere: an `Average`, a `Lambda`, or the scaled addition of somebody's Inception-ResNet are what they compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_residual import layers
+from keras_residual.diagnostics.graph import Call, Graph, gradients
+
+__all__ = ["Block", "Nature", "Path", "Structure", "noise"]
+
+Array = np.ndarray[Any, Any]
+# Layers with an `activation`, linear otherwise.
+_ACTIVATED = ("Conv", "Dense", "EinsumDense", "SeparableConv", "DepthwiseConv", "StandardizedConv", "PointwiseDense")
+_LINEAR = (
+    "BatchNorm",
+    "LayerScale",
+    "ZeroPadding",
+    "Cropping",
+    "UpSampling",
+    "Reshape",
+    "Flatten",
+    "Permute",
+    "GetItem",
+)
+_SEEN = 4  # samples of noise an operation is measured on
+
+
+@dataclasses.dataclass(frozen=True)
+class Nature:
+    """What one operation does to the tensor it takes.
+
+    Attributes:
+        kind: "identity", "scale" (times one number), "linear" (affine), "nonlinear", or "constant" (does not depend on
+            its input, or lets no gradient through).
+        scale: The number, of a scale.
+        activation: Whether it is an activation: elementwise, not linear, without more than slopes to learn.
+        norm: Whether it normalises.
+        dropout: The rate at which it drops values; 0 for everything else.
+        weights: Whether it has a kernel: weights that mix channels or positions.
+        positive: Whether its results are never below zero.
+        stride: By how much it subsamples; below 1 where it enlarges, `None` where that is not known.
+        crops: Whether it cuts a window out.
+        detached: Whether it is a constant only for the gradient.
+    """
+
+    kind: str
+    scale: float = 1.0
+    activation: bool = False
+    norm: bool = False
+    dropout: float = 0.0
+    weights: bool = False
+    positive: bool = False
+    stride: float | None = 1.0
+    crops: bool = False
+    detached: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """One side of an addition: what lies between the tensor where the sides part and the addition.
+
+    Attributes:
+        operand: Number of the tensor that is added.
+        coefficient: What the addition multiplies it by.
+        calls: The calls on the way, in order.
+        natures: What each of them does.
+    """
+
+    operand: int
+    coefficient: float
+    calls: tuple[Call, ...]
+    natures: tuple[Nature, ...]
+
+    def those(self, what: str) -> list[Call]:
+        """The calls with an attribute of `Nature`."""
+        return [call for call, nature in zip(self.calls, self.natures, strict=True) if getattr(nature, what)]
+
+    def of_kind(self, *kinds: str) -> list[Call]:
+        return [call for call, nature in zip(self.calls, self.natures, strict=True) if nature.kind in kinds]
+
+    @property
+    def weights(self) -> bool:
+        return bool(self.those("weights"))
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is an affine function of where it begins."""
+        return not self.of_kind("nonlinear", "constant")
+
+    @property
+    def identity(self) -> bool:
+        """Whether it gives at inference what it takes, up to a factor."""
+        return not self.of_kind("linear", "nonlinear", "constant")
+
+    @property
+    def scale(self) -> float:
+        """The factor, of an identity."""
+        return self.coefficient * math.prod(nature.scale for nature in self.natures)
+
+    @property
+    def rank(self) -> int:
+        """How much of a shortcut it is: the smaller, the more."""
+        if self.identity:
+            return 0
+        bend = any(n.kind in ("nonlinear", "constant") and not n.norm for n in self.natures)
+        if not self.weights:
+            return 2 if bend else 1
+        return 4 if bend else 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """An addition of tensors that are made of one and the same tensor.
+
+    Attributes:
+        call: The addition.
+        name: The block's name: the addition's, without what `keras_residual.blocks.residual` appends.
+        start: Number of the tensor where its sides part: the block's input.
+        end: Number of the sum.
+        shortcut: The side that does least.
+        branch: The other side; of several the first that computes.
+        others: Further sides.
+        trunk: Whether all that is made of the block's input goes through the sum.
+        kind: "identity", "projection", "parameter-free", "gated", "sum" (no side is a shortcut) or "self" (no side is a
+            branch).
+    """
+
+    call: Call
+    name: str
+    start: int
+    end: int
+    shortcut: Path
+    branch: Path
+    others: tuple[Path, ...]
+    trunk: bool
+    kind: str
+
+    @property
+    def sides(self) -> tuple[Path, ...]:
+        """All but the shortcut."""
+        return (self.branch, *self.others)
+
+    @property
+    def residual(self) -> bool:
+        """Whether it is a residual block: a shortcut, and a branch beside it."""
+        return self.kind not in ("sum", "self")
+
+
+class Structure:
+    """The additions of a model's graph, and which of them end residual blocks.
+
+    Attributes:
+        graph: The graph.
+        blocks: Every addition of tensors with a common origin, in order.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._natures: dict[Any, Nature] = {}
+        self._sums: dict[Any, tuple[float, ...] | None] = {}
+        self.blocks = [block for block in map(self._block, graph.calls) if block is not None]
+
+    @functools.cached_property
+    def residual(self) -> list[Block]:
+        """The residual blocks, in order."""
+        return [block for block in self.blocks if block.residual]
+
+    @functools.cached_property
+    def chain(self) -> list[Block]:
+        """The residual blocks that hold no other one: the steps of the residual stream."""
+        ends = {block.call.number for block in self.residual}
+        return [block for block in self.residual if not ends & {c.number for path in block.sides for c in path.calls}]
+
+    # -------------------------------------------------------------------------------------------------- the additions
+
+    def sum_of(self, call: Call) -> tuple[float, ...] | None:
+        """The coefficients with which a call adds its operands; `None` if it does something else."""
+        key = self._key(call)
+        if key not in self._sums:
+            self._sums[key] = self._coefficients(call)
+        return self._sums[key]
+
+    def _coefficients(self, call: Call) -> tuple[float, ...] | None:
+        shapes = [self.graph.tensors[number].shape for number in call.operands]
+        result = self.graph.tensors[call.outputs[0]].shape
+        if len(shapes) < 2 or len(call.outputs) != 1 or any(len(shape) != len(result) for shape in shapes):
+            return None
+        if any(not _fits(a, b) for shape in shapes for a, b in zip(shape, result, strict=True)):
+            return None
+        if type(call.operation) is keras.layers.Add:
+            return (1.0,) * len(shapes)
+        if any(not _is_float(self.graph.tensors[number]) for number in call.operands):
+            return None
+        if len(call.inputs) < len(call.operands):  # x + x: what it makes of x, shared among them
+            nature = self.nature(call)
+            return (nature.scale / len(shapes),) * len(shapes) if nature.kind in ("identity", "scale") else None
+        return _measure_sum(call, [self.graph.tensors[number] for number in call.inputs])
+
+    def _block(self, call: Call) -> Block | None:
+        factors, graph = self.sum_of(call), self.graph
+        if factors is None:
+            return None
+        common = functools.reduce(int.__and__, (graph.ancestors[number] for number in call.operands))
+        if not common:
+            return None
+        start, end = common.bit_length() - 1, call.outputs[0]
+        if not _is_float(graph.tensors[start]):  # embeddings of the same numbers: no stream yet
+            return None
+        paths = [self.path(start, number, factor) for number, factor in zip(call.operands, factors, strict=True)]
+        shortcut, *rest = sorted(paths, key=lambda path: (path.rank, len(path.calls)))
+        branch = next((path for path in rest if path.weights), rest[-1])
+        others = tuple(path for path in rest if path is not branch)
+        kind = _kind(shortcut, branch)
+        if kind is None:
+            return None
+        return Block(call, _block_name(call), start, end, shortcut, branch, others, graph.passes(start, end), kind)
+
+    def path(self, start: int, operand: int, factor: float = 1.0) -> Path:
+        """What lies between two tensors."""
+        tensors = self.graph.between(start, operand)
+        calls = {maker.number: maker for maker in (self.graph.maker[number] for number in tensors) if maker}
+        natures = tuple(self.nature(call) for call in calls.values())
+        return Path(operand, factor, tuple(calls.values()), natures)
+
+    # -------------------------------------------------------------------------------------------- what operations do
+
+    def nature(self, call: Call) -> Nature:
+        """What a call does, by its type or as measured."""
+        key = self._key(call)
+        if key not in self._natures:
+            self._natures[key] = self._nature(call)
+        return self._natures[key]
+
+    def _key(self, call: Call) -> Any:
+        """The same for calls that do the same: layers of one type and configuration, on tensors of one shape."""
+        kind = type(call.operation)
+        known = kind.__module__.startswith(("keras.", "keras_residual.")) and issubclass(kind, keras.Layer)
+        if not known or kind is keras.layers.Lambda:  # its configuration may not say all
+            return call.number
+        config = {key: value for key, value in call.operation.get_config().items() if key != "name"}
+        places = tuple(call.inputs.index(number) for number in call.operands)
+        shapes = [
+            (tuple(t.shape), str(t.dtype)) for t in (self.graph.tensors[n] for n in (*call.inputs, *call.outputs))
+        ]
+        return (kind, repr(sorted(config.items())), repr(shapes), places)
+
+    def _nature(self, call: Call) -> Nature:
+        operation, kind = call.operation, type(call.operation).__name__
+        given, made = self.graph.tensors[call.inputs[0]], self.graph.tensors[call.outputs[0]]
+        layer = isinstance(operation, keras.Layer)
+        norm = layer and "Norm" in kind
+        slopes = norm or isinstance(operation, (keras.layers.PReLU, layers.PositionEmbedding))
+        own: dict[str, Any] = {
+            "norm": norm,
+            "weights": layer and not slopes and any(len(v.shape) >= 2 for v in operation.weights),
+            "stride": _stride(call, kind, given, made),
+            "crops": kind.startswith("Cropping") or (kind == "GetItem" and given.shape[1:-1] != made.shape[1:-1]),
+        }
+        rate = _rate(operation, kind)
+        if rate is not None:
+            return Nature("identity", dropout=rate, **own)
+        if layer and isinstance(operation, keras.layers.Identity):
+            return Nature("identity", **own)
+        if kind == "StopGradient":
+            return Nature("constant", detached=True, **own)
+        if len(call.inputs) > 1:
+            joins = kind == "Concatenate" or self.sum_of(call) is not None
+            return Nature("linear" if joins else "nonlinear", **own)
+        if kind.startswith(_ACTIVATED) and hasattr(operation, "activation"):
+            activation = keras.activations.get(operation.activation)
+            if activation is keras.activations.linear:
+                return Nature("linear", **own)
+            values = ops.convert_to_numpy(activation(ops.linspace(-6.0, 6.0, 49)))
+            return Nature("nonlinear", activation=True, positive=bool(values.min() >= 0), **own)
+        # A maximum is no activation: as a shortcut it picks a position.
+        if kind.startswith(_LINEAR) or "Pooling" in kind or kind in ("MaxPool", "AveragePool"):
+            return Nature("linear", **own)
+        if norm or isinstance(operation, keras.layers.MultiHeadAttention):
+            return Nature("nonlinear", **own)
+        if not _is_float(given) or not _is_float(made):
+            return Nature("nonlinear", **own)
+        return _measure(call, given, made, own)
+
+
+def _kind(shortcut: Path, branch: Path) -> str | None:
+    """What sort of addition it is; `None` where it is neither a block nor an attempt at one."""
+    if branch.identity:
+        return "self"
+    if branch.linear and not branch.weights:
+        return None  # a filter without weights, such as x - pool(x)
+    if shortcut.identity:
+        return "identity"
+    if not shortcut.weights:
+        gate = shortcut.calls[-1]
+        return "gated" if len(gate.inputs) > 1 and shortcut.natures[-1].kind == "nonlinear" else "parameter-free"
+    if len(shortcut.calls[-1].inputs) > 1 and shortcut.natures[-1].kind == "nonlinear":
+        return "gated"
+    if shortcut.rank == 3:
+        return "projection"
+    return "sum"
+
+
+def _block_name(call: Call) -> str:
+    for ending in (".residual.add", ".add"):
+        if call.name.endswith(ending):
+            return call.name.removesuffix(ending)
+    return call.name
+
+
+def _fits(given: int | None, made: int | None) -> bool:
+    return given == made or given == 1 or given is None or made is None
+
+
+def _is_float(tensor: Any) -> bool:
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)
+
+
+def _rate(operation: Any, kind: str) -> float | None:
+    """The rate of a layer that drops values in training; `None` for other layers."""
+    if not any(word in kind for word in ("Dropout", "DropPath", "StochasticDepth", "DropBlock")):
+        return None
+    for name in ("rate", "drop_path_rate", "drop_prob", "survival_probability"):
+        value = getattr(operation, name, None)
+        if isinstance(value, (int, float)):
+            return 1 - float(value) if name == "survival_probability" else float(value)
+    return 1.0
+
+
+def _stride(call: Call, kind: str, given: Any, made: Any) -> float | None:
+    """By how much positions are subsampled along the first spatial axis; `None` where that is not known."""
+    before, after = given.shape[1:-1], made.shape[1:-1]
+    if len(before) != len(after) or not before or kind == "Reshape":
+        return 1.0 if before == after else None
+    for name in ("strides", "stride"):
+        step = _first(getattr(call.operation, name, None))
+        if step:
+            return 1 / step if "Transpose" in kind else step
+    if kind.startswith("UpSampling"):
+        return 1 / _first(call.operation.size)
+    if before == after or kind.startswith(("ZeroPadding", "Cropping")) or kind == "Pad":
+        return 1.0
+    if kind == "GetItem":  # Keras does not keep the slice where it could be read: where do positions go?
+        places: Array = np.zeros(noise(given, 0).shape, "float32")
+        places += np.arange(places.shape[1], dtype="float32").reshape(-1, *[1] * (places.ndim - 2))
+        kept = np.unique(_apply(call, [places], [given]))
+        return float(kept.flat[1] - kept.flat[0]) if kept.size > 1 else None
+    if kind == "Resizing" and before[0] and after[0]:
+        return before[0] / after[0]
+    return None
+
+
+def _first(value: Any) -> float:
+    """A size that is given for all axes, or for each of them; 0 for none."""
+    value = value[0] if isinstance(value, (tuple, list)) else value
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+# ------------------------------------------------------------------------------------------------------- measuring
+
+
+def noise(tensor: Any, seed: int) -> Array:
+    """Normal noise of a symbolic tensor's shape; numbers of 0 and 1 where it holds integers."""
+    shape = [_SEEN if tensor.shape[0] is None else tensor.shape[0]]
+    shape += [16 if size is None else size for size in tensor.shape[1:]]
+    values = np.random.default_rng(seed).normal(size=shape).astype("float32")
+    return values if _is_float(tensor) else (values > 0).astype("int32")
+
+
+def _with_random_weights(operation: Any) -> keras.StatelessScope:
+    """A scope in which the operation's weights are random: a scale that starts at 0 is no dead end."""
+    generator, values = np.random.default_rng(0), []
+    for variable in getattr(operation, "variables", ()):
+        if "float" in keras.backend.standardize_dtype(variable.dtype):
+            value = 0.5 + 0.5 * generator.random(tuple(variable.shape))
+            values.append((variable, ops.convert_to_tensor(value, variable.dtype)))
+    return keras.StatelessScope(state_mapping=values)
+
+
+def _apply(call: Call, arguments: list[Array], tensors: list[Any]) -> Array:
+    values = [ops.convert_to_tensor(a, t.dtype) for a, t in zip(arguments, tensors, strict=True)]
+    return np.asarray(ops.convert_to_numpy(ops.cast(call(values)[0], "float32")), "float64")
+
+
+def _measure_sum(call: Call, tensors: list[Any]) -> tuple[float, ...] | None:
+    """Coefficients of a linear combination, as measured; `None` if it is none."""
+    given = [noise(tensor, seed) for seed, tensor in enumerate(tensors)]
+    try:
+        with _with_random_weights(call.operation):
+            whole = _apply(call, given, tensors)
+            factors, rest = [], whole
+            for i, value in enumerate(given):
+                alone = [x if i == j else np.zeros_like(x) for j, x in enumerate(given)]
+                part, value = _apply(call, alone, tensors), np.broadcast_to(value, whole.shape)
+                factors.append(float((part * value).sum() / (value**2).sum()))
+                rest = rest - factors[-1] * value
+    except Exception:  # whatever it is: it cannot be measured
+        return None
+    tolerance = 1e-3 if "float32" in str(tensors[0].dtype) else 3e-2
+    if np.abs(rest).max() > tolerance * max(np.abs(whole).max(), 1e-6) or 0.0 in np.round(factors, 6):
+        return None
+    return tuple(factors)
+
+
+def _measure(call: Call, given: Any, made: Any, own: dict[str, Any]) -> Nature:
+    a, b = 2 * noise(given, 1), 2 * noise(given, 2)
+    try:
+        with _with_random_weights(call.operation):
+            f = [_apply(call, [x], [given]) for x in (np.zeros_like(a), a, b, a + b)]
+    except Exception:
+        return Nature("nonlinear", **own)
+    size, tolerance = max(np.abs(f[1]).max(), 1e-6), 1e-3 if "float32" in str(given.dtype) else 5e-2
+    positive = min(x.min() for x in f) >= 0 and not np.allclose(f[1], f[2])
+    if np.abs(f[1] - f[2]).max() < 1e-6 * size:
+        return Nature("constant", **own)
+    scope, at = _with_random_weights(call.operation), [ops.convert_to_tensor(a, given.dtype)]
+    _, (slope,) = gradients(lambda x: ops.sum(call(x)[0] ** 2), at, scope)
+    if not np.asarray(ops.convert_to_numpy(ops.cast(slope, "float32"))).any():
+        return Nature("constant", detached=True, **own)
+    if np.abs(f[3] - f[1] - f[2] + f[0]).max() > tolerance * size:
+        elementwise = given.shape == made.shape and not own["weights"]
+        return Nature("nonlinear", activation=elementwise, positive=positive, **own)
+    if given.shape == made.shape and np.abs(f[0]).max() < 1e-6 * size:
+        scale = float((f[1] * a).sum() / (a**2).sum())
+        if abs(scale) > 1e-6 and np.abs(f[1] - scale * a).max() < tolerance * size:
+            return Nature("identity" if abs(scale - 1) < 1e-3 else "scale", scale, **own)
+        if abs(scale) <= 1e-6:
+            return Nature("constant", **own)
+    return Nature("linear", **own)

@@ -1,0 +1,397 @@
+"""Networks with one planted fault each, and healthy ones that look alike: what check_residual is tested on."""
+
+import keras
+from keras import ops
+
+import keras_residual as kr
+from keras_residual import blocks
+
+L = keras.layers
+
+
+def conv_norm(x, filters, stride=1, activation="relu"):
+    x = L.Conv2D(filters, 3, stride, padding="same", use_bias=False)(x)
+    x = L.BatchNormalization()(x)
+    return L.Activation(activation)(x) if activation else x
+
+
+def branch(x, filters=16, stride=1):
+    return conv_norm(conv_norm(x, filters, stride), filters, activation=None)
+
+
+def block(x):
+    return L.ReLU()(L.Add()([x, branch(x)]))
+
+
+def stem(size=16, filters=16):
+    inputs = keras.Input((size, size, 3))
+    return inputs, conv_norm(inputs, filters)
+
+
+def head(inputs, x):
+    return keras.Model(inputs, L.Dense(10)(L.GlobalAveragePooling2D()(x)))
+
+
+def altered(model, change):
+    """A copy of a network of somebody else's in which `change(layer, arguments)` may put a call in place of another."""
+
+    def call(layer, *args, **kwargs):
+        changed = change(layer, *args)
+        return layer(*args, **kwargs) if changed is None else changed
+
+    return keras.models.clone_model(model, call_function=call)
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def cropped_shortcut():
+    """Strides without a projection, "mended" by cutting the shortcut to size."""
+    inputs, x = stem()
+    x = block(x)
+    x = L.Add()([L.Cropping2D(4, name="here")(x), branch(x, stride=2)])
+    return head(inputs, x), "shortcut out of place"
+
+
+def sliced_shortcut():
+    inputs, x = stem()
+    x = L.Add(name="sum")([x[:, :8, :8], branch(x, stride=2)])
+    return head(inputs, x), "shortcut out of place"
+
+
+def activated_shortcut():
+    """keras.applications' ResNet50 with a ReLU behind each projection."""
+
+    def change(layer, *args):
+        if layer.name == "conv3_block1_0_bn":
+            return L.ReLU(name="here")(layer(*args))
+
+    return altered(keras.applications.ResNet50(weights=None, input_shape=(32, 32, 3), include_top=False), change), (
+        "activation on the shortcut"
+    )
+
+
+def activated_identity():
+    inputs, x = stem()
+    x = block(x)
+    x = L.BatchNormalization()(x)
+    x = L.Add()([L.Activation("relu", name="here")(x), branch(x)])
+    return head(inputs, x), "activation on the shortcut"
+
+
+def added_to_itself():
+    """MobileNetV2 with an addition whose two sides are one tensor."""
+
+    def change(layer, *args):
+        if layer.name == "block_4_add":
+            return L.Add(name="here")([args[0][0], args[0][0]])
+
+    return altered(keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35), change), (
+        "a tensor added to itself"
+    )
+
+
+def operator_added_to_itself():
+    inputs, x = stem()
+    x = block(x)
+    return head(inputs, block(x + x)), "a tensor added to itself"
+
+
+def skip_past_nothing():
+    inputs, x = stem()
+    x = block(x)
+    x = L.Add(name="here")([x, L.Dropout(0.1)(L.Activation("linear")(x))])
+    return head(inputs, x), "a skip past nothing"
+
+
+def linear_branch():
+    """The tutorials' single-convolution block, which is one linear layer."""
+    inputs, x = stem()
+    for i in range(2):
+        y = L.BatchNormalization()(L.Conv2D(16, 3, padding="same", name="here" if not i else None)(x))
+        x = L.ReLU()(L.Add()([x, y]))
+    return head(inputs, x), "linear branch"
+
+
+def dead_branch():
+    inputs, x = stem()
+    x = L.Add()([x, L.Rescaling(0.0, name="here")(branch(x))])
+    return head(inputs, x), "dead branch"
+
+
+def detached_branch():
+    inputs, x = stem()
+    x = L.Add()([x, ops.stop_gradient(branch(x))])
+    return head(inputs, x), "detached branch"
+
+
+def hidden_detached_branch():
+    inputs, x = stem()
+    x = L.Add()([x, L.Lambda(lambda t: ops.stop_gradient(t), name="here")(branch(x))])
+    return head(inputs, x), "detached branch"
+
+
+def frozen_branch():
+    """One of our networks in whose middle a block was frozen and forgotten."""
+    model = kr.ResNet20(input_shape=(16, 16, 3))
+    for layer in model.layers:
+        if layer.name.startswith("layer2.1."):
+            layer.trainable = False
+    return model, "frozen branch"
+
+
+def halved_shortcut():
+    """EfficientNetB0 with one shortcut times 0.5."""
+
+    def change(layer, *args):
+        if layer.name == "block4b_add":
+            y, x = args[0]
+            return layer([y, L.Rescaling(0.5, name="here")(x)])
+
+    return altered(keras.applications.EfficientNetB0(weights=None, input_shape=(32, 32, 3)), change), (
+        "scaled shortcut"
+    )
+
+
+def averaged():
+    inputs, x = stem()
+    x = L.Average(name="here")([x, branch(x)])
+    return head(inputs, block(x)), "scaled shortcut"
+
+
+def subtracted():
+    inputs, x = stem()
+    return head(inputs, block(branch(x) - x)), "scaled shortcut"
+
+
+def two_branches():
+    inputs, x = stem()
+    x = L.Add(name="here")([branch(block(x)), branch(x)])
+    return head(inputs, x), "no shortcut"
+
+
+def growing_stream():
+    """ResNet50 without its batch normalisations, initialised as ResNets are."""
+    inputs, x = stem()
+    for i in range(9):
+        y = x
+        for j in range(2):
+            y = L.Conv2D(16, 3, padding="same", kernel_initializer="he_normal", name="here" if i == 0 and j else None)(
+                y
+            )
+            y = y if j else L.ReLU()(y)
+        x = L.Add()([x, y])
+    return head(inputs, x), "growing stream"
+
+
+def concatenated():
+    inputs, x = stem()
+    x = block(block(x))
+    x = L.Concatenate(name="here")([x, branch(x)])
+    return head(inputs, L.ReLU()(x)), "concatenation in place of an addition"
+
+
+def activated_stream():
+    """A pre-activation network that activates its sums as well."""
+    inputs, x = stem()
+    for _ in range(3):
+        x = L.ReLU()(L.Add()([x, L.Conv2D(16, 3, padding="same")(L.ReLU()(L.BatchNormalization()(x)))]))
+    return head(inputs, x), "activation on the stream"
+
+
+def activated_resnet_v2():
+    """Our pre-activation ResNet in which one sum is activated."""
+
+    def change(layer, *args):
+        if layer.name == "stages.1.blocks.0.add":
+            return L.ReLU(name="here")(layer(*args))
+
+    entry = kr.models.find("ResNetV2_18")
+    return altered(entry.family(entry.config.tiny()), change), "activation on the stream"
+
+
+def dropped_shortcut():
+    def change(layer, *args):
+        if layer.name == "layer1.1.add":
+            return layer([L.Dropout(0.2, name="here")(args[0][0]), args[0][1]])
+
+    return altered(kr.ResNet20(input_shape=(16, 16, 3)), change), "dropout on the shortcut"
+
+
+def projected_everywhere():
+    inputs, x = stem()
+    for _ in range(3):
+        shortcut = L.BatchNormalization()(L.Conv2D(16, 1, use_bias=False)(x))
+        x = L.ReLU()(L.Add()([shortcut, branch(x)]))
+    return head(inputs, x), "projection without need"
+
+
+def positive_branch():
+    """A Transformer block of the tutorials whose MLP ends in a ReLU."""
+    inputs = keras.Input((12, 16))
+    x = inputs
+    for i in range(2):
+        y = L.LayerNormalization()(x)
+        x = x + L.MultiHeadAttention(2, 8)(y, y)
+        y = L.Dense(32, "gelu")(L.LayerNormalization()(x))
+        x = x + L.Dense(16, "relu", name="here" if not i else None)(y)
+    return keras.Model(inputs, L.Dense(3)(x[:, 0])), "branch never negative"
+
+
+def normalised_shortcut():
+    inputs, x = stem()
+    x = L.Add()([L.BatchNormalization(name="here")(x), branch(x)])
+    return head(inputs, x), "normalisation on the shortcut"
+
+
+def broadcast_channels():
+    inputs, x = stem()
+    x = L.Add(name="here")([x, branch(x, filters=1)])
+    return head(inputs, x), "broadcast channels"
+
+
+def nested_fault():
+    """A fault inside a model inside a model."""
+    inner = keras.Input((16, 16, 16))
+    backbone = keras.Model(inner, L.Add()([L.Rescaling(0.5, name="here")(inner), branch(inner)]), name="inner")
+    middle = keras.Input((16, 16, 16))
+    outer = keras.Sequential([keras.Input((16, 16, 16)), backbone, L.ReLU()], name="outer")
+    wrapped = keras.Model(middle, outer(middle), name="wrapped")
+    inputs, x = stem()
+    return head(inputs, wrapped(x)), "scaled shortcut"
+
+
+FAULTS = [
+    cropped_shortcut,
+    sliced_shortcut,
+    activated_shortcut,
+    activated_identity,
+    added_to_itself,
+    operator_added_to_itself,
+    skip_past_nothing,
+    linear_branch,
+    dead_branch,
+    detached_branch,
+    hidden_detached_branch,
+    frozen_branch,
+    halved_shortcut,
+    averaged,
+    subtracted,
+    two_branches,
+    growing_stream,
+    concatenated,
+    activated_stream,
+    activated_resnet_v2,
+    dropped_shortcut,
+    projected_everywhere,
+    positive_branch,
+    normalised_shortcut,
+    broadcast_channels,
+    nested_fault,
+]
+
+
+# ------------------------------------------------------------------------------------------------------------ healthy
+
+
+def frozen_backbone():
+    """Fine-tuning: everything up to a block is frozen, on purpose."""
+    model = kr.ResNet20(input_shape=(16, 16, 3))
+    for layer in model.layers:
+        layer.trainable = not layer.name.startswith(("conv1", "bn1", "layer1", "layer2"))
+    return model
+
+
+def densely_connected():
+    """Concatenations that are meant (Huang et al. 2017)."""
+    inputs, x = stem()
+    for _ in range(3):
+        x = L.Concatenate()([x, branch(x)])
+    return head(inputs, x)
+
+
+def u_net():
+    """Long skips by concatenation, short ones by addition (Ronneberger et al. 2015; He et al. 2016)."""
+    inputs, x = stem()
+    high = block(x)
+    low = block(conv_norm(high, 16, stride=2))
+    x = L.Concatenate()([high, L.UpSampling2D()(low)])
+    return keras.Model(inputs, L.Conv2D(2, 1)(conv_norm(x, 16)))
+
+
+def linknet():
+    """A long skip by addition over a whole encoder and decoder (Chaurasia & Culurciello 2017)."""
+    inputs, x = stem()
+    low = block(conv_norm(x, 16, stride=2))
+    up = L.BatchNormalization()(L.Conv2DTranspose(16, 3, 2, padding="same")(low))
+    return keras.Model(inputs, L.Conv2D(2, 1)(L.ReLU()(L.Add()([x, up]))))
+
+
+def squeeze_excite():
+    inputs, x = stem()
+    return head(inputs, L.ReLU()(L.Add()([x, blocks.squeeze_excite(branch(x))])))
+
+
+def magnitude_preserving():
+    """(x + F(x)) / sqrt(2) keeps the variance (Karras et al. 2020, 2024)."""
+    inputs, x = stem()
+    return head(inputs, L.Rescaling(0.5**0.5)(x) + L.Rescaling(0.5**0.5)(branch(x)))
+
+
+def small_branch():
+    """Scaled branches instead of norms (Lim et al. 2017, EDSR)."""
+    inputs, x = stem()
+    for _ in range(12):
+        y = L.Conv2D(16, 3, padding="same")(L.ReLU()(L.Conv2D(16, 3, padding="same")(x)))
+        x = L.Add()([x, L.Rescaling(0.1)(y)])
+    return head(inputs, x)
+
+
+def feature_pyramid():
+    """Additions across resolutions (Lin et al. 2017)."""
+    inputs, c2 = stem()
+    c3 = conv_norm(conv_norm(c2, 32, stride=2), 32)
+    p3 = L.Conv2D(16, 1)(c3)
+    p2 = L.Add()([L.UpSampling2D()(p3), L.Conv2D(16, 1)(c2)])
+    return keras.Model(inputs, [L.Conv2D(16, 3)(p2), L.Conv2D(16, 3)(p3)])
+
+
+def post_norm_transformer():
+    """Tokens and positions added, then post-norm blocks (Vaswani et al. 2017)."""
+    tokens = keras.Input((12,), dtype="int32")
+    x = L.Embedding(20, 16)(tokens) + L.Embedding(12, 16)(ops.cumsum(ops.ones_like(tokens), 1) - 1)
+    for _ in range(2):
+        x = L.LayerNormalization()(x + L.Dropout(0.1)(L.MultiHeadAttention(2, 8)(x, x)))
+        x = L.LayerNormalization()(x + L.Dense(16)(L.Dense(32, "relu")(x)))
+    return keras.Model(tokens, L.Dense(2)(x[:, 0]))
+
+
+def unbatched():
+    """Option A of He et al. 2016: a slice that subsamples, and zeros for the new channels."""
+    inputs, x = stem()
+    y = branch(x, 32, stride=2)
+    return head(inputs, L.Add()([ops.pad(x[:, ::2, ::2], [(0, 0), (0, 0), (0, 0), (8, 8)]), y]))
+
+
+def mixed_precision():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return kr.ResNet20(input_shape=(16, 16, 3))
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+HEALTHY = [
+    frozen_backbone,
+    densely_connected,
+    u_net,
+    linknet,
+    squeeze_excite,
+    magnitude_preserving,
+    small_branch,
+    feature_pyramid,
+    post_norm_transformer,
+    unbatched,
+    mixed_precision,
+]
