@@ -36,9 +36,13 @@ class Call:
     _arguments: Any
     _keys: tuple[int, ...]  # what Keras' record of the arguments calls the inputs
 
+    def arguments(self, values: list[Any]) -> tuple[Any, Any]:
+        """What the operation is called with: values in place of its inputs, and everything else as it was."""
+        return self._arguments.fill_in(dict(zip(self._keys, values, strict=True)))
+
     def __call__(self, values: list[Any], training: bool = False) -> list[Any]:
         """Runs the operation on values in place of its inputs."""
-        args, kwargs = self._arguments.fill_in(dict(zip(self._keys, values, strict=True)))
+        args, kwargs = self.arguments(values)
         if getattr(self.operation, "_call_has_training_arg", False):
             kwargs = {**kwargs, "training": training}
         return tree.flatten(self.operation(*args, **kwargs))

@@ -1,0 +1,178 @@
+"""Shallower networks: blocks taken out, the rest as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_residual.diagnostics.graph import Graph
+from keras_residual.diagnostics.report import batches, residual_report
+from keras_residual.diagnostics.result import Result, canvas, name_places
+from keras_residual.diagnostics.structure import Block, Structure
+
+__all__ = ["Pruned", "prune_blocks"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned(Result):
+    """What `prune_blocks` returns.
+
+    Attributes:
+        model: The shallower model, with copies of the weights; not compiled.
+        accuracy: Its accuracy on the data; `None` without labels.
+        accuracy_before: That of the whole model.
+    """
+
+    model: Any = None
+    accuracy: float | None = None
+    accuracy_before: float | None = None
+
+    def figure(self) -> Any:
+        figure, ((axis,),) = canvas(1, 1, (max(6.0, min(16.0, 3 + 0.3 * len(self.rows))), 4.0))
+        heights = [row.get("output change", 1.0) for row in self.rows]
+        for word, colour in (("kept", "tab:blue"), ("removed", "tab:red")):
+            places = [i for i, row in enumerate(self.rows) if row["block is"].startswith(word)]
+            axis.bar(places, [heights[i] for i in places], color=colour, label=word)
+        if any("output change" in row for row in self.rows):
+            axis.set_ylabel("output change without the block alone")
+        else:
+            axis.set_yticks([])
+        axis.grid(axis="y", alpha=0.3)
+        axis.legend()
+        name_places(axis, [row["block"] for row in self.rows])
+        figure.suptitle(self.title, fontsize=11)
+        return figure
+
+
+def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = None, *, batch_size: int = 16) -> Pruned:
+    """Takes residual blocks out of a model: a shallower one, which needs no training to work to some degree.
+
+    Where a block is taken out, its input goes on in its place (Veit et al. 2016, section 4.1). Blocks that change the
+    shape cannot be taken out and stay. The model itself is not touched.
+
+    Args:
+        model: A Functional model with residual blocks.
+        keep: Names of the blocks to keep, as `check_residual` and `residual_report` list them, or how many: then those
+            go whose loss moves the output least, each by itself, on the data.
+        data: Inputs, inputs and labels, or batches, as `residual_report` takes them; needed for a number. With labels,
+            accuracy is measured before and after.
+        batch_size: Samples in a batch of arrays.
+
+    Returns:
+        `.model`, `.accuracy`, `.accuracy_before`, and one row for each block.
+
+    Raises:
+        ValueError: If there is no such block, or fewer can be taken out than asked for.
+    """
+    graph = Graph(model)
+    blocks = Structure(graph).residual
+    free = [block for block in blocks if _removable(graph, block)]
+    moved: dict[str, float] = {}
+    if isinstance(keep, int):
+        least = len(blocks) - len(free)
+        if data is None or not least <= keep <= len(blocks) or isinstance(keep, bool):
+            raise ValueError(
+                f"keep as a number needs data to choose by, and {least} to {len(blocks)} blocks of {model.name} can "
+                f"stay ({least} change the shape). Received: keep={keep!r}, data={'none' if data is None else 'given'}."
+            )
+        moved = {
+            row["block"]: row["output change"]
+            for row in residual_report(model, data, paths=1, batch_size=batch_size).rows
+        }
+        names = sorted((block.name for block in free), key=lambda name: moved.get(name, 0.0))
+        removed = set(names[: len(blocks) - keep])
+    else:
+        kept, known = set(keep), {block.name for block in blocks}
+        if kept - known:
+            raise ValueError(
+                f"keep names residual blocks of {model.name}. Received: {sorted(kept - known)}, which it does not "
+                f"have. It has: {', '.join(block.name for block in blocks) or 'none'}."
+            )
+        removed = {block.name for block in free} - kept
+    shallower = _without(model, {id(b.call.operation): _position(b) for b in free if b.name in removed})
+    rows = []
+    for block in blocks:
+        stays = "removed" if block.name in removed else "kept" if block in free else "kept: it changes the shape"
+        change = {"output change": moved[block.name]} if block.name in moved else {}
+        rows.append({"block": block.name, "shortcut": block.kind, **change, "block is": stays})
+    rows = rows if not moved or all("output change" in row for row in rows) else [_bare(row) for row in rows]
+    accuracy = accuracy_before = None
+    measured = ""
+    if data is not None:
+        accuracy_before, accuracy = (_accuracy(m, data, batch_size) for m in (model, shallower))
+        if accuracy is not None:
+            measured = f", accuracy {accuracy_before:.1%} to {accuracy:.1%}"
+    sizes = f"{model.count_params():,} to {shallower.count_params():,} parameters"
+    title = f"{model.name}: {len(blocks) - len(removed)} of {len(blocks)} blocks kept, {sizes}{measured}"
+    return Pruned(title, rows, (), shallower, accuracy, accuracy_before)
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "output change"}
+
+
+def _removable(graph: Graph, block: Block) -> bool:
+    same = tuple(graph.tensors[block.shortcut.operand].shape) == tuple(graph.tensors[block.end].shape)
+    plain = abs(block.shortcut.coefficient - 1) < 1e-3 and not block.others
+    return same and plain and block.shortcut.identity
+
+
+def _position(block: Block) -> int:
+    """Which of the addition's arguments is the shortcut."""
+    return block.call.operands.index(block.shortcut.operand)
+
+
+def _without(model: Any, removed: dict[int, int]) -> keras.Model:
+    """A copy of a model in which some additions give one of their arguments on."""
+    copies: dict[int, tuple[Any, Any]] = {}
+
+    def copy(layer: Any) -> Any:
+        if isinstance(layer, keras.Sequential) or (
+            isinstance(layer, keras.Model) and hasattr(layer, "_nodes_by_depth")
+        ):
+            return _without(layer, removed)
+        new = type(layer).from_config(layer.get_config())
+        copies[id(new)] = (layer, new)
+        return new
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        old, _ = copies.get(id(layer), (None, None))
+        if id(old) in removed:
+            return tree.flatten((args, kwargs))[removed[id(old)]]
+        return layer(*args, **kwargs)
+
+    single = len(model.inputs) == 1 and len(model.outputs) == 1
+    graph = keras.Model(
+        *((model.inputs[0], model.outputs[0]) if single else (model.input, model.output)), name=model.name
+    )
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 20_000))  # Keras walks the graph by recursion
+    try:
+        result = keras.models.clone_model(graph, clone_function=copy, call_function=call)
+    finally:
+        sys.setrecursionlimit(limit)
+    for old, new in copies.values():
+        if not isinstance(old, keras.Layer):
+            continue
+        for variable, value in zip(new.variables, old.variables, strict=True):
+            variable.assign(value)
+        if hasattr(new, "finalize_state"):  # keras.layers.Normalization keeps what it computes from its variables
+            new.finalize_state()
+    return result
+
+
+def _accuracy(model: keras.Model, data: Any, batch_size: int) -> float | None:
+    right = count = 0
+    for x, y in batches(data, batch_size):
+        if y is None:
+            return None
+        guesses = np.asarray(ops.convert_to_numpy(model(x, training=False))).argmax(-1)
+        right += int((guesses == np.asarray(ops.convert_to_numpy(y)).reshape(-1)).sum())
+        count += len(guesses)
+    return right / count
