@@ -174,6 +174,27 @@ def test_what_is_a_probability(tmp_path, model):
         assert distance(outputs["probabilities"], expected) < 1e-5, name
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_dense_layers_on_sequences_are_products_that_fuse(tmp_path, policy):
+    """In the graph a bias is added to a matrix product itself, no reshape between; the model is left as it was."""
+    inputs = keras.Input((None, 6, 16))
+    inner = keras.Sequential([keras.Input((None, 6, 8)), keras.layers.Dense(4, dtype=policy)])
+    x = keras.layers.Dense(8, "tanh", dtype=policy)(inputs)
+    outputs = keras.layers.Dense(5, use_bias=False, dtype=policy)(inner(x))
+    model = randomise(keras.Model(inputs, outputs))
+    version, x = kr.export(model, tmp_path), noise((2, 7, 6, 16))
+    got = ask(version, x)["outputs"]
+    assert got.shape == (2, 7, 6, 5)
+    assert distance(got, keras.ops.cast(model(x, training=False), "float32")) < (1e-5 if policy == "float32" else 0.02)
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString((version / "saved_model.pb").read_bytes())
+    (core,) = (f for f in saved.meta_graphs[0].graph_def.library.function if "pruned" in f.signature.name)
+    made_by = {node.name: node.op for node in core.node_def}
+    biases = [made_by[node.input[0].partition(":")[0]] for node in core.node_def if node.op == "BiasAdd"]
+    assert biases == ["MatMul", "MatMul"]
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
 def test_several_outputs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one input and one output"):
         kr.export(kr.features("ResNet20", levels=(1, 2)), tmp_path)
@@ -378,9 +399,11 @@ KILLED = """
     import os, signal, sys, threading, time
     import keras_residual as kr
     model = kr.ResNet20(input_shape=(32, 32, 3))
+    start = time.monotonic()
     kr.export(model, sys.argv[1] + "/warm")
+    moment = float(sys.argv[2]) * (time.monotonic() - start)
     print("ready", flush=True)
-    threading.Thread(target=lambda: (time.sleep(float(sys.argv[2])), os.kill(os.getpid(), signal.SIGKILL))).start()
+    threading.Thread(target=lambda: (time.sleep(moment), os.kill(os.getpid(), signal.SIGKILL))).start()
     while True:
         kr.export(model, sys.argv[1] + "/model")
 """
@@ -388,11 +411,11 @@ KILLED = """
 
 @pytest.mark.slow
 def test_sigkill_never_leaves_half_a_version(tmp_path):
-    """Twenty kills at random moments, with a reader that polls meanwhile, as a server does."""
+    """Twenty kills at random moments of the first exports, with a reader that polls meanwhile, as a server does."""
     generator, polled = np.random.default_rng(0), 0
     wanted = None
     for _ in range(20):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(generator.uniform(0, 4))]
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(generator.uniform(0, 2.5))]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout.readline() == "ready\n"
             seen = set()
