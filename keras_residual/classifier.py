@@ -116,13 +116,17 @@ class Classifier:
         """Measures the classifier on labelled images; see `keras_residual.metrics.measure`.
 
         Args:
-            data: What `keras_residual.data.load` reads, all of it, or an `Examples`.
+            data: What `keras_residual.data.load` reads, or an `Examples`. Classes go by their names; some may have no
+                images. Of a source that is split, the part called test, or else validation, is measured.
             batch_size: Images in a batch.
             majority: Number of the class that a constant answer would name; by default the most frequent one here.
+
+        Raises:
+            ValueError: If the data has a class that the classifier does not know.
         """
         from keras_residual.data import Examples
 
-        examples = data if isinstance(data, Examples) else labelled(data, self.labels)
+        examples = data if isinstance(data, Examples) else labelled(data, self.labels)[0]
         if majority is None:
             majority = int(np.bincount(examples.labels, minlength=1).argmax())
         return metrics.measure(self.probabilities(examples, batch_size), examples.labels, majority)
@@ -234,11 +238,20 @@ class Classifier:
         return (weights / weights.sum(-1, keepdims=True)).astype("float32")
 
 
-def labelled(source: Any, labels: Sequence[str]) -> Any:
-    """All images of a source whose classes have these names, as one `Examples`."""
+def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str]]:
+    """The images of a source to measure a classifier of these labels on, as `Examples`, and what is to be said of them.
+
+    Raises:
+        ValueError: If the source has other classes.
+    """
     from keras_residual.data import load
 
-    return load(source, validation=0.0, classes=labels).train
+    found = load(source, validation=0.0, classes=labels, partial=True)
+    parts = {"test": found.test or (), "validation": found.validation, "train": found.train}
+    there = [name for name, images in parts.items() if len(images)]
+    words = [f"the part {there[0]!r} of {source} is measured"] if len(there) > 1 else []
+    words += [f"{name} {reason}: left out" for name, reason in found.skipped]
+    return parts[there[0]], words + list(found.warnings)
 
 
 def _named(images: Any) -> list[tuple[str, Any]]:

@@ -92,10 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--precision", default="auto", metavar="POLICY", help="for example mixed_bfloat16 (%(default)s)")
     sub.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits")
     sub.add_argument("--overwrite", action="store_true", help="replace a run of other settings")
+    several = sub.add_argument_group("several machines", "Each runs the same command, with KERAS_BACKEND=jax.")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--processes", type=int, default=1, metavar="N", help="how many there are (%(default)s)")
+    several.add_argument("--process-id", type=int, default=0, metavar="I", help="which one this is, 0 to N - 1")
 
     sub = add("evaluate", _evaluate, "Measure a run on labelled images.")
     sub.add_argument("run", metavar="RUN", help="the run's directory")
-    sub.add_argument("data", metavar="DATA", help="as for finetune; all of it is used")
+    sub.add_argument("data", metavar="DATA", help="as for finetune; the test part where it is split, else all")
     sub.add_argument("--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes there")
 
     sub = add("predict", _predict, "Name what is on images.")
@@ -122,6 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--grpc-port", type=int, default=8500, metavar="PORT", help="port of gRPC (%(default)s)")
     sub.add_argument("--max-mb", type=int, default=64, metavar="MB", help="the largest request (%(default)s)")
     sub.add_argument("--timeout", type=float, default=30.0, metavar="S", help="the longest request (%(default)s)")
+
+    sub = add("benchmark", _benchmark, "Measure how fast a network trains and answers here, with XLA and without.")
+    sub.add_argument("name", metavar="NAME", help="a registered network")
+    sub.add_argument("--batch-size", type=int, default=16, metavar="N", help="images in a step (%(default)s)")
+    sub.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images (the network's)")
+    sub.add_argument("--steps", type=int, default=10, metavar="N", help="steps that are timed (%(default)s)")
+    sub.add_argument("--xla", choices=["both", "on", "off"], default="both", help="(%(default)s)")
+    sub.add_argument("--precision", default="auto", metavar="POLICY", help="for example mixed_bfloat16 (%(default)s)")
+    sub.add_argument("--hlo", metavar="FILE", help="write the compiled training step there: the proof that it compiles")
+    sub.add_argument("--csv", metavar="FILE", help="write the table there too")
 
     sub = add("list", _list, "List the registered models.")
     sub.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="wildcard, for example 'resnet*'")
@@ -156,7 +170,13 @@ def _finetune(options: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(options).items() if key != "command" and value is not None}
     if given["weights"].lower() == "none":
         given["weights"] = None
-    finetune(**given)
+    try:
+        finetune(**given)
+    except ConnectionError as error:
+        if options.processes == 1:
+            raise
+        print(f"keras-residual: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # at a usual exit JAX would wait for the process that has gone
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -164,10 +184,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from keras_residual.reports import write_report
 
     classifier = Classifier.load(options.run)
+    examples, words = labelled(options.data, classifier.labels)
+    for line in words:
+        print(f"warning: {line}", file=sys.stderr)
     if options.output is None:
-        found = classifier.evaluate(options.data)
+        found = classifier.evaluate(examples)
     else:
-        examples = labelled(options.data, classifier.labels)
         majority = max(examples.labels.tolist(), key=examples.labels.tolist().count)
         found = write_report(classifier, examples, Path(options.output), majority=majority)
     for name, value in found.items():
@@ -221,6 +243,13 @@ def _serve(options: argparse.Namespace) -> None:
         max_bytes=options.max_mb << 20,
         seconds=options.timeout,
     )
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from keras_residual.benchmark import benchmark
+
+    given = {key: value for key, value in vars(options).items() if key not in ("command", "name")}
+    benchmark(options.name, **given)
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from keras_residual.weights.files import written_whole
 
 __all__ = ["finetune"]
 
+_FINISHED, _TO_TRAIN = "finished", "to train"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -45,6 +46,9 @@ def finetune(
     jit: bool | str = "auto",
     deterministic: bool = False,
     overwrite: bool = False,
+    coordinator: str | None = None,
+    processes: int = 1,
+    process_id: int = 0,
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> Classifier:
@@ -76,19 +80,29 @@ def finetune(
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         deterministic: Whether the same seed gives the same bits; somewhat slower on GPUs.
         overwrite: Whether a run of other settings that lies there is replaced.
-        say: Gets each line for the user.
+        coordinator: `"HOST:PORT"` of the process number 0, where several machines train together (Keras on JAX). Each
+            calls this with the same arguments but `process_id`, before anything else of JAX, and reads its part of each
+            batch from its own copy of the data. Number 0 writes the run; the others keep checkpoints only.
+        processes: How many processes there are.
+        process_id: Which one this is, from 0 on.
+        say: Gets each line for the user; of process 0 alone.
         **options: The network builder's own options, for example `drop_path=0.1`.
 
     Returns:
         The classifier, with the weights of the best epoch.
 
     Raises:
-        ValueError: If the data cannot be trained on, or a run of other settings lies in `output`.
+        ValueError: If the data cannot be trained on, a run of other settings lies in `output`, or several processes are
+            asked for on TensorFlow.
+        PeerError: A `ConnectionError`, if another process has ended.
         FileNotFoundError: If data or weights are not there; the error says what to do.
     """
     from keras_residual.data import load
-    from keras_residual.training import best_precision, fit
+    from keras_residual.training import best_precision, distributed, fit, start
 
+    if (coordinator, processes, process_id) != (None, 1, 0):
+        start(coordinator, processes, process_id)
+        say = say if process_id == 0 else _nothing
     try:
         json.dumps(options)
     except TypeError as error:
@@ -135,11 +149,14 @@ def finetune(
         "precision": precision,
         "deterministic": deterministic,
     }
-    finished = _begin(folder, about, overwrite)
-    if finished is not None:
+    with distributed.explained():
+        finished = distributed.first(lambda: _begin(folder, about, overwrite)) == _FINISHED
+    if finished:
         say(f"finished    {folder} holds this very run. overwrite=True trains it again.")
-        return finished
-    found.write_skipped(folder / "skipped.csv")
+        distributed.alone()
+        return Classifier.load(folder)
+    if process_id == 0:
+        found.write_skipped(folder / "skipped.csv")
     if found.skipped:
         say(f"left out    {len(found.skipped)} images, listed in {folder / 'skipped.csv'}")
 
@@ -163,8 +180,11 @@ def finetune(
         patience=patience,
         jit=jit,
         deterministic=deterministic,
+        logs=folder / "tensorboard",
     )
-    classifier = Classifier(network, prepare, found.labels, name, options)
+    classifier = Classifier(distributed.single(network), prepare, found.labels, name, options)
+    if process_id:
+        return classifier
     reports.write_history(history, folder / "history.csv")
     figures.draw_curves(history, folder / "curves.png", f"{name} on {about['data']}")
     measured = reports.write_report(
@@ -178,9 +198,13 @@ def finetune(
     )
     say(
         f"written to  {folder}/: model.keras, weights.safetensors, labels.txt, history.csv, metrics.json, curves.png, "
-        "confusion.png, mistakes.png, predictions.csv"
+        "confusion.png, mistakes.png, predictions.csv, tensorboard/"
     )
     return classifier
+
+
+def _nothing(line: str) -> None:
+    """Says nothing: what process 0 says is enough."""
 
 
 def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
@@ -266,8 +290,8 @@ def _class_weights(counts: np.ndarray[Any, Any], wanted: bool | str) -> tuple[fl
     return tuple(float(counts.sum() / (len(counts) * count)) for count in counts)
 
 
-def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> Classifier | None:
-    """Makes the run directory, or finds in it the same run: finished (the classifier), or not (`None`).
+def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
+    """Makes the run directory, or finds the same run in it; answers whether it is finished.
 
     Raises:
         ValueError: If another run lies there; the error names each difference.
@@ -283,7 +307,7 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> Classifie
                 + "\n  ".join(differences)
                 + "\nName another directory (output=, --output), or replace it (overwrite=True, --overwrite)."
             )
-        return Classifier.load(folder) if (folder / "config.json").is_file() else None
+        return _FINISHED if (folder / "config.json").is_file() else _TO_TRAIN
     if folder.exists() and any(folder.iterdir()) and not path.is_file():
         raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
     if overwrite:
@@ -291,14 +315,15 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> Classifie
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         part.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return None
+    return _TO_TRAIN
 
 
 def _clear(folder: Path) -> None:
     """Removes what a run has written, and nothing else."""
     import shutil
 
-    shutil.rmtree(folder / "training", ignore_errors=True)
+    for name in ("training", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("run.json", "config.json", "weights.safetensors", "model.keras", "labels.txt", "metrics.json"):
         (folder / name).unlink(missing_ok=True)
 

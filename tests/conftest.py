@@ -25,6 +25,11 @@ def _seeded():
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A cache as huggingface_hub lays it out, and no network: returns a function that puts a repository into it."""
+    return offline_hub(tmp_path, monkeypatch)
+
+
+def offline_hub(tmp_path, monkeypatch):
+    """The same for fixtures that live longer."""
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

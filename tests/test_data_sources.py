@@ -230,14 +230,48 @@ def test_same_file_in_train_and_val(tmp_path):
 
 def test_validation_of_its_own(images, tmp_path):
     other = write_folder(tmp_path / "other", ("bee", "cow"), count=2, kinds=("TIFF",))
-    with pytest.raises(ValueError, match="Received: 'ant', of which"):
-        load(images, validation=other)
+    found = load(images, validation=other)
+    assert found.validation.labels.tolist() == [1, 1, 2, 2]
+    assert warned(found, "In validation", "'ant'", "nothing is measured")
+    write_folder(tmp_path / "more", ("bee", "dog"), count=2)
+    with pytest.raises(ValueError, match=r"own classes, 'ant', 'bee', 'cow'\. Received: 'dog'"):
+        load(images, validation=tmp_path / "more")
     other = write_folder(tmp_path / "whole", count=2, kinds=("TIFF",))
     found = load(images, validation=other)
     assert (len(found.train), len(found.validation)) == (30, 6)
     assert found.validation.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert load(images, validation=images).fingerprint != found.fingerprint
     assert warned(load(images, validation=images), "30 images are in two splits")
+
+
+@pytest.mark.parametrize("kind", ["folder", "split", "manifest"])
+def test_a_set_to_measure_with_may_lack_classes(kind, tmp_path):
+    """By names, whatever numbers the classes would have alone; not by the order of the folders."""
+    names = ("ant", "bee", "cow", "dog")
+
+    def source(place, classes):
+        if kind == "split":
+            write_folder(place / "train", classes, count=2)
+            write_folder(place / "test", classes[:1], count=1)
+        else:
+            write_folder(place, classes, count=2)
+        if kind == "manifest":
+            rows = [f"{name}/{file.name},{name}" for name in classes for file in (place / name).iterdir()]
+            (place / "m.csv").write_text("\n".join(["path,label", *rows]))
+            return place / "m.csv"
+        return place
+
+    found = load(source(tmp_path / "one", ("dog", "bee")), classes=names, validation=0.0, partial=True)
+    assert found.labels == names
+    for name, label in zip(found.train.names, found.train.labels, strict=True):
+        assert names[label] in name
+    assert len(found.train) == 4
+    assert warned(found, "'ant', 'cow'", "nothing is measured of them")
+    assert load(source(tmp_path / "two", ("cow",)), classes=names, validation=0.0, partial=True).train.labels[0] == 2
+    with pytest.raises(ValueError, match=r"own classes.*Received: 'elk'"):
+        load(source(tmp_path / "three", ("bee", "elk")), classes=names, validation=0.0, partial=True)
+    with pytest.raises(ValueError, match="needs the names"):
+        load(tmp_path / "one", partial=True)
 
 
 def test_classes_in_the_users_order(images):

@@ -11,6 +11,11 @@ import keras_residual as kr
 from keras_residual.classifier import Classifier
 from keras_residual.cli import main
 from keras_residual.finetuning import finetune
+from keras_residual.weights import slots
+
+from .conftest import offline_hub
+from .data_images import png
+from .tools import randomise
 
 CLASSES = ("circle", "cross", "stripes")
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
@@ -50,22 +55,55 @@ def make_photos(folder, each=24, seed=0, classes=CLASSES):
     return folder
 
 
+def spoil(folder):
+    """Twenty files among the images that are none, or not whole; returns their names."""
+    whole = {kind: (folder / "circle" / f"{i:03}.{kind}").read_bytes() for i, kind in enumerate(FORMATS)}
+    flipped = bytearray(whole["png"])
+    flipped[len(flipped) // 2] ^= 4
+    damaged = {
+        "empty.jpg": b"",
+        "page.png": b"<html>not found</html>",
+        "flipped.png": bytes(flipped),
+        "bomb.png": png(60_000, 60_000),
+        "video.jpg": b"\0\0\0 ftypisom" + bytes(200),
+        "._000.jpg": bytes(100),
+        "zeros.webp": bytes(1000),
+        "notes.txt": b"buy milk",
+        **{f"half.{kind}": whole[kind][: len(whole[kind]) // 2] for kind in FORMATS},
+        **{f"head.{kind}": whole[kind][:12] for kind in FORMATS},
+    }
+    for i, (name, content) in enumerate(damaged.items()):
+        (folder / CLASSES[i % 3] / name).write_bytes(content)
+    return set(damaged)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = make_photos(tmp_path_factory.mktemp("data") / "photos")
-    (folder / "circle" / "empty.jpg").write_bytes(b"")
-    whole = (folder / "cross" / "000.jpg").read_bytes()
-    (folder / "cross" / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    (folder / "stripes" / "page.png").write_text("<html>not found</html>")
+    folder = make_photos(tmp_path_factory.mktemp("data") / "photos", each=80)
+    assert len(spoil(folder)) == 20
     return folder
+
+
+def call(photos, folder, said, **options):
+    return finetune(
+        *(photos, "TestResNet", "timm/test_resnet.mine", 3),
+        **{"output": folder, "size": 64, "batch_size": 16, "say": said.append, **options},
+    )
 
 
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
-    said = []
-    folder = tmp_path_factory.mktemp("runs") / "shapes"
-    classifier = finetune(photos, "ResNet20", None, 3, output=folder, size=32, batch_size=16, say=said.append)
-    return folder, classifier, "\n".join(said)
+    """From a checkpoint in the Hub's cache: timm's form, random weights, another number of classes."""
+    said, folder = [], tmp_path_factory.mktemp("runs") / "shapes"
+    model = randomise(kr.create("TestResNet", classes=7, input_shape=(64, 64, 3)), 1)
+    state = {s.key: np.ascontiguousarray(s.to_torch(np.asarray(s.variable))) for s in slots(model)}
+    about = {"input_size": [3, 96, 96], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "crop_pct": 0.9}
+    config = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": about}
+    with pytest.MonkeyPatch.context() as patch:
+        publish = offline_hub(tmp_path_factory.mktemp("hub"), patch)
+        publish("timm/test_resnet.mine", {"config.json": config, "model.safetensors": state})
+        classifier = call(photos, folder, said)
+        yield folder, classifier, "\n".join(said)
 
 
 def test_what_a_run_holds(run):
@@ -73,22 +111,47 @@ def test_what_a_run_holds(run):
     files = {path.name for path in folder.iterdir()}
     assert files >= {
         *("model.keras", "weights.safetensors", "labels.txt", "config.json", "history.csv", "metrics.json"),
-        *("curves.png", "confusion.png", "mistakes.png", "predictions.csv", "skipped.csv", "run.json"),
+        *("curves.png", "confusion.png", "mistakes.png", "predictions.csv", "skipped.csv", "run.json", "tensorboard"),
     }
     with open(folder / "skipped.csv", newline="") as file:
-        assert {row["path"].rpartition("/")[2] for row in csv.DictReader(file)} == {"empty.jpg", "half.jpg", "page.png"}
+        skipped = {row["path"].rpartition("/")[2]: row["reason"] for row in csv.DictReader(file)}
+    assert len(skipped) == 20
+    assert {name.partition(".")[0] for name in skipped} >= {"half", "head", "empty", "bomb", "flipped", "page", "video"}
+    assert "60000" in skipped["bomb.png"].replace(",", "")
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(float(row["loss"]) > 0 and 0 <= float(row["val_accuracy"]) <= 1 for row in rows)
     measured = json.loads((folder / "metrics.json").read_text())
-    assert measured["images"] == 15
+    assert measured["images"] == 48
     assert measured["majority_accuracy"] == pytest.approx(1 / 3, abs=0.05)
     for name in ("curves", "confusion", "mistakes"):
         assert np.asarray(Image.open(folder / f"{name}.png").convert("L")).std() > 5, "a picture with nothing on it"
     assert classifier.labels == CLASSES
-    assert "3 images" in said
+    assert "20 images" in said
     assert "held out" in said
+    assert classifier.preprocess.mean == (0.4, 0.5, 0.6)  # the checkpoint's, at the size that was asked for
+    assert classifier.preprocess.size == (64, 64)
+
+
+def test_tensorboard_reads_the_history(run):
+    """Read by TensorFlow as plain records: each epoch once, under the names of Keras' own callback."""
+    import tensorflow as tf
+
+    folder, _, _ = run
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for part, column in (("train", "loss"), ("validation", "val_accuracy")):
+        found = []
+        for path in (folder / "tensorboard" / part).glob("events.out.tfevents.*"):
+            for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+                event = tf.compat.v1.Event.FromString(record)
+                for value in event.summary.value:
+                    if value.tag == f"epoch_{column.removeprefix('val_')}":
+                        assert value.metadata.plugin_data.plugin_name == "scalars"
+                        found.append((event.step, float(tf.make_ndarray(value.tensor))))
+        assert [step for step, _ in found] == [0, 1, 2]
+        np.testing.assert_allclose([value for _, value in found], [float(row[column]) for row in rows], rtol=1e-4)
 
 
 def test_the_measures_are_those_of_the_loaded_run(run, photos):
@@ -106,7 +169,7 @@ def test_the_measures_are_those_of_the_loaded_run(run, photos):
 def test_the_same_call_again_does_not_train(run, photos):
     folder, _, _ = run
     before, said = (folder / "config.json").stat().st_mtime_ns, []
-    finetune(photos, "ResNet20", None, 3, output=folder, size=32, batch_size=16, say=said.append)
+    call(photos, folder, said)
     assert (folder / "config.json").stat().st_mtime_ns == before
     assert "finished" in said[-1]
 
@@ -114,7 +177,7 @@ def test_the_same_call_again_does_not_train(run, photos):
 def test_another_run_is_not_overwritten(run, photos):
     folder, _, _ = run
     with pytest.raises(ValueError, match=r"seed: 0 there, 1 now[\s\S]*overwrite"):
-        finetune(photos, "ResNet20", None, 3, output=folder, size=32, batch_size=16, seed=1)
+        call(photos, folder, [], seed=1)
     assert (folder / "config.json").exists()
 
 
@@ -132,14 +195,32 @@ def test_commands(run, photos, capsys):
     assert set(found["classes"]) <= set(CLASSES)
     assert main(["predict", str(folder), str(photos / "circle" / "empty.jpg")]) == 1
     assert "empty.jpg" in capsys.readouterr().err
-    assert main(["evaluate", str(folder), str(photos)]) == 0
-    assert "accuracy" in capsys.readouterr().out
+
+
+def test_evaluate_goes_by_names(run, tmp_path, capsys):
+    """Two of the three classes, under folders whose order is another; then one that was not trained on."""
+    folder, classifier, _ = run
+    make_photos(tmp_path / "some", each=12, seed=9, classes=("cross", "stripes"))
+    assert main(["evaluate", str(folder), str(tmp_path / "some"), "--output", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "'circle'" in captured.err
+    with open(tmp_path / "out" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert all(row["true"] == row["image"].partition("/")[0] for row in rows)
+    right = np.mean([row["true"] == row["predicted"] for row in rows])
+    assert f"accuracy             {right:.4f}" in captured.out
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["accuracy"] == right
+    assert classifier.evaluate(tmp_path / "some")["accuracy"] == right
+    make_photos(tmp_path / "more", each=2, classes=("cross", "square"))
+    assert main(["evaluate", str(folder), str(tmp_path / "more")]) == 2
+    assert "'square'" in capsys.readouterr().err
 
 
 def test_a_run_begins_the_next_one(run, photos, tmp_path):
     folder, classifier, _ = run
     model = kr.from_pretrained(folder)
-    image = np.zeros((1, 32, 32, 3), "float32")
+    image = np.zeros((1, 64, 64, 3), "float32")
     np.testing.assert_allclose(model(image), classifier.model(image), rtol=1e-5)
 
 

@@ -84,6 +84,8 @@ def _from_records(
     warnings = listing.warnings + _notes([listing.names[i] for i in good], kept)
     for number, label in enumerate(listing.classes):
         found = [i for i, other in enumerate(listing.labels) if other == number]
+        if not found and listing.partial:
+            continue
         if not found:
             raise ValueError(
                 f"Each class has images. Received: the class {label!r} without any in {where}. Put some in, remove it, "

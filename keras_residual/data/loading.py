@@ -85,6 +85,7 @@ def load(
     validation: Any = 0.2,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    partial: bool = False,
     on_error: Literal["skip", "raise"] = "skip",
     cache: str | os.PathLike[str] | bool = True,
     max_pixels: int = MAX_PIXELS,
@@ -103,6 +104,8 @@ def load(
             same part of each class. Or a source of its own, of any kind.
         seed: Which images validate: a function of their names and the seed.
         classes: Names of the classes that count, in the order of their numbers; all, sorted, by default.
+        partial: Whether this is a set to measure with: some of `classes` may be without images, and others are an
+            error. So it always is for a source of `validation`.
         on_error: `"skip"` leaves out images that cannot be used and lists them in `skipped`; `"raise"` raises.
         cache: Where verdicts on files are kept, so that those that did not change are not looked at again: a file;
             `True` for one in the user's cache directory, `False` for none.
@@ -128,18 +131,20 @@ def load(
         raise ValueError(
             f"validation is a part of the images, 0 <= validation < 1, or a source. Received: {validation}."
         )
-    given = _gather(source, classes, cache, max_pixels, data_dir, progress)
+    if partial and classes is None:
+        raise ValueError("partial=True needs the names of the classes. Received: classes=None.")
+    given = _gather(source, classes, partial, cache, max_pixels, data_dir, progress)
     warnings, skipped = list(given.warnings), list(given.skipped)
     other: Gathered | None = None
     if fraction is None:
-        other = _gather(validation, given.classes, cache, max_pixels, data_dir, progress)
-        warnings += [f"In validation: {words}" for words in other.warnings]
+        other = _gather(validation, given.classes, True, cache, max_pixels, data_dir, progress)
+        warnings += [f"In validation: {words}" for words in [*other.warnings, *_absent(other)]]
         skipped += other.skipped
     if on_error == "raise" and skipped:
         raise DataError(skipped)
     parts = _split(given, 0.0 if fraction is None else fraction, seed, warnings)
-    if not parts["train"]:
-        raise ValueError("Training needs images. Received: none that can be used.")
+    if not (any(parts.values()) if partial else parts["train"]):
+        raise ValueError(f"{'Measuring' if partial else 'Training'} needs images. Received: none that can be used.")
     if other is None:
         validating = _examples(given, parts["validation"])
     else:
@@ -150,7 +155,7 @@ def load(
             )
         validating = _examples(other, [i for i, split in enumerate(other.splits) if split in (None, "validation")])
     _doubles(given, parts, other, warnings)
-    _learnable(given, parts["train"], warnings)
+    _occurring(given, parts["train"], partial, warnings)
     return Data(
         _examples(given, parts["train"]),
         validating,
@@ -165,6 +170,7 @@ def load(
 def _gather(
     source: Any,
     classes: Sequence[str] | None,
+    partial: bool,
     cache: str | os.PathLike[str] | bool,
     max_pixels: int,
     data_dir: str | os.PathLike[str] | None,
@@ -182,18 +188,18 @@ def _gather(
     path = os.fspath(source)
     path = os.fsdecode(path)
     if path.startswith("tfds:"):
-        return prepared.from_tfds(path, classes, max_pixels, progress, data_dir)
+        return prepared.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no folder or manifest {shown(path)!r}.")
     if os.path.isdir(path):
         found = prepared.directory(path)
         if found:
-            return prepared.from_tfds(found, classes, max_pixels, progress)
-        return from_listing(sources.folder(path, classes), path, cache, max_pixels, progress)
+            return prepared.from_tfds(found, classes, max_pixels, progress, None, partial)
+        return from_listing(sources.folder(path, classes, partial), path, cache, max_pixels, progress)
     if not sources.is_manifest(path):
         raise ValueError(f"A manifest is a .csv or .parquet file. Received: {shown(path)!r}.")
-    return from_listing(sources.manifest(path, classes), path, cache, max_pixels, progress)
+    return from_listing(sources.manifest(path, classes, partial), path, cache, max_pixels, progress)
 
 
 def _examples(given: Gathered, rows: list[int]) -> Examples:
@@ -258,7 +264,15 @@ def _doubles(given: Gathered, parts: dict[str, list[int]], other: Gathered | Non
             warnings.append(f"{len(hits):,} image{'s are' if len(hits) > 1 else ' is'} {words} ({listed(hits, 3)}).")
 
 
-def _learnable(given: Gathered, rows: list[int], warnings: list[str]) -> None:
+def _absent(given: Gathered) -> list[str]:
+    found = [name for i, name in enumerate(given.classes) if i not in set(given.labels)]
+    return [f"No image has one of the classes {listed(found)}: nothing is measured of them."] if found else []
+
+
+def _occurring(given: Gathered, rows: list[int], partial: bool, warnings: list[str]) -> None:
+    if partial:
+        warnings += _absent(given)
+        return
     counts = np.bincount([given.labels[i] for i in rows], minlength=len(given.classes))
     dead = [name for name, count in zip(given.classes, counts, strict=True) if not count]
     if dead and not any("nothing can be learned" in words for words in warnings):

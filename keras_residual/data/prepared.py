@@ -10,7 +10,7 @@ from typing import Any
 from keras_residual.data.arrays import Budget
 from keras_residual.data.gathered import Gathered, from_bytes
 from keras_residual.data.scan import Progress
-from keras_residual.data.sources import SPLITS, Listing, listed, shown
+from keras_residual.data.sources import SPLITS, Listing, known, listed, shown
 
 
 def directory(path: str) -> str | None:
@@ -35,6 +35,7 @@ def from_tfds(
     max_pixels: int,
     progress: Progress | None,
     data_dir: str | os.PathLike[str] | None = None,
+    partial: bool = False,
 ) -> Gathered:
     """Reads `tfds:NAME`, `tfds:NAME:CONFIG` or a prepared directory; images stay encoded until they are used.
 
@@ -48,26 +49,28 @@ def from_tfds(
     feature = builder.info.features[label]
     names = tuple(feature.int2str(i) for i in range(feature.num_classes))
     chosen = names if classes is None else tuple(classes)
-    lacking = [name for name in chosen if name not in names]
+    lacking = [name for name in chosen if name not in names and not partial]
     if lacking:
         raise ValueError(
             f"Each of classes is one of the data set's. Received: {listed(lacking)}; it has {listed(names)}."
         )
     number = {i: chosen.index(name) for i, name in enumerate(names) if name in chosen}
-    listing, items, budget = Listing("", chosen), [], Budget()
+    listing, items, budget = Listing("", chosen, partial=partial), [], Budget()
     # a builder that has not been prepared may not know its splits
     splits = {split: SPLITS.get(split.lower()) for split in builder.info.splits} or {"train": "train"}
-    known = {split: part for split, part in splits.items() if part} if "train" in splits.values() else {}
-    if not known:
-        known = {next(iter(splits)): None}
-    others = [split for split in splits if split not in known]
+    read = {split: part for split, part in splits.items() if part} if "train" in splits.values() else {}
+    if not read:
+        read = {next(iter(splits)): None}
+    others = [split for split in splits if split not in read]
     if others:
         listing.warnings.append(f"The splits {listed(others)} are left out.")
-    for split, part in known.items():
+    for split, part in read.items():
         data = builder.as_dataset(split=split, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False)
         for i, example in enumerate(data.as_numpy_iterator()):
             name, value = f"{split}/{i}", int(example[label])
             if value not in number:
+                if partial and value in range(len(names)):
+                    known([names[value]], chosen, source)
                 if value not in range(len(names)):
                     listing.skipped.append((name, f"has no class (its label is {value})"))
                 continue

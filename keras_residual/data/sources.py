@@ -37,6 +37,7 @@ class Listing:
         splits: `"train"`, `"validation"`, `"test"`, or `None` where the source does not say.
         skipped: Files that are left out already, with the reason.
         warnings: What the user should know.
+        partial: Whether classes may be without images.
     """
 
     root: str
@@ -46,6 +47,7 @@ class Listing:
     splits: list[str | None] = dataclasses.field(default_factory=list)
     skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    partial: bool = False
 
     def path(self, name: str) -> str:
         return os.path.join(self.root, name)
@@ -65,19 +67,20 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 # --------------------------------------------------------------------------------------------------- folder per class
 
 
-def folder(root: str, classes: Sequence[str] | None = None) -> Listing:
+def folder(root: str, classes: Sequence[str] | None = None, partial: bool = False) -> Listing:
     """Lists a folder per class, or `train/`, `val/` and `test/` with a folder per class in each.
 
     Raises:
-        ValueError: If there are fewer than two classes, or the splits do not fit together.
+        ValueError: If there are fewer than two classes, or the splits do not fit together; if `partial`, for a folder
+            that is none of `classes`.
     """
     warnings: list[str] = []
     folders, files = _outer(root, warnings)
     lower = {name.lower(): name for name in folders}
     if "train" in lower and (set(lower) & (SPLITS.keys() - {"train", "training"}) or len(folders) == 1):
-        return _nested(root, folders, files, classes, warnings)
-    listing = Listing(root, _classes(folders, classes, shown(root)), warnings=warnings)
-    _left_out(listing, folders, listing.classes, classes is not None)
+        return _nested(root, folders, files, classes, partial, warnings)
+    listing = Listing(root, _classes(folders, classes, partial, shown(root)), warnings=warnings, partial=partial)
+    _left_out(listing, folders, classes is not None)
     listing.skipped += [(name, "lies beside the class folders") for name in files]
     _add_classes(listing, "", folders, None)
     if files:
@@ -89,7 +92,7 @@ def folder(root: str, classes: Sequence[str] | None = None) -> Listing:
 
 
 def _nested(
-    root: str, folders: list[str], files: list[str], classes: Sequence[str] | None, warnings: list[str]
+    root: str, folders: list[str], files: list[str], classes: Sequence[str] | None, partial: bool, warnings: list[str]
 ) -> Listing:
     """`train/`, `val/` and `test/`, each with a folder per class."""
     splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
@@ -97,8 +100,9 @@ def _nested(
         raise ValueError(f"Each split has one folder. Received: {listed(list(splits))}. Merge or rename them.")
     inside = {name: _outer(os.path.join(root, name), warnings) for name in splits}
     train = next(name for name, split in splits.items() if split == "train")
-    listing = Listing(root, _classes(inside[train][0], classes, shown(os.path.join(root, train))), warnings=warnings)
-    _left_out(listing, inside[train][0], listing.classes, classes is not None)
+    names = _classes(inside[train][0], classes, partial, shown(os.path.join(root, train)))
+    listing = Listing(root, names, warnings=warnings, partial=partial)
+    _left_out(listing, inside[train][0], classes is not None)
     listing.skipped += [(name, "lies beside the folders of the splits") for name in files]
     other = [name for name in folders if name not in splits]
     if other:
@@ -110,6 +114,8 @@ def _nested(
             listing.warnings.append(f"{len(beside):,} files in {shown(name)}/ lie beside its class folders: left out.")
         have = {_normal(folder): folder for folder in found}
         unknown = [have[label] for label in have if label not in listing.classes]
+        if partial:
+            known([_normal(label) for label in unknown], listing.classes, os.path.join(root, name))
         if name != train and unknown and classes is None:
             raise ValueError(
                 f"All splits have the classes of {shown(train)}/, or fewer. Received: {shown(name)}/ with "
@@ -125,7 +131,7 @@ def _nested(
     return listing
 
 
-def _classes(folders: list[str], wanted: Sequence[str] | None, where: str) -> tuple[str, ...]:
+def _classes(folders: list[str], wanted: Sequence[str] | None, partial: bool, where: str) -> tuple[str, ...]:
     names = [_normal(name) for name in folders]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -136,7 +142,7 @@ def _classes(folders: list[str], wanted: Sequence[str] | None, where: str) -> tu
     if wanted is not None:
         if len(set(wanted)) < len(wanted):
             raise ValueError(f"classes names each class once. Received: {list(wanted)}.")
-        lacking = [name for name in wanted if _normal(name) not in names]
+        lacking = [name for name in wanted if _normal(name) not in names and not partial]
         if lacking:
             raise ValueError(
                 f"Each of classes has a folder. Received: {listed(lacking)}, of which {where!r} has none; it has "
@@ -153,10 +159,21 @@ def _classes(folders: list[str], wanted: Sequence[str] | None, where: str) -> tu
     return tuple(names)
 
 
-def _left_out(listing: Listing, folders: list[str], classes: tuple[str, ...], asked: bool) -> None:
-    other = [name for name in folders if _normal(name) not in classes]
-    if other and asked:
+def _left_out(listing: Listing, folders: list[str], asked: bool) -> None:
+    other = [name for name in folders if _normal(name) not in listing.classes]
+    if listing.partial:
+        known([_normal(name) for name in other], listing.classes, listing.root)
+    elif other and asked:
         listing.warnings.append(f"Folders that classes does not name are left out: {listed(sorted(other))}.")
+
+
+def known(other: Sequence[str], classes: Sequence[str], where: str) -> None:
+    """Raises where a set to measure with has classes that were not trained on."""
+    if other:
+        raise ValueError(
+            f"A classifier is measured on its own classes, {listed(classes)}. Received: {listed(sorted(other))} in "
+            f"{shown(where)!r}. Rename them, or take them out."
+        )
 
 
 def _add_classes(listing: Listing, prefix: str, folders: list[str], split: str | None) -> None:
@@ -239,13 +256,14 @@ def _normal(name: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- manifest
 
 
-def manifest(file: str, classes: Sequence[str] | None = None) -> Listing:
+def manifest(file: str, classes: Sequence[str] | None = None, partial: bool = False) -> Listing:
     """Reads a CSV or Parquet table with the columns `path`, `label` and, if it is split already, `split`.
 
     Paths are relative to the table's own folder. Labels are names; whole numbers are sorted as numbers.
 
     Raises:
-        ValueError: If a column is missing, a label is no name, or a split is unknown.
+        ValueError: If a column is missing, a label is no name, or a split is unknown; if `partial`, for a label that is
+            none of `classes`.
     """
     columns = (_parquet if file.lower().endswith(".parquet") else _csv)(file)
     for name in ("path", "label"):
@@ -263,24 +281,29 @@ def manifest(file: str, classes: Sequence[str] | None = None) -> Listing:
             f"Each row of a manifest has a path. Row {bad[0] + 1} of {shown(file)!r} has {paths[bad[0]]!r}."
         )
     labels = _names(given, file)
-    known = (
+    occurring = (
         sorted(set(labels), key=int) if all(re.fullmatch(r"\d+", label) for label in labels) else sorted(set(labels))
     )
-    listing = Listing(os.path.dirname(os.path.abspath(file)), tuple(known if classes is None else classes))
-    if classes is not None:
-        lacking = [name for name in classes if name not in known]
+    names = tuple(occurring if classes is None else classes)
+    listing = Listing(os.path.dirname(os.path.abspath(file)), names, partial=partial)
+    if partial:
+        known([name for name in occurring if name not in names], names, file)
+    elif classes is not None:
+        lacking = [name for name in classes if name not in occurring]
         if lacking:
             raise ValueError(f"Each of classes has rows in the manifest. Received: {listed(lacking)}, which have none.")
-        other = [name for name in known if name not in listing.classes]
+        other = [name for name in occurring if name not in listing.classes]
         if other:
             listing.warnings.append(f"Labels that classes does not name are left out: {listed(other)}.")
-    elif all(name.isdigit() for name in known) and known != [str(i) for i in range(len(known))]:
+    elif all(name.isdigit() for name in occurring) and occurring != [str(i) for i in range(len(occurring))]:
         listing.warnings.append(
-            f"The labels are numbers with gaps, {known[0]} to {known[-1]}; the {len(known)} that occur are counted "
-            "from 0 in this order, and keep their numbers as names."
+            f"The labels are numbers with gaps, {occurring[0]} to {occurring[-1]}; the {len(occurring)} that occur are "
+            "counted from 0 in this order, and keep their numbers as names."
         )
     if len(listing.classes) < 2:
-        raise ValueError(f"A manifest has at least two classes. Received: {shown(file)!r} with {listed(known)} only.")
+        raise ValueError(
+            f"A manifest has at least two classes. Received: {shown(file)!r} with {listed(occurring)} only."
+        )
     number = {name: i for i, name in enumerate(listing.classes)}
     splits = columns.get("split", [None] * len(paths))
     for row, (path, label, split) in enumerate(zip(paths, labels, splits, strict=True), start=1):
@@ -295,7 +318,7 @@ def manifest(file: str, classes: Sequence[str] | None = None) -> Listing:
         listing.names.append(path)
         listing.labels.append(number[label])
         listing.splits.append(SPLITS[key] if "split" in columns else None)
-    if "split" in columns and "train" not in listing.splits:
+    if "split" in columns and "train" not in listing.splits and not partial:
         raise ValueError(f"A manifest with splits has rows to train on. Received: {shown(file)!r} without any.")
     return listing
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-__all__ = ["common", "explained", "mirrored", "own", "part", "processes", "start"]
+_LONGEST = 1 << 14  # bytes of what one process tells the others
+_GONE = re.compile(r"gloo|nccl|socket|connection|peer|heartbeat|coordination|unavailable|deadline", re.IGNORECASE)
+
+__all__ = ["PeerError", "agree", "common", "explained", "first", "mirrored", "own", "part"]
+__all__ += ["processes", "replicas", "single", "start", "whole"]
+
+
+class PeerError(ConnectionError):
+    """Another process of the training has ended, so that this one cannot go on."""
 
 
 def mirrored(devices: list[str] | None = None) -> Any:
@@ -65,7 +77,13 @@ def start(coordinator: str | None = None, number: int = 1, process_id: int = 0, 
     if number > 1:
         with contextlib.suppress(AttributeError):  # GPUs have collectives of their own
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(coordinator, number, process_id, heartbeat_timeout_seconds=patience)
+        jax.distributed.initialize(
+            coordinator,
+            number,
+            process_id,
+            heartbeat_timeout_seconds=patience,
+            shutdown_timeout_seconds=3600,  # the others wait at their end while number 0 writes its report
+        )
     # each process reads its own part of a batch already
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
 
@@ -95,11 +113,97 @@ def own(directory: Path) -> Path:
     return directory if count == 1 else directory / f"process-{index}"
 
 
+def replicas() -> int:
+    """Among how many devices, of all processes, a batch is divided on JAX."""
+    if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
+        return 1
+    import jax
+
+    return jax.device_count()
+
+
+def whole(batches: Any) -> Any:
+    """Evaluation batches `(images, labels)` that divide among the devices of this process: JAX takes no others.
+
+    Up to one image less than there are devices is left out, of the last batch.
+    """
+    if replicas() == processes():
+        return batches
+    import jax
+
+    count = jax.local_device_count()
+
+    import tensorflow as tf
+
+    def cut(x: Any, y: Any) -> Any:
+        most = tf.shape(y)[0] // count * count
+        return x[:most], y[:most]
+
+    return batches.map(cut).filter(lambda x, y: tf.shape(y)[0] > 0)
+
+
+def first(action: Callable[[], str]) -> str:
+    """What process number 0 answers, told to all processes; what it raises, all raise."""
+    if processes() == 1:
+        return action()
+    from jax.experimental import multihost_utils
+
+    answer = {"value": "", "error": ""}
+    if part()[0] == 0:
+        try:
+            answer["value"] = action()
+        except (ValueError, OSError) as error:
+            answer["error"] = str(error)[:2000]
+    text = np.frombuffer(json.dumps(answer).encode()[:_LONGEST].ljust(_LONGEST), "uint8")
+    told = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes().decode())
+    if told["error"]:
+        raise ValueError(told["error"])
+    return told["value"]
+
+
+def agree(about: Mapping[str, Any]) -> None:
+    """Whether all processes train the same; without this they would wait for each other for ever, or differ silently.
+
+    Raises:
+        ValueError: If not; the error names what differs.
+    """
+    if processes() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    names = sorted(about)
+    texts = [json.dumps(about[name], sort_keys=True).encode() for name in names]
+    mine = np.stack([np.frombuffer(hashlib.sha256(text).digest()[:8], "uint8") for text in texts])
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    different = [name for i, name in enumerate(names) if (everyone[:, i] != everyone[0, i]).any()]
+    if different:
+        raise ValueError(
+            "All processes of a training have the same images and settings. Received: other ones in different "
+            f"processes, in {', '.join(different)}. Start the same command everywhere, on the same images."
+        )
+
+
+def alone() -> None:
+    """From here on, this process computes without the others."""
+    if processes() > 1:
+        keras.distribution.set_distribution(None)
+
+
+def single(network: keras.Model) -> keras.Model:
+    """The trained network as this process' own, after all have trained: it computes without the others."""
+    if processes() == 1:
+        return network
+    values = [np.array(keras.ops.convert_to_numpy(v)) for v in network.weights]
+    alone()
+    twin = keras.models.clone_model(network)
+    twin.set_weights(values)
+    return twin
+
+
 def common(steps: list[int]) -> set[int] | None:
     """The steps that every process has a checkpoint of; `None` if there is one process."""
     if processes() == 1:
         return None
-    import numpy as np
     from jax.experimental import multihost_utils
 
     mine = np.array(([*steps, -1, -1, -1])[:3], "int32")
@@ -117,9 +221,9 @@ def explained() -> Iterator[None]:
         yield
     except Exception as error:
         words = str(error)
-        if type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError") and "Gloo" not in words:
+        if not _GONE.search(words):
             raise
-        raise RuntimeError(
+        raise PeerError(
             "Another process of this training has ended, so this one ends too. Start all of them again with the same "
             f"command: they go on from their last common checkpoint. ({words.splitlines()[0][:200]})"
         ) from error

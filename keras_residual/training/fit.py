@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
+from keras_residual.training.board import Board
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
 from keras_residual.training.inputs import check_batch, check_images, check_labels, layers_of
@@ -78,6 +79,7 @@ def fit(
     resume: bool | str = True,
     fingerprint: str | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    logs: Any = None,
     progress: bool = True,
 ) -> History:
     """Trains a classifier in place.
@@ -110,6 +112,7 @@ def fit(
         resume: `True` goes on if it is the same training; `"anyway"` whatever differs; `False` begins anew.
         fingerprint: Of the data, where it is known; otherwise one is computed.
         callbacks: Keras' own or others; their state is not saved.
+        logs: Directory for TensorBoard's logs; `None` for none.
         progress: Whether to print what was decided, and the progress.
 
     Returns:
@@ -138,6 +141,9 @@ def fit(
 
         tf.config.experimental.enable_op_determinism()
     about = run.about(fingerprint)
+    progress = progress and distributed.part()[0] == 0
+    with distributed.explained():
+        distributed.agree(about)
     checkpoints = None if directory is None else Checkpoints(distributed.own(Path(directory)))
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
@@ -167,8 +173,11 @@ def fit(
         if progress:
             bar.start()
             stack.callback(bar.stop)
+        watching = [keeper, bar if progress else _quiet(bar), *callbacks]
+        if logs is not None and distributed.part()[0] == 0:
+            watching.append(Board(Path(logs), keeper.history))
         with distributed.explained():
-            run.train(keeper, decision, [keeper, *([bar] if progress else [_quiet(bar)]), *callbacks], snapshot)
+            run.train(keeper, decision, watching, snapshot)
         if keeper.best_weights is not None:
             keeper.best_weights.put(run.evaluated())
         run.step.finish()
@@ -256,7 +265,7 @@ class _Run:
                         f"{what}: each has one label. Received: {len(data.images)} images, {len(data.labels)} labels."
                     )
                 check_images(_sample(data.images), shape, self.normalize is not None, what)
-        check_batch(model, self.recipe, self.batch, _strategy_replicas(model))
+        check_batch(model, self.recipe, self.batch, max(_strategy_replicas(model), distributed.replicas()))
         self.steps = self.train_data.steps_per_epoch(self.batch)
         if len(shape) != 3 and (self.recipe.cutmix or self.recipe.policy or self.recipe.erasing):
             raise ValueError(
@@ -443,7 +452,7 @@ class _Run:
             return None
         shape = tuple(self.model.input_shape[1:-1])
         size = self.preprocess if self.preprocess is not None else self.recipe.size if None in shape else shape
-        return self.validation.evaluation(self.batch, size)
+        return distributed.whole(self.validation.evaluation(self.batch, size))
 
 
 def head_layers(network: keras.Model) -> list[Any]:

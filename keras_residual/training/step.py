@@ -148,7 +148,7 @@ def pairs(source: keras.Model, target: keras.Model) -> list[tuple[Any, Any]]:
 def copy(source: keras.Model, target: keras.Model) -> None:
     """Gives a network's twin the same weights and statistics."""
     for ours, theirs in pairs(source, target):
-        theirs.assign(ours)
+        theirs.assign(ops.copy(ours))  # JAX' variables would share one buffer, which a step cannot take twice
 
 
 def logits_of(model: keras.Model) -> keras.Model:

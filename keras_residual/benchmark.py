@@ -1,0 +1,282 @@
+"""How fast a network trains and answers on this machine: XLA on and off, images/s, memory, compilation.
+
+Each setting runs in a process of its own, so that its peak of memory is its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from keras_residual.weights.files import written_whole
+
+__all__ = ["Measured", "benchmark", "measure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One row of the table.
+
+    Attributes:
+        model: Name of the network.
+        mode: `"training"` (the step of `keras_residual.fit`: forward, backward, SGD with momentum) or `"inference"`.
+        xla: Whether XLA compiles it.
+        backend: Keras' backend.
+        device: What it ran on.
+        precision: The dtype policy.
+        batch_size: Images in a step.
+        size: Height and width of the images.
+        images_per_second: Of the timed steps.
+        peak_mb: Peak of memory in MB: of the device, as the backend counts it; on a CPU of the whole process.
+        compile_seconds: What the first step took more than later ones: tracing and compilation.
+    """
+
+    model: str
+    mode: str
+    xla: bool
+    backend: str
+    device: str
+    precision: str
+    batch_size: int
+    size: int
+    images_per_second: float
+    peak_mb: float
+    compile_seconds: float
+
+
+def benchmark(
+    name: str,
+    *,
+    batch_size: int = 16,
+    size: int | None = None,
+    steps: int = 10,
+    xla: str = "both",
+    precision: str = "auto",
+    hlo: str | os.PathLike[str] | None = None,
+    csv: str | os.PathLike[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Measured]:
+    """Measures a registered network with random weights on random images, and prints the table.
+
+    Args:
+        name: Of the network.
+        batch_size: Images in a step.
+        size: Height and width of the images; the network's own if `None`.
+        steps: Timed steps.
+        xla: `"both"`, `"on"` or `"off"`. On JAX, which always compiles, there is `"on"` alone.
+        precision: A dtype policy; `"auto"` for bfloat16 on GPUs that compute it fast, float32 elsewhere.
+        hlo: A file for the training step as XLA has compiled it (optimised HLO).
+        csv: A file for the table.
+        say: Gets each line for the user.
+
+    Returns:
+        A row for each mode with XLA off and on.
+
+    Raises:
+        ValueError: If there is no such network, a number is out of its range, or HLO is asked for without XLA.
+        ChildProcessError: If a measurement fails, with the end of what it said.
+    """
+    import keras
+
+    from keras_residual.models import find
+
+    row = find(name).config
+    if steps < 1 or batch_size < 2 or (size is not None and size < 1):
+        raise ValueError(
+            "A benchmark has at least one step of two images (batch normalisation needs two). Received: "
+            f"steps={steps}, batch_size={batch_size}, size={size}."
+        )
+    if xla not in ("both", "on", "off"):
+        raise ValueError(f"xla is both, on or off. Received: {xla!r}.")
+    if hlo is not None and xla == "off":
+        raise ValueError("HLO is what XLA compiles. Received: xla='off'. Leave out hlo, or xla.")
+    ways = {"both": (False, True), "on": (True,), "off": (False,)}[xla]
+    if keras.backend.backend() == "jax":
+        ways = (True,)
+    found = []
+    for mode in ("training", "inference"):
+        for way in ways:
+            order: dict[str, Any] = {"name": row.name, "mode": mode, "xla": way, "batch_size": batch_size}
+            order |= {"size": size, "steps": steps, "precision": precision}
+            if hlo is not None and mode == "training" and way:
+                order["hlo"] = os.fspath(hlo)
+            found.append(_apart(order))
+            say(_line(found[-1]))
+    if hlo is not None:
+        say(f"compiled training step written to {os.fspath(hlo)}")
+    if csv is not None:
+        _write(found, Path(csv))
+    return found
+
+
+def measure(
+    name: str,
+    mode: str,
+    xla: bool,
+    batch_size: int,
+    size: int | None = None,
+    steps: int = 10,
+    precision: str = "auto",
+    hlo: str | None = None,
+) -> Measured:
+    """One measurement, in this process."""
+    import keras
+    import numpy as np
+
+    from keras_residual.models import create, find
+    from keras_residual.training import best_precision, compiled_hlo, prepare
+    from keras_residual.training.decide import gpu_names
+
+    row = find(name).config
+    policy = best_precision() if precision == "auto" else precision
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    shape = row.input_shape if size is None else (*[size] * (len(row.input_shape) - 1), row.input_shape[-1])
+    try:
+        model = create(name, classifier_activation=None, input_shape=shape)
+    finally:
+        keras.config.set_dtype_policy(before)
+    generator = np.random.default_rng(0)
+    classes = int(model.output_shape[-1])
+    images = generator.integers(0, 256, (batch_size, *shape)).astype("uint8")
+    labels = np.arange(batch_size) % classes
+    normal = ((images / 255 - 0.45) / 0.225).astype("float32")
+    if mode == "training":
+        step, batches = prepare(
+            model, _recipe(batch_size), (images if len(shape) == 3 else normal, labels), jit=xla, classes=classes
+        )
+        batch = next(iter(batches))  # the same one each time: images are not what is measured
+
+        def run(count: int) -> None:
+            _fit(step, batch, count)
+    else:
+        run = _inference(model, normal, xla)
+    first = _timed(run, 1)
+    run(1)
+    seconds = _timed(run, steps)
+    gpus = gpu_names()
+    found = Measured(
+        row.name,
+        mode,
+        xla,
+        keras.backend.backend(),
+        gpus[0] if gpus else "CPU",
+        policy,
+        batch_size,
+        int(shape[0]),
+        round(batch_size * steps / seconds, 2),
+        round(_peak() / 1e6, 1),
+        round(max(0.0, first - seconds / steps), 2),
+    )
+    if hlo is not None:
+        with written_whole(Path(hlo)) as part:
+            part.write_text(compiled_hlo(step, batch), encoding="utf-8")
+    return found
+
+
+def _recipe(batch_size: int) -> Any:
+    from keras_residual.training import Recipe
+
+    # rate 0.01: random labels must not make weights overflow
+    return Recipe(name="benchmark", learning_rate=0.01, batch_size=batch_size, schedule="constant", flip=False)
+
+
+def _fit(step: Any, batch: Any, count: int) -> None:
+    import tensorflow as tf
+
+    data = tf.data.Dataset.from_tensors(batch).cache().repeat(count)
+    step.fit(data, steps_per_epoch=count, epochs=1, shuffle=False, verbose=0)
+
+
+def _inference(model: Any, images: Any, xla: bool) -> Callable[[int], None]:
+    import keras
+    import numpy as np
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        state = [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
+        answer = jax.jit(lambda x: model.stateless_call(*state, x, training=False)[0])
+        batch = jax.device_put(images)
+    else:
+        import tensorflow as tf
+
+        answer = tf.function(lambda x: model(x, training=False), jit_compile=xla, autograph=False)
+        batch = tf.constant(images)
+
+    def run(count: int) -> None:
+        for _ in range(count - 1):
+            answer(batch)
+        np.asarray(answer(batch))  # waits for the device
+
+    return run
+
+
+def _timed(run: Callable[[int], None], count: int) -> float:
+    start = time.perf_counter()
+    run(count)
+    return time.perf_counter() - start
+
+
+def _peak() -> float:
+    """Bytes: the accelerator's peak, or the process' where there is none."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        counted = jax.local_devices()[0].memory_stats()  # None on CPUs
+        if counted:
+            return float(counted["peak_bytes_in_use"])
+    else:
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return float(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _apart(order: dict[str, Any]) -> Measured:
+    """A measurement in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, json.dumps(order)], capture_output=True, text=True, check=False
+    )
+    answer = done.stdout.strip().splitlines()[-1:]
+    if done.returncode or not answer:
+        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise ChildProcessError(
+            f"{order['name']} could not be measured in {order['mode']}, XLA {order['xla']}:\n{said}"
+        )
+    return Measured(**json.loads(answer[0]))
+
+
+def _line(row: Measured) -> str:
+    return (
+        f"{row.model} {row.mode:<9} XLA {'on ' if row.xla else 'off'}  {row.images_per_second:>9,.1f} images/s  peak "
+        f"{row.peak_mb:>8,.0f} MB  compilation {row.compile_seconds:>6.1f} s  ({row.backend}, {row.device}, "
+        f"{row.precision}, batches of {row.batch_size} at {row.size} px)"
+    )
+
+
+def _write(rows: list[Measured], path: Path) -> None:
+    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Measured)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(dataclasses.asdict, rows))
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(measure(**json.loads(sys.argv[1])))))

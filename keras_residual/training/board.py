@@ -1,0 +1,63 @@
+"""TensorBoard's logs: the history, epoch by epoch, as files that TensorBoard reads. Works on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["Board"]
+
+
+class Board(keras.callbacks.Callback):
+    """Writes `epoch_loss`, `epoch_accuracy` ... as `keras.callbacks.TensorBoard` does, which needs TensorFlow as the
+    backend and, for its scalars, the package `tensorboard`.
+
+    The logs are those of the history: a run that goes on begins them anew, with the epochs that it has already, so that
+    nothing is there twice and nothing of what came after the last checkpoint.
+
+    Args:
+        directory: Gets the folders `train` and `validation`; earlier logs there are removed.
+        history: Values by name and epoch, of all epochs so far; grows.
+    """
+
+    def __init__(self, directory: Path, history: Mapping[str, Sequence[float]]) -> None:
+        super().__init__()
+        self.directory, self.history = directory, history
+        self.writers: dict[str, Any] = {}
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.writers:  # another phase of the same training
+            return
+        for part in ("train", "validation"):
+            for path in (self.directory / part).glob("events.out.tfevents.*"):
+                path.unlink()
+        for name, values in self.history.items():
+            for epoch, value in enumerate(values):
+                self._write(name, epoch, value)
+        self._flush()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        for name, values in self.history.items():  # the keeper has this epoch by now
+            if epoch < len(values):
+                self._write(name, epoch, values[epoch])
+        self._flush()
+
+    def _write(self, name: str, epoch: int, value: float) -> None:
+        part = "validation" if name.startswith("val_") else "train"
+        with tf.device("CPU:0"):
+            if part not in self.writers:
+                self.writers[part] = tf.summary.create_file_writer(str(self.directory / part))
+            with self.writers[part].as_default():
+                tag = f"epoch_{name.removeprefix('val_')}"
+                # what tf.summary.scalar writes
+                metadata = tf.compat.v1.SummaryMetadata(data_class=1)
+                metadata.plugin_data.plugin_name = "scalars"
+                tf.summary.write(tag, tf.constant(value, tf.float32), step=epoch, metadata=metadata)
+
+    def _flush(self) -> None:
+        for writer in self.writers.values():
+            writer.flush()
