@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from keras_residual import blocks, diagnostics, layers, models, registry, weights
+    from keras_residual import blocks, data, diagnostics, layers, models, registry, training, weights
     from keras_residual.classifier import Classifier
     from keras_residual.exporting import export
     from keras_residual.finetuning import finetune
@@ -59,6 +59,7 @@ _HOMES = {
     "preprocessing": "weights.preprocessing",
     "registry": "registry",
     "save_weights": "weights",
+    "training": "training",
     "weights": "weights",
 }
 

@@ -13,29 +13,51 @@ from keras_residual.weights.files import written_whole
 __all__ = ["draw_confusion", "draw_curves", "draw_mistakes"]
 
 
-def draw_curves(history: Mapping[str, Sequence[float]], path: Path, title: str) -> None:
+def draw_curves(
+    history: Mapping[str, Sequence[float]],
+    path: Path,
+    title: str,
+    *,
+    best: int | None = None,
+    head: int = 0,
+    constant: float | None = None,
+) -> None:
     """Draws loss and accuracy over epochs, training and validation side by side.
 
     Args:
         history: Values by name and epoch, as `keras.callbacks.History.history`: `loss`, `accuracy`, `val_loss` ...
         path: The PNG to write.
         title: Above the picture.
+        best: The epoch, from 0 on, whose weights were kept.
+        head: Epochs that trained the head alone: a grey ground.
+        constant: Accuracy of the constant answer, a dotted line.
     """
     figure, axes = _canvas(1, 2, (9, 3.6))
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "held out", "--")):
             if history.get(key):
-                marker = "o" if len(history[key]) < 3 else None  # a line of one point would not be seen
-                axis.plot(range(1, len(history[key]) + 1), history[key], style, marker=marker, label=label)
+                marker = "o" if len(history[key]) < 10 else None  # a line of one point would not be seen
+                epochs = range(1, len(history[key]) + 1)
+                axis.plot(epochs, history[key], style, marker=marker, markersize=4, label=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
+        if best is not None and history.get(f"val_{name}"):
+            value = history[f"val_{name}"][best]
+            axis.plot(
+                [best + 1], [value], "*", color="tab:red", markersize=12, zorder=5, label=f"kept: epoch {best + 1}"
+            )
+        if name == "accuracy" and constant is not None:
+            axis.axhline(constant, color="grey", linestyle=":", label="always the same class")
+        if head:
+            axis.axvspan(1, head + 0.5, color="grey", alpha=0.12, lw=0, label="head alone")
         if axis.lines:
-            axis.legend()
+            axis.legend(fontsize=8)
     shown = [key for key in ("accuracy", "val_accuracy") if history.get(key)]
     low = min((min(history[key][len(history[key]) // 4 :]) for key in shown), default=0.0)
-    axes[1].set_ylim(max(0.0, low - 0.02), 1.002)
+    axes[1].set_ylim(max(0.0, min(low, 1.0 if constant is None else constant) - 0.02), 1.01)
+    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}")
     figure.suptitle(title)
     _save(figure, path)
 
@@ -59,6 +81,11 @@ def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Pa
     if len(labels) <= 40:
         for row, column in np.argwhere(matrix):
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9 if side < 7 else 7)
+    if len(labels) <= 40:  # neighbours of one colour must not run together
+        axis.set_xticks(np.arange(len(labels) - 1) + 0.5, minor=True)
+        axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
+        axis.grid(which="minor", color="0.85", linewidth=0.8)
+        axis.tick_params(which="minor", length=0)
     long = max(map(len, labels)) > 3
     every = -(-len(labels) // 60)  # more names than that cannot be read
     places, names = range(0, len(labels), every), [_short(label) for label in labels[::every]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def finetune(
     jit: bool | str = "auto",
     deterministic: bool = False,
     overwrite: bool = False,
+    devices: Sequence[str] | None = None,
     coordinator: str | None = None,
     processes: int = 1,
     process_id: int = 0,
@@ -80,6 +81,7 @@ def finetune(
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         deterministic: Whether the same seed gives the same bits; somewhat slower on GPUs.
         overwrite: Whether a run of other settings that lies there is replaced.
+        devices: Devices of this machine that share each batch; all GPUs if `None`.
         coordinator: `"HOST:PORT"` of the process number 0, where several machines train together (Keras on JAX). Each
             calls this with the same arguments but `process_id`, before anything else of JAX, and reads its part of each
             batch from its own copy of the data. Number 0 writes the run; the others keep checkpoints only.
@@ -103,6 +105,7 @@ def finetune(
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
         say = say if process_id == 0 else _nothing
+    scope, count = distributed.shared(devices)
     try:
         json.dumps(options)
     except TypeError as error:
@@ -127,6 +130,8 @@ def finetune(
         changes["head_epochs"] = min(settings.head_epochs, epochs - 1)
     changes |= {"batch_size": batch_size, "rate_batch": None if learning_rate is None else batch_size}
     settings = settings.replace(**{key: value for key, value in changes.items() if value is not None})
+    if batch_size is None:  # it divides among all devices
+        settings = settings.replace(batch_size=max(1, settings.batch_size // count) * count)
     if settings.drop_path and "drop_path" not in options:
         options["drop_path"] = settings.drop_path
     prepare = _preprocess(record, row, size, found.train.channels)
@@ -164,7 +169,8 @@ def finetune(
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
     try:
-        network = _network(name, source, record, len(found.labels), (*prepare.size, found.train.channels), options)
+        with scope:
+            network = _network(name, source, record, len(found.labels), (*prepare.size, found.train.channels), options)
     finally:
         keras.config.set_dtype_policy(policy)
     history = fit(
@@ -186,7 +192,14 @@ def finetune(
     if process_id:
         return classifier
     reports.write_history(history, folder / "history.csv")
-    figures.draw_curves(history, folder / "curves.png", f"{name} on {about['data']}")
+    figures.draw_curves(
+        history,
+        folder / "curves.png",
+        f"{name} on {Path(about['data']).name or about['data']}, {'new' if source is None else 'pretrained'} weights",
+        best=history.best_epoch,
+        head=settings.head_epochs,
+        constant=float((found.validation.labels == counts.argmax()).mean()),
+    )
     measured = reports.write_report(
         classifier, found.validation, folder, majority=int(counts.argmax()), batch_size=settings.batch_size
     )

@@ -68,14 +68,22 @@ def write_report(
     worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
     figures.draw_mistakes(
         [examples[int(i)][0] for i in worst],
-        [f"{labels[guesses[i]][:22]} {sure[i]:.0%}\nis {labels[truth[i]][:22]} {own[i]:.0%}" for i in worst],
+        [
+            f"{labels[guesses[i]][:22]} {sure[i]:.0%}\nis {labels[truth[i]][:22]} {own[i]:.0%}\n"
+            f"{_tail(examples.names[i])}"
+            for i in worst
+        ],
         directory / "mistakes.png",
         f"{title}{_worst(len(wrong), len(worst), len(truth))}",
     )
     return found
 
 
+def _tail(name: str, most: int = 30) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def _worst(wrong: int, shown: int, images: int) -> str:
     if not wrong:
         return f"no mistake among {images:,} held-out images"
-    return f"the {shown} worst of {wrong:,} mistakes: predicted, with its probability; then the truth, with its"
+    return f"the {shown} worst of {wrong:,} mistakes: what was predicted, how surely; what it is, how surely; the file"

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -15,7 +16,6 @@ from keras_residual.weights import slots
 
 from .conftest import offline_hub
 from .data_images import png
-from .tools import randomise
 
 CLASSES = ("circle", "cross", "stripes")
 FORMATS = ("jpg", "png", "webp", "bmp", "gif", "tiff")
@@ -93,9 +93,10 @@ def call(photos, folder, said, **options):
 
 @pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
-    """From a checkpoint in the Hub's cache: timm's form, random weights, another number of classes."""
+    """From a checkpoint in the Hub's cache: timm's form, new weights, another number of classes."""
     said, folder = [], tmp_path_factory.mktemp("runs") / "shapes"
-    model = randomise(kr.create("TestResNet", classes=7, input_shape=(64, 64, 3)), 1)
+    keras.utils.set_random_seed(1)
+    model = kr.create("TestResNet", classes=7, input_shape=(64, 64, 3))
     state = {s.key: np.ascontiguousarray(s.to_torch(np.asarray(s.variable))) for s in slots(model)}
     about = {"input_size": [3, 96, 96], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "crop_pct": 0.9}
     config = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": about}
@@ -117,7 +118,7 @@ def test_what_a_run_holds(run):
         skipped = {row["path"].rpartition("/")[2]: row["reason"] for row in csv.DictReader(file)}
     assert len(skipped) == 20
     assert {name.partition(".")[0] for name in skipped} >= {"half", "head", "empty", "bomb", "flipped", "page", "video"}
-    assert "60000" in skipped["bomb.png"].replace(",", "")
+    assert "pixels" in skipped["bomb.png"]
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -241,16 +242,16 @@ def test_few_epochs_leave_some_for_all_layers(run, photos, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_pretrained_weights_beat_scratch(tmp_path):
     """On a dozen images a class, over three seeds; the network was trained on other shapes before."""
-    before = make_photos(tmp_path / "before", each=150)
-    finetune(before, "ResNet20", None, 12, output=tmp_path / "first", size=32)
+    before = make_photos(tmp_path / "before", each=100)
+    finetune(before, "TestResNet", None, 15, output=tmp_path / "first", size=64)
     others = ("square", "plus", "bars")
-    test = make_photos(tmp_path / "test", each=60, seed=1, classes=others)
+    test = make_photos(tmp_path / "test", each=40, seed=1, classes=others)
     accuracy = {True: [], False: []}
     for seed in range(3):
         few = make_photos(tmp_path / f"few{seed}", each=12, seed=seed + 2, classes=others)
         for pretrained in (True, False):
             weights = tmp_path / "first" if pretrained else None
-            run = finetune(few, "ResNet20", weights, output=tmp_path / f"{seed}{pretrained}", size=32, seed=seed)
+            run = finetune(few, "TestResNet", weights, output=tmp_path / f"{seed}{pretrained}", size=64, seed=seed)
             accuracy[pretrained].append(run.evaluate(test)["accuracy"])
     print(accuracy)
     assert np.mean(accuracy[True]) > np.mean(accuracy[False]) + 0.05, accuracy

@@ -6,18 +6,20 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_residual.training.decide import replica_count
+
 _LONGEST = 1 << 14  # bytes of what one process tells the others
 _GONE = re.compile(r"gloo|nccl|socket|connection|peer|heartbeat|coordination|unavailable|deadline", re.IGNORECASE)
 
 __all__ = ["PeerError", "agree", "common", "explained", "first", "mirrored", "own", "part"]
-__all__ += ["processes", "replicas", "single", "start", "whole"]
+__all__ += ["processes", "replicas", "shared", "single", "start", "whole"]
 
 
 class PeerError(ConnectionError):
@@ -183,15 +185,35 @@ def agree(about: Mapping[str, Any]) -> None:
         )
 
 
+def shared(devices: Sequence[str] | None = None) -> tuple[Any, int]:
+    """Where a network is built whose batches all devices share (a context manager), and how many they are.
+
+    Args:
+        devices: Of this machine, for TensorFlow; all GPUs if `None`.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if processes() == 1 and len([d for d in jax.local_devices() if d.platform != "cpu"]) > 1:
+            start()
+        return contextlib.nullcontext(), replicas()
+    import tensorflow as tf
+
+    names = [device.name for device in tf.config.list_logical_devices("GPU")] if devices is None else list(devices)
+    if len(names) < 2:
+        return contextlib.nullcontext(), 1
+    return mirrored(names).scope(), len(names)
+
+
 def alone() -> None:
-    """From here on, this process computes without the others."""
-    if processes() > 1:
+    """From here on, this process computes without the others, on one device."""
+    if keras.backend.backend() == "jax":
         keras.distribution.set_distribution(None)
 
 
 def single(network: keras.Model) -> keras.Model:
-    """The trained network as this process' own, after all have trained: it computes without the others."""
-    if processes() == 1:
+    """The trained network as one device's own, after all have trained it."""
+    if replicas() == replica_count(network) == 1:
         return network
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in network.weights]
     alone()
