@@ -157,13 +157,13 @@ def test_tensorboard_reads_the_history(run):
 
 def test_the_measures_are_those_of_the_loaded_run(run, photos):
     folder, _, _ = run
-    again, right = Classifier.load(folder), []
     with open(folder / "predictions.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            (found,) = again.predict(photos / row["image"] if (photos / row["image"]).exists() else row["image"])
-            assert found.label == row["predicted"]
-            assert found.probability == pytest.approx(float(row["probability"]), abs=2e-3)
-            right.append(found.label == row["true"])
+        rows = list(csv.DictReader(file))
+    right = []
+    for row, found in zip(rows, Classifier.load(folder).predict([photos / row["image"] for row in rows]), strict=True):
+        assert found.label == row["predicted"]
+        assert found.probability == pytest.approx(float(row["probability"]), abs=2e-3)
+        right.append(found.label == row["true"])
     assert np.mean(right) == json.loads((folder / "metrics.json").read_text())["accuracy"]
 
 

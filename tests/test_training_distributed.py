@@ -1,6 +1,7 @@
 """Many devices: two processes of Keras on JAX on this machine, and TensorFlow's mirrored strategy."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_residual.classifier import Classifier
 from keras_residual.training import fit, mirrored, start
+from keras_residual.training.checkpoint import Snapshot
 
 from .distributed_child import TOGETHER
 from .test_training_fit import data, network, weights
@@ -84,6 +87,30 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
         theirs = json.loads((tmp_path / f"{process_id}.json").read_text())
         for name in ("loss", "val_loss", "accuracy", "val_accuracy"):
             np.testing.assert_allclose(theirs[name], history[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_command_on_two_processes(tmp_path):
+    """As two machines would: number 0 alone writes the run, the checkpoints of both are the same."""
+    from .test_finetune import make_photos
+
+    make_photos(tmp_path / "photos", each=12)
+    options = ["--model", "TestResNet", "--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "8"]
+    command = [sys.executable, "-m", "keras_residual.cli", "finetune", "photos", *options, "--output", "run"]
+    command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2", "--process-id"]
+    environment = {**os.environ, **JAX, "PYTHONPATH": str(ROOT)}
+    start_one = functools.partial(subprocess.Popen, cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True)
+    processes = [start_one([*command, str(i)]) for i in range(2)]
+    codes, said = ended(processes)
+    assert codes == [0, 0], said
+    assert (tmp_path / "run" / "config.json").is_file()
+    assert not (tmp_path / "run" / "training" / "process-1" / "config.json").exists()
+    first, second = (
+        Snapshot.read(max((tmp_path / "run" / "training" / f"process-{i}").glob("step-*"))) for i in range(2)
+    )
+    assert first.digest() == second.digest()
+    ours = Classifier.load(tmp_path / "run")  # on TensorFlow
+    assert len(ours.predict(tmp_path / "photos" / "cross")) == 12
 
 
 @pytest.mark.slow

@@ -228,6 +228,19 @@ def test_xla_trains_the_same():
     assert histories[1].decision.jit
 
 
+def test_several_steps_in_one_execution_are_the_same_training():
+    """Four do not divide an epoch of nine steps: the last call would take images of the next epoch."""
+    results = []
+    for count in (1, 4):
+        model = network(noise=0.0)
+        history = fit(model, RECIPE.replace(epochs=2), data(), steps_per_execution=count, **QUIET)
+        results.append((history["loss"], weights(model)))
+    assert history.decision.steps_per_execution == 3
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_decisions():
     model = network(dtype="mixed_bfloat16")
     decision = decide(model)
@@ -290,7 +303,7 @@ def test_validation_is_checked_too(validation):
         fit(network(), RECIPE, (X, Y), validation, **QUIET)
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["plain", "xla"])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "xla"])
 def test_nan_stops_at_once_and_keeps_the_good_weights(tmp_path, jit):
     """One image that overflows, in the middle of the second epoch."""
     x = X.astype("float32") / 255
@@ -442,6 +455,35 @@ def test_another_training_is_not_gone_on_with(trained, change, monkeypatch):
     monkeypatch.setitem(globals(), "FOLDER", trained)
     with pytest.raises(ResumeError, match=f"{change}: .* then, .* now"):
         CHANGES[change]()
+
+
+def test_logs_of_a_resumed_run_have_each_epoch_once(tmp_path):
+    """The second process knows of one epoch only: what the first logged after its last checkpoint is gone."""
+    import tensorflow as tf
+
+    from keras_residual.training.board import Board
+
+    first = Board(tmp_path, {"loss": [3.0, 2.0], "val_loss": [4.0, 5.0]})
+    first.on_train_begin()
+    history = {"loss": [3.0], "val_loss": [4.0]}
+    second = Board(tmp_path, history)
+    second.on_train_begin()
+    for epoch, value in ((1, 1.5), (2, 1.0)):
+        history["loss"].append(value)
+        second.on_epoch_end(epoch)
+    second.on_train_begin()  # the next phase
+    found = {}
+    for path in tmp_path.glob("*/events.out.tfevents.*"):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            for value in event.summary.value:
+                found.setdefault((path.parent.name, value.tag), []).append(
+                    (event.step, *tf.make_ndarray(value.tensor).flat)
+                )
+    assert found == {
+        ("train", "epoch_loss"): [(0, 3.0), (1, 1.5), (2, 1.0)],
+        ("validation", "epoch_loss"): [(0, 4.0)],
+    }
 
 
 def test_another_version_is_told(trained, monkeypatch):

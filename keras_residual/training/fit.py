@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -106,7 +107,8 @@ def fit(
         keep: `"best"` for the weights of the best epoch by `monitor`, if there is a validation; `"last"`.
         monitor: `"val_accuracy"`, `"val_loss"`, `"accuracy"` or `"loss"`.
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
-        steps_per_execution: Steps in one call of the backend; `"auto"` for 1.
+        steps_per_execution: Steps in one call of the backend, at the most; less where an epoch does not divide by it.
+            `"auto"` for 1.
         deterministic: Whether operations are deterministic on TensorFlow; this stays on in the process.
         save_steps: Save a checkpoint after so many steps; `None`: by time. There is always one after each epoch.
         resume: `True` goes on if it is the same training; `"anyway"` whatever differs; `False` begins anew.
@@ -166,6 +168,9 @@ def fit(
         bar = Progress(run.recipe.epochs, run.steps, run.batch, keeper)
         if snapshot is not None:
             keeper.resume(snapshot)
+        decision = dataclasses.replace(
+            decision, steps_per_execution=_divisor(decision.steps_per_execution, run.steps, keeper.step)
+        )
         if progress:
             _introduce(run, decision, keeper)
         stack.enter_context(signals(keeper))
@@ -378,6 +383,8 @@ class _Run:
                 jit_compile=decision.jit,
                 steps_per_execution=decision.steps_per_execution,
             )
+            # a loop of XLA's costs more than it saves, until some of its steps are one piece
+            self.step.unrolled_steps_per_execution = min(4, decision.steps_per_execution)
             # so that all variables are there before the first step: a checkpoint is put into them
             self.step._compile_metrics.build(np.zeros((1,), "int32"), np.zeros((1, self.step.classes), "float32"))
 
@@ -527,6 +534,12 @@ def _last(checkpoints: Checkpoints | None, about: dict[str, Any], resume: bool |
                 "directory, begin anew there (resume=False), or go on all the same (resume='anyway')."
             )
     return snapshot
+
+
+def _divisor(wanted: int, steps: int, done: int) -> int:
+    """Steps in one execution, so that none goes beyond an epoch's end: Keras would take images of the next one."""
+    together = math.gcd(steps, done)
+    return max(n for n in range(1, min(wanted, together) + 1) if together % n == 0)
 
 
 def _strategy_replicas(model: keras.Model) -> int:
