@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -139,7 +140,7 @@ def measure(
     policy = best_precision() if precision == "auto" else precision
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
-    shape = row.input_shape if size is None else (*[size] * (len(row.input_shape) - 1), row.input_shape[-1])
+    shape: Any = row.input_shape if size is None else (*[size] * (len(row.input_shape) - 1), row.input_shape[-1])
     try:
         model = create(name, classifier_activation=None, input_shape=shape)
     finally:
@@ -149,14 +150,12 @@ def measure(
     images = generator.integers(0, 256, (batch_size, *shape)).astype("uint8")
     labels = np.arange(batch_size) % classes
     normal = ((images / 255 - 0.45) / 0.225).astype("float32")
+    step, batch = None, None
     if mode == "training":
-        step, batches = prepare(
-            model, _recipe(batch_size), (images if len(shape) == 3 else normal, labels), jit=xla, classes=classes
-        )
+        images = images if len(shape) == 3 else normal  # pixels are normalised inside the step, signals before
+        step, batches = prepare(model, _recipe(batch_size), (images, labels), jit=xla, classes=classes)
         batch = next(iter(batches))  # the same one each time: images are not what is measured
-
-        def run(count: int) -> None:
-            _fit(step, batch, count)
+        run = functools.partial(_fit, step, batch)
     else:
         run = _inference(model, normal, xla)
     first = _timed(run, 1)
@@ -176,7 +175,7 @@ def measure(
         round(_peak() / 1e6, 1),
         round(max(0.0, first - seconds / steps), 2),
     )
-    if hlo is not None:
+    if hlo is not None and step is not None:
         with written_whole(Path(hlo)) as part:
             part.write_text(compiled_hlo(step, batch), encoding="utf-8")
     return found
@@ -275,7 +274,7 @@ def _write(rows: list[Measured], path: Path) -> None:
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Measured)], lineterminator="\n")
         table.writeheader()
-        table.writerows(map(dataclasses.asdict, rows))
+        table.writerows([dataclasses.asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def child(folder, port, process_id, seed=0, slowly=False):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 

@@ -24,6 +24,8 @@ from keras_residual.training import (
 )
 from keras_residual.training.checkpoint import Snapshot
 
+from . import GIVEN
+
 CLASSES, SIZE = 3, 8
 
 
@@ -521,6 +523,7 @@ def child(folder, limit=0, steps=3, epochs=8):
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder), str(limit), str(steps), str(epochs)],
         cwd=Path(__file__).parents[1],
+        env=GIVEN,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

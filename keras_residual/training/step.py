@@ -95,7 +95,7 @@ class Step(keras.Model):
         total = ops.mean(loss)
         for term in self.losses:
             total = total + ops.sum(term)
-        return total
+        return total / sharing()
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         if isinstance(x, (tuple, list)):
@@ -136,6 +136,15 @@ class Step(keras.Model):
         """Puts the averages into the network."""
         if self.averaged is not None:
             copy(self.averaged, self.network)
+
+
+def sharing() -> int:
+    """Replicas of TensorFlow's strategy: Keras sums their gradients, so that each has its part of the mean loss."""
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def pairs(source: keras.Model, target: keras.Model) -> list[tuple[Any, Any]]:
