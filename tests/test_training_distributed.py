@@ -188,7 +188,9 @@ def test_mirrored_devices_train_as_one(tmp_path):
     codes, said = ended([process])
     assert codes == [0], said[0][-3000:]
     for variable, a, b in zip(model.weights, weights(model), saved(tmp_path, 0), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4, err_msg=variable.path)
+        # one device has the unbiased variance of TensorFlow's kernel, as torch; several the biased one of Keras
+        rtol = 1 / 400 if variable.name == "moving_variance" else 1e-7
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-4, err_msg=variable.path)
 
 
 @pytest.mark.slow
