@@ -293,6 +293,7 @@ def _settings(recipe: Any, images: int, row: Any, from_scratch: bool) -> Any:
             batch_norm="train",
         )
     # BiT's rate is for 512 images; scaled down to small batches, the few steps of a small set would move nothing.
+    # Neither this nor the rates above have been tuned yet: benchmarks/rates.py compares them with their neighbours.
     return chosen.replace(rate_batch=None, head_rate=1e-2)
 
 
