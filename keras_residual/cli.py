@@ -108,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each (%(default)s)")
     sub.add_argument("--json", action="store_true", help="one line of JSON for each image")
 
+    sub = add("inspect", _inspect, "Look into a run: skip connections, gradients, blocks, and where it looks.")
+    sub.add_argument("run", metavar="RUN", help="the run's directory")
+    sub.add_argument("images", nargs="*", metavar="IMAGE", help="draw Grad-CAM or attention roll-out on these")
+    sub.add_argument("--data", metavar="DATA", help="labelled images to measure on (the run's own)")
+    sub.add_argument("--count", type=int, default=32, metavar="N", help="how many of them (%(default)s)")
+    sub.add_argument("--output", metavar="DIR", help="where figures and tables go (RUN/inspect)")
+
     sub = add("export", _export, "Write a SavedModel that TensorFlow Serving runs as it is.")
     sub.add_argument("source", metavar="RUN", help="a run, or a checkpoint such as timm/resnet18.a1_in1k")
     sub.add_argument("directory", metavar="DIR", help="the model's directory, saved_models/NAME")
@@ -211,6 +218,12 @@ def _predict(options: argparse.Namespace) -> int:
                 classes = ", ".join(f"{label} {p:.1%}" for label, p in found.top(options.top))
                 print(f"{found.name}: {classes}")
     return 1 if failed else 0
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from keras_residual.diagnostics.command import inspect_run
+
+    inspect_run(options.run, options.images, data=options.data, count=options.count, output=options.output)
 
 
 def _export(options: argparse.Namespace) -> None:

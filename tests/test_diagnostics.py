@@ -4,9 +4,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import keras_residual as kr
-from keras_residual.diagnostics import check_residual, gradient_flow
+from keras_residual import registry
+from keras_residual.cli import main
+from keras_residual.diagnostics import (
+    attention_rollout,
+    check_residual,
+    grad_cam,
+    gradient_flow,
+    prune_blocks,
+    residual_report,
+)
 
 from . import tools
 from .faulty_models import FAULTS, HEALTHY
@@ -87,6 +97,183 @@ def test_networks_that_look_alike_are_healthy(build):
     assert found.healthy, str(found)
 
 
-def test_twelve_kinds_of_faults_are_planted():
-    """In as many models; `keras.applications` among them."""
+def test_faults_are_planted_in_twenty_kinds():
+    sources = {f.__doc__ for f in FAULTS if f.__doc__ and "keras.applications" in f.__doc__}
     assert len(FAULTS) >= 12
+    assert sources
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", tools.distinct(registry.entries().values()), ids=lambda e: e.config.name)
+def test_the_registry_is_healthy(entry):
+    found = check_residual(entry.family(entry.config.tiny(), classes=10))
+    assert found.healthy, str(found)
+    assert bool(found.rows) != entry.config.name.startswith("PlainNet"), found.title
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["ResNet50", "ResNet50V2", "MobileNetV2", "EfficientNetB0", "ConvNeXtTiny", "Xception"]
+)
+def test_keras_applications_are_healthy(name):
+    found = check_residual(getattr(keras.applications, name)(weights=None))
+    assert found.healthy, str(found)
+    assert len(found.rows) >= 9
+
+
+def test_networks_without_skips_are_told_so():
+    sequential = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(2)])
+    inputs = keras.Input((8,))
+    plain = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(8, "relu")(inputs)))
+    for model in (sequential, plain):
+        found = check_residual(model)
+        assert "no skip connection" in str(found)
+        assert found.healthy
+        rows = gradient_flow(model, tools.noise((4, 8)), np.array([0, 1, 0, 1]), loss=_logits_loss).rows
+        assert len(rows) == 2
+    with pytest.raises(ValueError, match="Received"):
+        check_residual(keras.Sequential([keras.layers.Dense(2)]))
+
+
+def _logits_loss(y, outputs):
+    return keras.losses.sparse_categorical_crossentropy(y, outputs, from_logits=True)
+
+
+# ------------------------------------------------------------------------------------------------- report and pruning
+
+
+def test_training_mode_does_not_change_the_model():
+    model = small_resnet()
+    before = [np.asarray(v).copy() for v in model.weights]
+    gradient_flow(model, *batch(), training=True)
+    for old, variable in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(old, np.asarray(variable))
+
+
+def test_labels_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="values 0 to 10"):
+        gradient_flow(small_resnet(), tools.noise((2, 16, 16, 3)), np.array([0, 10]))
+
+
+def linear_stream(depth=4, size=0.5):
+    """x -> x + size * x, `depth` times: everything about it is known. (An activation that is the identity here.)"""
+    inputs = keras.Input((3,))
+    x = inputs
+    for i in range(depth):
+        y = keras.layers.Dense(3, use_bias=False, name=f"dense{i}")(keras.layers.ELU()(x))
+        x = keras.layers.Add(name=f"block{i}.add")([x, y])
+    model = keras.Model(inputs, x)
+    for i in range(depth):
+        model.get_layer(f"dense{i}").kernel.assign(size * np.eye(3))
+    return model
+
+
+def test_report_of_a_stream_that_can_be_computed_by_hand():
+    depth, size = 4, 0.5
+    x = np.abs(tools.noise((6, 3)))
+    report = residual_report(linear_stream(depth, size), x)
+    for row in report.rows:
+        assert row["branch / stream"] == pytest.approx(size, rel=1e-5)
+        assert row["output change"] == pytest.approx(1 - 1 / (1 + size), rel=1e-4)
+    # A path of k branches carries size^k: the lengths are binomial with probability size / (1 + size).
+    assert report.effective_depth == pytest.approx(depth * size / (1 + size), rel=1e-3)
+    assert report.path_share[0] == pytest.approx((1 + size) ** -depth, rel=1e-3)
+
+
+def test_pruned_models_compute_what_is_left(tmp_path):
+    model, x = linear_stream(4, 0.5), np.abs(tools.noise((6, 3)))
+    pruned = prune_blocks(model, ["block0", "block3"])
+    np.testing.assert_allclose(np.asarray(pruned.model(x)), 1.5**2 * x, rtol=1e-5)
+    assert {row["block"] for row in pruned.rows if row["block is"] == "removed"} == {"block1", "block2"}
+    with pytest.raises(ValueError, match="nothing"):
+        prune_blocks(model, ["nothing"])
+    with pytest.raises(ValueError, match="needs data"):
+        prune_blocks(model, 2)
+
+
+def test_pruning_by_number_keeps_what_matters(tmp_path):
+    model = linear_stream(3, 0.5)
+    model.get_layer("dense1").kernel.assign(0.01 * np.eye(3))
+    x = np.abs(tools.noise((6, 3)))
+    pruned = prune_blocks(model, 2, (x, x.argmax(-1)))
+    assert [row["block is"] for row in pruned.rows] == ["kept", "removed", "kept"]
+    assert pruned.accuracy == pruned.accuracy_before == 1.0
+    pruned.model.save(tmp_path / "pruned.keras")
+    loaded = keras.models.load_model(tmp_path / "pruned.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(pruned.model(x)))
+
+
+# ----------------------------------------------------------------------------------------------------------- maps
+
+
+def test_grad_cam_finds_the_spot_and_draws(tmp_path):
+    """A network that sums the brightness: whatever is bright speaks for its class."""
+    inputs = keras.Input((16, 16, 1))
+    x = keras.layers.Conv2D(2, 3, padding="same", use_bias=False, activation="relu")(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, "softmax")(x))
+    model.layers[1].kernel.assign(np.ones((3, 3, 1, 2)) / 9)
+    model.layers[-1].kernel.assign([[2.0, -2.0], [0.0, 0.0]])
+    images = np.zeros((2, 16, 16, 1), "float32")
+    images[0, 3:6, 10:13] = images[1, 12:15, 1:4] = 1
+    found = grad_cam(model, images)
+    assert [row["highest at"] for row in found.rows] == ["(4, 11)", "(13, 2)"]
+    assert found.maps[0][8:].max() == 0
+    assert grad_cam(model, images, classes=[1, 1]).maps.max() == 0, "nothing speaks for the other class"
+    assert found.plot(tmp_path / "cam.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="attention_rollout"):
+        grad_cam(linear_stream(), np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("name", ["ViTTiny16", "SigLIPBase16"])
+def test_rollout_equals_the_product_of_attentions(name):
+    """Class token, and a pooling head; attention is computed here from the weights of the layers."""
+    entry = kr.models.find(name)
+    model = tools.randomise(entry.family(entry.config.tiny(), classes=5))
+    images = tools.noise((2, *model.input_shape[1:]))
+    found = attention_rollout(model, images)
+    rolled = None
+    for i in range(4):
+        heads = model.get_layer(f"blocks.{i}.attn.heads")
+        q, k, _ = keras.Model(model.input, heads.output)(images, training=False)
+        a = np.asarray(keras.ops.softmax(keras.ops.matmul(q, keras.ops.swapaxes(k, 2, 3)) * q.shape[-1] ** -0.5)).mean(
+            1
+        )
+        a = (a + np.eye(a.shape[-1])) / 2
+        rolled = a if rolled is None else a @ rolled
+    if name == "ViTTiny16":
+        rows = rolled[:, 0, 1:]
+    else:
+        inner = model.get_layer("attn_pool.attend").input
+        q, k, _ = keras.Model(model.input, inner)(images, training=False)
+        a = keras.ops.softmax(keras.ops.matmul(q, keras.ops.swapaxes(k, 2, 3)) * q.shape[-1] ** -0.5)
+        rows = np.einsum("nk,nkl->nl", np.asarray(a).mean(1)[:, 0], rolled)
+    grid = rows.reshape(2, 4, 4)
+    grid = grid / grid.max((1, 2), keepdims=True)
+    expected = np.asarray(keras.ops.image.resize(grid[..., None].astype("float32"), images.shape[1:3]))[..., 0]
+    np.testing.assert_allclose(found.maps, np.clip(expected, 0, 1), atol=1e-4)
+    with pytest.raises(ValueError, match="grad_cam"):
+        attention_rollout(small_resnet(), tools.noise((1, 16, 16, 3)))
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_inspect_prints_tables_and_writes_figures(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(3):
+            pixels = generator.integers(0, 255, (20, 20, 3)).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{i}.png")
+    model = kr.ResNet20(input_shape=(16, 16, 3), classes=2, classifier_activation=None)
+    prepare = kr.weights.Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3, 1.0)
+    kr.Classifier(model, prepare, ("a", "b"), "ResNet20").save(tmp_path / "run")
+    image = str(tmp_path / "photos" / "a" / "0.png")
+    assert main(["inspect", str(tmp_path / "run"), image, "--data", str(tmp_path / "photos"), "--count", "4"]) == 0
+    out = capsys.readouterr().out
+    for words in ("9 skip connections", "Gradient flow", "effective depth", "Grad-CAM", "0.png"):
+        assert words in out
+    for name in ("skips", "gradients", "blocks", "maps"):
+        assert (tmp_path / "run" / "inspect" / f"{name}.png").stat().st_size > 5000
+        assert len((tmp_path / "run" / "inspect" / f"{name}.csv").read_text().splitlines()) > 1

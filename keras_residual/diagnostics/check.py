@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_residual.diagnostics.graph import Call, Graph
-from keras_residual.diagnostics.result import Result, canvas
+from keras_residual.diagnostics.result import Result, canvas, headline
 from keras_residual.diagnostics.structure import Block, Path, Structure, noise
 
 __all__ = ["Check", "Fault", "check_residual"]
@@ -103,7 +103,7 @@ class Check(Result):
             axis.spines[side].set_visible(False)
         if seen:
             axis.legend(loc="upper right", fontsize=8, frameon=False)
-        figure.suptitle(self.title, fontsize=11)
+        headline(figure, self.title)
         return figure
 
 
@@ -295,6 +295,9 @@ def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     if block.kind != "sum":
         return
     graph, acts = structure.graph, block.shortcut.those("activation")
+    after = (call for call in graph.calls if graph.comes_from(call.outputs[0], block.end))
+    if block.branch.rank <= 3 or not any(structure.nature(call).weights for call in after):
+        return  # the heads of an ensemble are added on purpose
     changes = graph.tensors[block.start].shape != graph.tensors[block.end].shape
     if changes and len(block.shortcut.those("weights")) == 1 < len(block.branch.those("weights")) and acts:
         yield _activated(block, acts[-1])

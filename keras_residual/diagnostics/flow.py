@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_residual.diagnostics.graph import Call, Graph, gradients
-from keras_residual.diagnostics.result import Result, canvas, name_places
+from keras_residual.diagnostics.result import Result, canvas, headline, name_places
 from keras_residual.diagnostics.structure import Structure
 
 __all__ = ["GradientFlow", "default_loss", "gradient_flow", "logits_of"]
@@ -49,7 +49,7 @@ class GradientFlow(Result):
         axis.set_ylabel("norm of the loss's gradient")
         axis.grid(alpha=0.3)
         name_places(axis, names)
-        figure.suptitle(self.title, fontsize=11)
+        headline(figure, self.title)
         return figure
 
 
@@ -88,7 +88,8 @@ def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, trai
     plain = [] if blocks else _layers(graph)
     nodes |= {call.outputs[0] for call in plain}
     where = {number: len(edges) + i for i, number in enumerate(sorted(nodes))}
-    values = graph.run(x, [*(number for _, number in edges), *where], training=training) if edges or where else {}
+    with keras.StatelessScope():  # the statistics that training would move stay as they are
+        values = graph.run(x, [*(number for _, number in edges), *where], training=training)
     taps = [ops.zeros_like(values[number]) for number in (*(number for _, number in edges), *where)]
     measure = _loss(graph, loss, y)
 

@@ -14,7 +14,7 @@ from keras import ops
 from keras_residual import layers
 from keras_residual.diagnostics.flow import logits_of
 from keras_residual.diagnostics.graph import Call, Graph, gradients
-from keras_residual.diagnostics.result import Result, canvas
+from keras_residual.diagnostics.result import Result, canvas, headline
 from keras_residual.diagnostics.structure import Structure
 
 __all__ = ["ImageMaps", "attention_rollout", "grad_cam"]
@@ -58,7 +58,7 @@ class ImageMaps(Result):
             )
             left.set_title(str(row["image"])[-22:], fontsize=8)
             right.set_title(f"{row['class']} {row['probability']:.0%}", fontsize=8)
-        figure.suptitle(self.title, fontsize=10)
+        headline(figure, self.title)
         return figure
 
 

@@ -13,7 +13,7 @@ from keras import ops, tree
 
 from keras_residual.diagnostics.graph import Graph
 from keras_residual.diagnostics.report import batches, residual_report
-from keras_residual.diagnostics.result import Result, canvas, name_places
+from keras_residual.diagnostics.result import Result, canvas, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
 
 __all__ = ["Pruned", "prune_blocks"]
@@ -44,9 +44,10 @@ class Pruned(Result):
         else:
             axis.set_yticks([])
         axis.grid(axis="y", alpha=0.3)
-        axis.legend()
+        axis.set_ylim(0, 1.2 * max(heights))
+        axis.legend(ncols=2, fontsize=8)
         name_places(axis, [row["block"] for row in self.rows])
-        figure.suptitle(self.title, fontsize=11)
+        headline(figure, self.title)
         return figure
 
 

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_residual.diagnostics.flow import check_labels, default_loss
 from keras_residual.diagnostics.graph import Call, Graph, gradients
-from keras_residual.diagnostics.result import Result, canvas, name_places
+from keras_residual.diagnostics.result import Result, canvas, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
 
 __all__ = ["ResidualReport", "batches", "residual_report"]
@@ -38,14 +38,15 @@ class ResidualReport(Result):
     accuracy: float | None = None
 
     def figure(self) -> Any:
-        width = max(9.0, min(18.0, 5 + 0.4 * len(self.rows)))
+        width = max(10.0, min(18.0, 6 + 0.45 * len(self.rows)))
         figure, ((ratio, drop, paths),) = canvas(1, 3, (width, 4.2))
         names, places = [row["block"] for row in self.rows], range(len(self.rows))
         ratio.bar(places, [row["branch / stream"] for row in self.rows], color="tab:blue")
         ratio.set_title("norm of branch / stream", fontsize=10)
-        key = "output change" if self.accuracy is None else "accuracy lost"
+        # Few samples may lose no accuracy at all; the output moves always.
+        key = "accuracy lost" if any(row.get("accuracy lost") for row in self.rows) else "output change"
         drop.bar(places, [row[key] for row in self.rows], color="tab:red")
-        drop.set_title(f"{key} when the block is dropped", fontsize=10)
+        drop.set_title(f"{key} without the block", fontsize=10)
         for axis in (ratio, drop):
             name_places(axis, names, 24)
             axis.grid(axis="y", alpha=0.3)
@@ -56,12 +57,12 @@ class ResidualReport(Result):
         paths.plot(lengths, share, "--", color="0.5", label="of the paths")
         paths.plot(lengths, self.path_share, "o-", color="tab:green", ms=4, label="of the gradient")
         paths.axvline(self.effective_depth, color="tab:green", lw=0.8, ls=":")
-        paths.set_title("share by number of branches on a path", fontsize=10)
+        paths.set_title("share by length of path", fontsize=10)
         paths.set_xlabel("branches on the path")
         paths.xaxis.get_major_locator().set_params(integer=True)
         paths.legend(fontsize=8)
         paths.grid(alpha=0.3)
-        figure.suptitle(self.title, fontsize=11)
+        headline(figure, self.title)
         return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def headline(figure: Any, text: str) -> None:
+    """The figure's title, broken into lines that fit."""
+    figure.suptitle(textwrap.fill(text, int(10 * figure.get_figwidth())), fontsize=11)
 
 
 def name_places(axis: Any, names: list[str], most: int = 40) -> None:

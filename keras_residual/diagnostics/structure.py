@@ -307,7 +307,7 @@ def _kind(shortcut: Path, branch: Path) -> str | None:
         return "gated" if len(gate.inputs) > 1 and shortcut.natures[-1].kind == "nonlinear" else "parameter-free"
     if len(shortcut.calls[-1].inputs) > 1 and shortcut.natures[-1].kind == "nonlinear":
         return "gated"
-    if shortcut.rank == 3:
+    if shortcut.rank == 3 and branch.rank > 3:  # two linear maps are the heads of an ensemble, or one linear map
         return "projection"
     return "sum"
 
