@@ -126,8 +126,9 @@ def finetune(
     folder = Path(output if output is not None else Path("runs") / name)
     settings = _settings(recipe, len(found.train), row, source is None)
     changes = {"epochs": epochs, "learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
-    if epochs is not None and head_epochs is None:  # fewer epochs than the recipe's head alone has
-        changes["head_epochs"] = min(settings.head_epochs, epochs - 1)
+    if head_epochs is None:  # of few epochs most train everything, unless a recipe says otherwise
+        total = epochs or settings.epochs
+        changes["head_epochs"] = min(settings.head_epochs, total // 3 if recipe is None else total - 1)
     changes |= {"batch_size": batch_size, "rate_batch": None if learning_rate is None else batch_size}
     settings = settings.replace(**{key: value for key, value in changes.items() if value is not None})
     if batch_size is None:  # it divides among all devices

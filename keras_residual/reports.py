@@ -86,5 +86,6 @@ def _tail(name: str, most: int = 30) -> str:
 def _worst(wrong: int, shown: int, images: int) -> str:
     if not wrong:
         return f"no mistake among {images:,} held-out images"
-    which = f"all {wrong:,}" if shown == wrong else f"the {shown} worst of {wrong:,}"
-    return f"{which} mistakes: what was predicted, how surely; what it is, how surely; the file"
+    which = f"all {wrong:,} mistakes" if shown == wrong else f"the {shown} worst of {wrong:,} mistakes"
+    which = "the one mistake" if wrong == 1 else which
+    return f"{which}: what was predicted, how surely; what it is, how surely; the file"

@@ -225,8 +225,9 @@ def test_a_run_begins_the_next_one(run, photos, tmp_path):
     np.testing.assert_allclose(model(image), classifier.model(image), rtol=1e-5)
 
 
-def test_few_epochs_leave_some_for_all_layers(run, photos, tmp_path, monkeypatch):
-    """The recipe gives the head three epochs: of two, one is left to it."""
+@pytest.mark.parametrize(("epochs", "recipe", "head"), [(2, None, 0), (4, None, 1), (30, None, 3), (2, "finetune", 1)])
+def test_few_epochs_leave_most_for_all_layers(run, photos, tmp_path, monkeypatch, epochs, recipe, head):
+    """The preset gives the head three epochs; by itself `finetune` gives it a third at most."""
 
     class EnoughError(Exception):
         pass
@@ -235,8 +236,9 @@ def test_few_epochs_leave_some_for_all_layers(run, photos, tmp_path, monkeypatch
         raise EnoughError(recipe.epochs, recipe.head_epochs)
 
     monkeypatch.setattr("keras_residual.training.fit", fit)
-    with pytest.raises(EnoughError, match=r"\(2, 1\)"):
-        finetune(photos, weights=run[0], epochs=2, output=tmp_path / "short", size=32)
+    with pytest.raises(EnoughError) as stop:
+        finetune(photos, weights=run[0], epochs=epochs, recipe=recipe, output=tmp_path / "short", size=32)
+    assert stop.value.args == (epochs, head)
 
 
 @pytest.mark.slow
