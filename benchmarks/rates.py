@@ -25,8 +25,7 @@ from keras_residual.finetuning import _settings, finetune
 from keras_residual.models import find
 
 SIZE, FEW = 64, 12
-FINETUNE = [{}, {"learning_rate": 1e-3}, {"learning_rate": 1e-2}, {"learning_rate": 3e-2}, {"head_rate": 1e-3}]
-FINETUNE += [{"head_rate": 3e-2}]
+FINETUNE = [{}, {"learning_rate": 3e-4}, {"learning_rate": 3e-3}, {"head_rate": 3e-3}, {"head_rate": 3e-2}]
 SCRATCH = [{}, {"learning_rate": 5e-4}, {"learning_rate": 8e-3}]
 
 
