@@ -5,7 +5,6 @@ Each setting runs in a process of its own, so that its peak of memory is its own
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import json
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import write_table, written_whole
 
 __all__ = ["Measured", "benchmark", "measure"]
 
@@ -271,10 +270,7 @@ def _line(row: Measured) -> str:
 
 
 def _write(rows: list[Measured], path: Path) -> None:
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [field.name for field in dataclasses.fields(Measured)], lineterminator="\n")
-        table.writeheader()
-        table.writerows([dataclasses.asdict(row) for row in rows])
+    write_table(path, [field.name for field in dataclasses.fields(Measured)], map(dataclasses.astuple, rows))
 
 
 if __name__ == "__main__":

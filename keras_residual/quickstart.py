@@ -5,7 +5,6 @@ Train a small residual network, compare it, draw, save, export, read the export 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ from keras_residual import figures
 from keras_residual.blocks import basic
 from keras_residual.exporting import export
 from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
+from keras_residual.reports import write_history
 from keras_residual.weights import Preprocess, save_weights
 from keras_residual.weights.files import written_whole
 
@@ -315,10 +315,7 @@ def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]]
     save_weights(model, folder / "weights.safetensors")
     with written_whole(folder / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    with written_whole(folder / "history.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["epoch", *history])
-        table.writerows([i + 1, *row] for i, row in enumerate(zip(*history.values(), strict=True)))
+    write_history(history, folder / "history.csv")
     figures.draw_curves(history, folder / "curves.png", f"{NETWORK.name} on handwritten digits")
     predicted = _predict(model, split.test_images).argmax(-1)
     right = (predicted == split.test_classes).mean()

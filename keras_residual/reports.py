@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import write_table, written_whole
 
 __all__ = ["write_history", "write_report"]
 
@@ -22,12 +21,8 @@ SHEET = 24  # images of the worst mistakes
 def write_history(history: Mapping[str, Sequence[float]], path: Path) -> None:
     """Writes one row for each epoch; what an epoch lacks stays empty."""
     epochs = max(map(len, history.values()), default=0)
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["epoch", *history])
-        for epoch in range(epochs):
-            row = [values[epoch] if epoch < len(values) else "" for values in history.values()]
-            table.writerow([epoch + 1, *(f"{value:.6g}" if value != "" else "" for value in row)])
+    columns = [[f"{value:.6g}" for value in values] + [""] * (epochs - len(values)) for values in history.values()]
+    write_table(path, ("epoch", *history), zip(range(1, epochs + 1), *columns, strict=True))
 
 
 def write_report(
@@ -59,11 +54,14 @@ def write_report(
     figures.draw_confusion(matrix, labels, directory / "confusion.png", f"{title}{words}")
     sure = probabilities[np.arange(len(truth)), guesses]
     own = probabilities[np.arange(len(truth)), truth]
-    with written_whole(directory / "predictions.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["image", "true", "predicted", "probability", "probability_of_true"])
-        for name, t, g, p, q in zip(examples.names, truth, guesses, sure, own, strict=True):
-            table.writerow([name, labels[t], labels[g], f"{p:.4f}", f"{q:.4f}"])
+    write_table(
+        directory / "predictions.csv",
+        ("image", "true", "predicted", "probability", "probability_of_true"),
+        (
+            (name, labels[t], labels[g], f"{p:.4f}", f"{q:.4f}")
+            for name, t, g, p, q in zip(examples.names, truth, guesses, sure, own, strict=True)
+        ),
+    )
     wrong = np.flatnonzero(guesses != truth)
     worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
     figures.draw_mistakes(

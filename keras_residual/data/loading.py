@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import hashlib
 import json
@@ -21,7 +20,7 @@ from keras_residual.data.examples import Examples
 from keras_residual.data.gathered import Gathered, from_listing
 from keras_residual.data.scan import Progress
 from keras_residual.data.sources import listed, shown
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import write_table
 
 
 class DataError(ValueError):
@@ -66,10 +65,7 @@ class Data:
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Writes what is left out as a CSV table with the columns path and reason."""
-        with written_whole(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["path", "reason"])
-            table.writerows((shown(name), reason) for name, reason in self.skipped)
+        write_table(Path(path), ("path", "reason"), ((shown(name), reason) for name, reason in self.skipped))
 
     def __str__(self) -> str:
         words = f"{len(self.labels)} classes, {len(self.train):,} images to train on"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import write_table, written_whole
 
 __all__ = ["Result"]
 
@@ -55,10 +54,8 @@ class Result:
 
     def write_csv(self, path: str | os.PathLike[str]) -> Path:
         """Writes the rows, one line each, and returns the path."""
-        with written_whole(Path(path)) as part, part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(self.rows[0]) if self.rows else [], lineterminator="\n")
-            table.writeheader()
-            table.writerows(self.rows)
+        header = list(self.rows[0]) if self.rows else []
+        write_table(Path(path), header, ([row[key] for key in header] for row in self.rows))
         return Path(path)
 
 

@@ -1,0 +1,436 @@
+"""What can be wrong with a skip connection: one function for each fault that `check_residual` knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_residual.diagnostics.graph import Call
+from keras_residual.diagnostics.structure import Block, Path, Structure, noise
+
+__all__ = ["Fault", "faults"]
+
+GROWTH = 10.0  # by this factor a stream may grow without a normalisation
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: In a word or two, such as "scaled shortcut".
+        layer: The layer to look at, with the names of the models it lies in.
+        block: The block's name; its addition's.
+        wrong: What is wrong there.
+        advice: What to do.
+        source: Who has shown that it does harm.
+    """
+
+    kind: str
+    layer: str
+    block: str
+    wrong: str
+    advice: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.kind}. {self.wrong} {self.advice} ({self.source})"
+
+
+def faults(structure: Structure) -> list[Fault]:
+    """What is wrong with a model: of each block the first rule that finds something, then what concerns the whole."""
+    found: list[Fault] = []
+    for block in structure.blocks:
+        if block.trunk and not block.others:
+            found += next(filter(None, (list(rule(structure, block)) for rule in _RULES)), [])
+    faulty = {fault.block for fault in found}
+    return found + [fault for rule in _WHOLE for fault in rule(structure) if fault.block not in faulty]
+
+
+# ------------------------------------------------------------------------- rules for one block: the first that finds
+
+
+def _broadcast(structure: Structure, block: Block) -> Iterator[Fault]:
+    tensors = structure.graph.tensors
+    end = tensors[block.end].shape[-1]
+    for path in (block.shortcut, block.branch):
+        if tensors[path.operand].shape[-1] == 1 and end not in (1, None):
+            yield Fault(
+                "broadcast channels",
+                block.call.name,
+                block.name,
+                f"It adds one channel, of {structure.graph.name(path.operand)}, to all {end}: the addition broadcasts "
+                "without an error.",
+                "Give both sides the same number of channels, the shortcut by a 1x1 projection.",
+                "He et al. 2016, eq. 2",
+            )
+
+
+def _nothing_beside(structure: Structure, block: Block) -> Iterator[Fault]:
+    if block.kind != "self":
+        return
+    if block.shortcut.operand == block.branch.operand:
+        yield Fault(
+            "a tensor added to itself",
+            block.call.name,
+            block.name,
+            f"Both sides are {structure.graph.name(block.shortcut.operand)}: the sum is a multiple of it, nothing is "
+            "learned.",
+            "Add the branch's last tensor to the block's input.",
+            "He et al. 2016, eq. 1",
+        )
+    else:
+        yield Fault(
+            "a skip past nothing",
+            block.call.name,
+            block.name,
+            f"No layer on either side changes {structure.graph.name(block.start)}: both are identities.",
+            "Put the branch's layers between the block's input and one side of the addition.",
+            "He et al. 2016, eq. 1",
+        )
+
+
+def _detached(structure: Structure, block: Block) -> Iterator[Fault]:
+    for path, side in ((block.branch, "branch"), (block.shortcut, "shortcut")):
+        stops = _blocking(structure, block, path)
+        if not stops:
+            continue
+        if any(structure.nature(call).detached for call in stops):
+            wrong, advice = f"No gradient passes it: the {side} is cut off from training.", "Remove it."
+        else:
+            wrong, advice = f"Its output does not depend on its input: the {side} is dead.", "Remove it, or its zero."
+        source = "He et al. 2016b, eq. 5" if side == "shortcut" else "Veit et al. 2016, section 4.3"
+        kind = f"{'detached' if 'gradient' in wrong else 'dead'} {side}"
+        yield Fault(kind, stops[0].name, block.name, wrong, advice, source)
+
+
+def _blocking(structure: Structure, block: Block, path: Path) -> list[Call]:
+    """The calls that cut a side off, if every way along it is cut."""
+    stops = path.of_kind("constant")
+    if not stops:
+        return []
+    reached = {block.start}
+    for call in path.calls:
+        if call not in stops and reached & set(call.inputs):
+            reached |= set(call.outputs)
+    return [] if path.operand in reached else stops
+
+
+def _misaligned(structure: Structure, block: Block) -> Iterator[Fault]:
+    shortcut, branch = (_step(structure, block, path) for path in (block.shortcut, block.branch))
+    if shortcut is None or branch is None or abs(shortcut - branch) < 1e-6:
+        return
+    crop = block.shortcut.those("crops")
+    where = crop[0] if crop else (block.shortcut.calls[-1] if block.shortcut.calls else block.call)
+    yield Fault(
+        "shortcut out of place",
+        where.name,
+        block.name,
+        f"The branch subsamples by {branch:g}, the shortcut by {shortcut:g}, and is then cut or padded to fit: "
+        "positions are added that do not belong together.",
+        f"Project the shortcut with a 1x1 convolution of stride {branch:g}.",
+        "He et al. 2016, section 3.3",
+    )
+
+
+def _step(structure: Structure, block: Block, path: Path) -> float | None:
+    """By how much a side subsamples; `None` where that is not known."""
+    steps: dict[int, float | None] = {block.start: 1.0}
+    for call in path.calls:
+        own = structure.nature(call).stride
+        given = [steps[number] for number in call.inputs if number in steps]
+        known = [step for step in given if step is not None]
+        for number in call.outputs:
+            # Gates are pooled: beside them a product keeps the other side's place.
+            steps[number] = own * known[0] if own and known and (len(given) > 1 or len(known) == len(given)) else None
+    return steps.get(path.operand)
+
+
+def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
+    if block.kind != "sum":
+        return
+    graph, acts = structure.graph, block.shortcut.those("activation")
+    after = (call for call in graph.calls if graph.comes_from(call.outputs[0], block.end))
+    if block.branch.rank <= 3 or not any(structure.nature(call).weights for call in after):
+        return  # the heads of an ensemble are added on purpose
+    changes = graph.tensors[block.start].shape != graph.tensors[block.end].shape
+    if changes and len(block.shortcut.those("weights")) == 1 < len(block.branch.those("weights")) and acts:
+        yield _activated(block, acts[-1])
+        return
+    yield Fault(
+        "no shortcut",
+        block.call.name,
+        block.name,
+        f"Both sides compute something of {graph.name(block.start)}: neither is an identity or a linear projection, so "
+        "that no gradient comes past the layers.",
+        "Add the block's input itself; where the shape changes, its 1x1 projection.",
+        "He et al. 2016b, section 2",
+    )
+
+
+def _activated(block: Block, call: Call) -> Fault:
+    return Fault(
+        "activation on the shortcut",
+        call.name,
+        block.name,
+        "The skip path goes through it: what it cuts off is lost to all later blocks, and so is its gradient.",
+        "Take the shortcut before it, or move it into the branch or behind the addition.",
+        "He et al. 2016b, section 3 and 4.1",
+    )
+
+
+def _bent(structure: Structure, block: Block) -> Iterator[Fault]:
+    path, graph = block.shortcut, structure.graph
+    if block.kind not in ("identity", "projection", "parameter-free"):
+        return
+    for call, nature in zip(path.calls, path.natures, strict=True):
+        if nature.activation:
+            yield _activated(block, call)
+        elif nature.dropout:
+            yield Fault(
+                "dropout on the shortcut",
+                call.name,
+                block.name,
+                f"It drops {nature.dropout:.0%} of the stream in training, at this block and so for all later ones.",
+                "Move it into the branch.",
+                "He et al. 2016b, section 3.1, table 1",
+            )
+        elif nature.norm and not path.weights and graph.tensors[block.start].shape == graph.tensors[block.end].shape:
+            yield Fault(
+                "normalisation on the shortcut",
+                call.name,
+                block.name,
+                "The skip path is scaled anew at every block, and its gradient with it.",
+                "Normalise in the branch; leave the shortcut an identity.",
+                "He et al. 2016b, section 4.1",
+            )
+
+
+def _scaled(structure: Structure, block: Block) -> Iterator[Fault]:
+    path = block.shortcut
+    if block.kind not in ("identity", "projection", "parameter-free"):
+        return
+    scale = path.scale
+    if abs(scale - 1) < 1e-3 or abs(scale**2 + block.branch.scale**2 - 1) < 1e-3:  # keeps the variance: Karras et al.
+        return
+    scaling = path.of_kind("scale")
+    where = block.call if not scaling or abs(path.coefficient - 1) > 1e-3 else scaling[0]
+    yield Fault(
+        "scaled shortcut",
+        where.name,
+        block.name,
+        f"The shortcut is multiplied by {scale:.3g}: over n such blocks stream and gradient change by {scale:.3g}^n.",
+        "Leave the shortcut as it is; scale the branch, if at all.",
+        "He et al. 2016b, eq. 6 and table 1",
+    )
+
+
+def _linear_branch(structure: Structure, block: Block) -> Iterator[Fault]:
+    kernels = block.branch.those("weights")
+    if block.kind != "identity" or not block.branch.linear or not kernels:
+        return
+    if all("Depthwise" in type(call.operation).__name__ for call in kernels):  # a position encoding (Chu et al. 2021)
+        return
+    yield Fault(
+        "linear branch",
+        kernels[-1].name,
+        block.name,
+        "The branch has no activation: input and branch together are one linear layer.",
+        "Put an activation between two of the branch's layers.",
+        "He et al. 2016, section 3.2",
+    )
+
+
+def _positive_branch(structure: Structure, block: Block) -> Iterator[Fault]:
+    number = block.branch.operand
+    natures = dict(zip((call.outputs[0] for call in block.branch.calls), block.branch.natures, strict=True))
+    while number in natures and natures[number].kind in ("identity", "scale") and natures[number].scale > 0:
+        maker = structure.graph.maker[number]
+        number = maker.inputs[0] if maker else -1
+    if number not in natures or not natures[number].positive or block.branch.coefficient < 0:
+        return
+    yield Fault(
+        "branch never negative",
+        structure.graph.name(number),
+        block.name,
+        "The branch ends in an activation that gives no negative values: the stream can only grow.",
+        "End the branch in a linear layer or a normalisation; activate behind the addition, or before the branch.",
+        "He et al. 2016b, section 4.1, figure 4c",
+    )
+
+
+def _activated_stream(structure: Structure, block: Block) -> Iterator[Fault]:
+    before = []
+    for nature in block.branch.natures:
+        if nature.weights:
+            break
+        before.append(nature)
+    if not any(nature.norm for nature in before):
+        return
+    graph = structure.graph
+    maker = _back(structure, block.start)
+    if maker is None or not structure.nature(maker).activation or structure.nature(maker).weights:
+        return
+    above = _back(structure, maker.inputs[0])
+    if above is not None and above.number in {other.call.number for other in structure.residual}:
+        yield Fault(
+            "activation on the stream",
+            maker.name,
+            block.name,
+            f"The blocks normalise and activate first, and yet the sum of {above.name} is activated before "
+            f"{graph.name(block.end)} adds to it: the skip path is no identity.",
+            "Remove it; one norm and activation after the last block are enough.",
+            "He et al. 2016b, section 4.1",
+        )
+
+
+def _back(structure: Structure, number: int) -> Call | None:
+    """What makes a tensor, past what changes nothing."""
+    maker = structure.graph.maker[number]
+    while maker is not None and len(maker.inputs) == 1 and structure.nature(maker).kind == "identity":
+        maker = structure.graph.maker[maker.inputs[0]]
+    return maker
+
+
+_RULES: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (
+    _broadcast,
+    _nothing_beside,
+    _detached,
+    _misaligned,
+    _no_shortcut,
+    _bent,
+    _scaled,
+    _linear_branch,
+    _positive_branch,
+    _activated_stream,
+)
+
+
+# ------------------------------------------------------------------------------------------ rules for the whole model
+
+
+def _projected(structure: Structure) -> Iterator[Fault]:
+    tensors = structure.graph.tensors
+    same = [b for b in structure.residual if b.trunk and tensors[b.start].shape == tensors[b.end].shape]
+    projected = [block for block in same if block.kind == "projection"]
+    if len(projected) < 2 or 2 * len(projected) <= len(same):
+        return
+    for block in projected:
+        yield Fault(
+            "projection without need",
+            block.shortcut.those("weights")[0].name,
+            block.name,
+            f"The shortcut is projected although the shape stays {tensors[block.end].shape[1:]}, as in "
+            f"{len(projected)} of {len(same)} such blocks: no path is an identity.",
+            "Project only where the shape changes.",
+            "He et al. 2016, section 4.1 (C); 2016b, table 1 (1x1 convolution)",
+        )
+
+
+def _frozen(structure: Structure) -> Iterator[Fault]:
+    def trains(calls: Any) -> bool:
+        return any(getattr(call.operation, "trainable_variables", ()) for call in calls)
+
+    def frozen(block: Block) -> bool:
+        return not trains(block.branch.calls) and bool(block.branch.those("weights"))
+
+    graph = structure.graph
+    others = [block for block in structure.residual if not frozen(block)]
+    for block in structure.residual:
+        above = [c for c in graph.calls if c.outputs and graph.comes_from(block.start, c.outputs[0])]
+        if frozen(block) and trains(above) and others:
+            yield Fault(
+                "frozen branch",
+                block.branch.those("weights")[0].name,
+                block.name,
+                "No layer of the branch is trainable, although layers before it and other blocks are.",
+                "Set trainable = True on the branch's layers and compile again; freeze from the input on, if at all.",
+                "Veit et al. 2016: every branch is a path of the ensemble",
+            )
+
+
+def _concatenated(structure: Structure) -> Iterator[Fault]:
+    def signature(path: Path) -> list[str]:
+        return sorted(
+            type(c.operation).__name__ for c, n in zip(path.calls, path.natures, strict=True) if n.kind != "identity"
+        )
+
+    graph = structure.graph
+    known = [signature(block.branch) for block in structure.residual]
+    for call in graph.calls:
+        if type(call.operation).__name__ != "Concatenate" or len(call.inputs) != 2 or not known:
+            continue
+        first, second = sorted(call.inputs)
+        shapes = {tuple(graph.tensors[number].shape) for number in call.inputs}
+        if len(shapes) > 1 or not graph.comes_from(second, first):
+            continue
+        if graph.tensors[call.outputs[0]].shape[-1] != 2 * (graph.tensors[first].shape[-1] or 0):
+            continue
+        if signature(structure.path(first, second)) in known and graph.passes(first, call.outputs[0]):
+            yield Fault(
+                "concatenation in place of an addition",
+                call.name,
+                call.name,
+                f"{graph.name(first)} and a branch like those that other blocks add are put side by side: the channels "
+                "double, and no skip connection is left.",
+                "Use keras.layers.Add, and give the layers behind it their width back.",
+                "He et al. 2016, eq. 1",
+            )
+
+
+def _growing(structure: Structure) -> Iterator[Fault]:
+    graph = structure.graph
+    runs: list[list[Block]] = []
+    last = -1
+    for block in (b for b in structure.chain if b.trunk):
+        between = graph.between(last, block.start) if last >= 0 and graph.comes_from(block.start, last) else None
+        calm = between is None or any(
+            structure.nature(maker).norm for maker in map(graph.maker.__getitem__, between) if maker
+        )
+        if _tamed(structure, block):
+            last = -1
+            continue
+        if last < 0 or calm:
+            runs.append([])
+        runs[-1].append(block)
+        last = block.end
+    runs = [run for run in runs if len(run) > 2]
+    if not runs:
+        return
+    ends = [number for run in runs for number in (run[0].start, run[-1].end)]
+    values = graph.run([noise(graph.tensors[number], 0) for number in graph.inputs], ends)
+    for run in runs:
+        before, after = (float(ops.std(ops.cast(values[n], "float32"))) for n in (run[0].start, run[-1].end))
+        if after > GROWTH * max(before, 1e-12) or not np.isfinite(after):
+            yield Fault(
+                "growing stream",
+                run[0].branch.those("weights")[-1].name if run[0].branch.weights else run[0].call.name,
+                run[0].name,
+                f"No branch from here to {run[-1].name} is normalised or scaled: over {len(run)} blocks the stream's "
+                f"deviation grows {after / max(before, 1e-12):.3g}-fold, with the weights as they are.",
+                "Normalise in each branch, or begin it at zero (zero_init, layers.SkipInit).",
+                "Zhang et al. 2019 (Fixup), section 2; De & Smith 2020",
+            )
+
+
+def _tamed(structure: Structure, block: Block) -> bool:
+    """Whether something keeps the branch small: a norm, a scale, or a last kernel that is still zero."""
+    kinds = ("LayerScale", "SkipInit", "Standardized", "SpectralNorm")
+    for call, nature in zip(block.branch.calls, block.branch.natures, strict=True):
+        name = type(call.operation).__name__
+        if nature.norm or (nature.kind == "scale" and abs(nature.scale) < 1) or any(kind in name for kind in kinds):
+            return True
+    if abs(block.branch.coefficient) < 1 or block.kind == "gated":
+        return True
+    kernels = block.branch.those("weights")
+    maker = structure.graph.maker[block.start]
+    above = structure.nature(maker).norm if maker and len(maker.inputs) == 1 else False
+    last = [v for v in kernels[-1].operation.weights if len(v.shape) >= 2] if kernels else []
+    return above or any(not np.asarray(ops.convert_to_numpy(v)).any() for v in last)
+
+
+_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (_projected, _frozen, _concatenated, _growing)
