@@ -1,9 +1,9 @@
 """The checks every registered model must pass: functions of one registry entry, run on the row's tiny twin.
 
-A check names the rows it runs on: `every` row, `distinct` tiny topologies (rows that differ in depth or width
-alone have the same twin), or a `cover`: few rows that together have every value of every field; the other distinct
-ones are then marked slow. What a row does otherwise than its siblings it says itself (`config.dynamic_size`);
-no names of models stand here.
+A check names the rows it runs on: `every` row; a few that together have all `parts` that networks here are made of; or
+all stems and heads, the `ends`. On the other rows it is marked slow, but once for each tiny twin: rows that differ in
+depth or width alone have the same. What a row does otherwise than its siblings
+it says itself (`config.dynamic_size`); no names of models stand here.
 """
 
 import functools
@@ -26,7 +26,7 @@ from . import tools
 
 APPLICATIONS = ["include_top", "weights", "input_tensor", "input_shape"]
 APPLICATIONS += ["pooling", "classes", "classifier_activation", "name"]
-ALL = {}  # function -> "every", "distinct" or "cover"
+ALL = {}  # function -> "every", "parts" or "ends"
 
 
 def check(rows):
@@ -129,7 +129,7 @@ def check_full_size(entry):
 # ------------------------------------------------------------------------------------------------- what it computes
 
 
-@check("distinct")
+@check("parts")
 def check_outputs(entry):
     model, x = twin(entry), sample(entry)
     y = np.asarray(model(x, training=False))
@@ -139,7 +139,7 @@ def check_outputs(entry):
     assert tools.distance(model(x[:1], training=False), y[:1]) < 1e-5, "samples depend on each other"
 
 
-@check("distinct")
+@check("parts")
 def check_gradients(entry):
     """Every variable is reached: no dead layer, no branch beside the path."""
     model, x = twin(entry), sample(entry)
@@ -157,7 +157,7 @@ def check_gradients(entry):
         assert np.abs(values).max() > 0, f"the gradient of {variable.path} is zero"
 
 
-@check("distinct")
+@check("parts")
 def check_default_initialisation(entry):
     """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""
     row = entry.config.tiny()
@@ -169,7 +169,7 @@ def check_default_initialisation(entry):
     assert all(np.isfinite(np.asarray(v)).all() for v in model.weights)
 
 
-@check("cover")
+@check("ends")
 def check_probabilities(entry):
     model = build(entry, classifier_activation="softmax")
     x = sample(entry)
@@ -177,14 +177,14 @@ def check_probabilities(entry):
     np.testing.assert_allclose(np.asarray(model(x, training=False)), np.asarray(expected), atol=1e-6)
 
 
-@check("cover")
+@check("parts")
 def check_xla(entry):
     model, x = twin(entry), sample(entry)
     compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)
     assert tools.distance(compiled(x), model(x, training=False)) < 1e-4
 
 
-@check("cover")
+@check("parts")
 def check_mixed_bfloat16(entry):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -206,7 +206,7 @@ def check_mixed_bfloat16(entry):
 # ----------------------------------------------------------------------------------------------------- inputs, output
 
 
-@check("cover")
+@check("ends")
 def check_any_size(entry):
     any_size_only(entry)
     model = build(entry, input_shape=(None, None, 3))
@@ -216,7 +216,7 @@ def check_any_size(entry):
     assert np.isfinite(np.asarray(model(larger, training=False))).all()
 
 
-@check("cover")
+@check("ends")
 def check_channels(entry):
     images_only(entry)
     shape = entry.config.tiny().input_shape[:-1]
@@ -227,7 +227,7 @@ def check_channels(entry):
         assert np.isfinite(np.asarray(model(tools.noise((1, *shape, channels)), training=False))).all()
 
 
-@check("cover")
+@check("parts")
 def check_ranks(entry):
     """Signals and volumes: the same layers with kernels of another rank."""
     any_size_only(entry)
@@ -241,14 +241,14 @@ def check_ranks(entry):
         assert np.isfinite(y).all()
 
 
-@check("cover")
+@check("ends")
 def check_smallest_input(entry):
     images_only(entry)
     with pytest.raises(ValueError, match="Received"):
         build(entry, input_shape=(1, 1, 3))
 
 
-@check("cover")
+@check("ends")
 def check_without_top(entry):
     x = sample(entry)
     bare = build(entry, include_top=False)
@@ -265,7 +265,7 @@ def check_without_top(entry):
             assert tools.distance(pooled, reduce(features, axis=tuple(range(1, features.ndim - 1)))) < 1e-5
 
 
-@check("cover")
+@check("ends")
 def check_features(entry):
     images_only(entry)
     model, x = twin(entry), sample(entry)
@@ -278,7 +278,7 @@ def check_features(entry):
     assert all(np.isfinite(np.asarray(m)).all() for m in maps)
 
 
-@check("cover")
+@check("ends")
 def check_input_tensor(entry):
     shape = entry.config.tiny().input_shape
     raw = keras.Input(shape)
@@ -291,7 +291,7 @@ def check_input_tensor(entry):
 # --------------------------------------------------------------------------------------------- topology and storage
 
 
-@check("cover")
+@check("parts")
 def check_topology(entry):
     """The graph and the names of weights depend on the row alone, not on rates or on the size of the head."""
     model, rates = twin(entry), {"drop_path": 0.3, "dropout": 0.3}
@@ -316,7 +316,7 @@ def layer_names(model):
     return [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
-@check("distinct")
+@check("parts")
 def check_safetensors(entry):
     model, x = twin(entry), sample(entry)
     with tempfile.TemporaryDirectory() as folder:
@@ -326,7 +326,7 @@ def check_safetensors(entry):
     assert_equal(loaded, model, x)
 
 
-@check("cover")
+@check("parts")
 def check_keras_file(entry):
     model, x = twin(entry), sample(entry)
     with tempfile.TemporaryDirectory() as folder:

@@ -54,6 +54,7 @@ def describe(value):
 
 # What every row has says what it is called, how large it is, where it comes from: not how it is built.
 _FACTS = {field.name for field in dataclasses.fields(Config)} - {"dynamic_size"}
+_ENDS = ("stem", "pool", "tokens", "norm_pooled", "hidden")
 
 
 def features(entry):
@@ -61,6 +62,20 @@ def features(entry):
     row = entry.config.tiny()
     fields = [f.name for f in dataclasses.fields(row) if f.name not in _FACTS]
     return frozenset((entry.family.__name__, name, describe(getattr(row, name))) for name in fields)
+
+
+def parts(entry):
+    """The same where a block, norm or activation is one part, whichever family has it."""
+    row = entry.config.tiny()
+    return frozenset(
+        (value,) if callable(getattr(row, field)) or isinstance(getattr(row, field), str) else (family, field, value)
+        for family, field, value in features(entry)
+    )
+
+
+def ends(entry):
+    """What stands at the two ends of a row's network: its family's stems and heads."""
+    return frozenset(f for f in features(entry) if f[1] in _ENDS) | {(entry.family.__name__,)}
 
 
 def distinct(entries):
@@ -71,9 +86,9 @@ def distinct(entries):
     return list(seen.values())
 
 
-def cover(entries):
-    """A few rows that together have every value of every field of every family, chosen greedily."""
-    left = {entry.config.name: features(entry) for entry in entries}
+def cover(entries, by=parts):
+    """A few rows that together have all that `by` says of any row, chosen greedily."""
+    left = {entry.config.name: by(entry) for entry in entries}
     by_name = {entry.config.name: entry for entry in entries}
     todo, chosen = frozenset().union(*left.values()), []
     while todo:
