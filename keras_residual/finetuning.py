@@ -76,7 +76,8 @@ def finetune(
         batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` goes on with them.
         class_weights: Whether rare classes weigh more; `"auto"`: where the largest has more than 3 times the images
             of the smallest.
-        patience: Epochs without a better validation accuracy after which training stops; `None` for never.
+        patience: Epochs without a better validation accuracy (of equal ones: loss) after which training stops; `None`
+            for never.
         precision: `"auto"`, or a dtype policy of Keras such as `"mixed_bfloat16"`.
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         deterministic: Whether the same seed gives the same bits; somewhat slower on GPUs.

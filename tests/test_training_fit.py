@@ -79,6 +79,8 @@ def test_learns_and_tells(capsys):
     model = network()
     history = fit(model, RECIPE.replace(epochs=6), data(), data(seed=1))
     assert history["val_accuracy"][history.best_epoch] == max(history["val_accuracy"]) > 0.8
+    ranks = [(a, -b) for a, b in zip(history["val_accuracy"], history["val_loss"], strict=True)]
+    assert ranks[history.best_epoch] == max(ranks), "of equal accuracies the lower loss is the better"
     assert len(history["loss"]) == history.epochs == 6
     out = capsys.readouterr().out
     for words in ("XLA off (it gains on GPUs only)", "float32", "images/s", "compilation", "best by val_accuracy"):

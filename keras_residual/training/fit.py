@@ -104,7 +104,8 @@ def fit(
         classes: Number of classes, where some have no images.
         class_weight: Weight of each class in the loss.
         patience: Epochs without a better `monitor` after which training stops; `None` for never.
-        keep: `"best"` for the weights of the best epoch by `monitor`, if there is a validation; `"last"`.
+        keep: `"best"` for the weights of the best epoch by `monitor`, if there is a validation, of equal ones by its
+            loss; `"last"`.
         monitor: `"val_accuracy"`, `"val_loss"`, `"accuracy"` or `"loss"`.
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         steps_per_execution: Steps in one call of the backend, at the most; less where an epoch does not divide by it.

@@ -163,7 +163,7 @@ class Keeper(keras.callbacks.Callback):
         self.step = (epoch + 1) * self.steps
         value = logs.get(self.monitor)
         if value is not None and (self.keep_best or self.patience is not None):
-            self._compare(epoch, value)
+            self._compare(epoch, value, logs.get("val_loss", 0.0))
         if self.recipe.schedule == "plateau":
             self._plateau(logs.get("val_loss", logs["loss"]))
         if self.stopped:
@@ -174,11 +174,12 @@ class Keeper(keras.callbacks.Callback):
 
     # -------------------------------------------------------------------------------------------------- decisions
 
-    def _compare(self, epoch: int, value: float) -> None:
-        falls = "loss" in self.monitor
+    def _compare(self, epoch: int, value: float, loss: float) -> None:
+        # Few validation images give few different accuracies: of equal ones the lower loss is the better.
+        rank = [-value if "loss" in self.monitor else value, -loss]
         best = self.best["value"]
-        if math.isfinite(value) and (best is None or (value < best if falls else value > best)):
-            self.best.update(value=value, epoch=epoch, waited=0)
+        if math.isfinite(value) and (best is None or rank > best):
+            self.best.update(value=rank, epoch=epoch, waited=0)
             if self.keep_best:
                 sync(self.model)
                 self.best_weights = Snapshot.take(self.best_of(), {"step": self.step})
