@@ -183,9 +183,17 @@ def over_rest(port: int, name: str, inputs: Any) -> Callable[[], Any]:
     body = json.dumps({"signature_name": name, "inputs": plain}).encode()
     line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def ask() -> Any:
+    def answer() -> Any:
         line.request("POST", "/v1/models/served:predict", body, {"Content-Type": "application/json"})
-        with line.getresponse() as response:
+        return line.getresponse()
+
+    def ask() -> Any:
+        try:
+            response = answer()
+        except (http.client.HTTPException, ConnectionError):  # the server closes what is idle while others have a turn
+            line.close()
+            response = answer()
+        with response:
             text = response.read()
         assert response.status == 200, text
         return json.loads(text)

@@ -544,6 +544,11 @@ def test_nothing_to_serve(tmp_path):
         Server(tmp_path, rest_port=0, grpc_port=0)
 
 
+def test_answers_do_not_wait_for_acknowledgements(server):
+    """Of connections without a named protocol asyncio leaves Nagle's algorithm on: 40 ms for each answer."""
+    assert server._socket.proto == socket.IPPROTO_TCP
+
+
 def test_a_port_that_is_taken(server, models):
     for taken in ({"rest_port": server.rest_port, "grpc_port": 0}, {"rest_port": 0, "grpc_port": server.grpc_port}):
         with pytest.raises(OSError, match="cannot listen"):
