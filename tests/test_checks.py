@@ -9,7 +9,7 @@ from . import checks, tools
 ENTRIES = list(registry.entries().values())
 DISTINCT = tools.distinct(ENTRIES)
 PARTS = tools.cover(ENTRIES)
-ROWS = {"every": ENTRIES, "parts": PARTS, "ends": tools.cover(ENTRIES, tools.ends)}
+ROWS = {"every": ENTRIES, "parts": PARTS, "half": PARTS[::2], "ends": tools.cover(ENTRIES, tools.ends)}
 LARGE = 16  # blocks; a network of more takes seconds to build
 
 
