@@ -397,13 +397,31 @@ def test_resumed_is_bit_equal(case, tmp_path):
     assert_same(whole[0], weights(again))
 
 
+def test_cut_while_it_validates(tmp_path):
+    """The epoch's last step is done, and a checkpoint is due after it: the epoch is not over all the same."""
+
+    class CutValidation(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            raise Cut
+
+    recipe = RECIPE.replace(epochs=2)
+    options = {"deterministic": True, "save_steps": 3, **QUIET}
+    whole = fit(network(), recipe, data(), data(24, 1), directory=tmp_path / "whole", **options)
+    options["directory"] = tmp_path / "cut"
+    with pytest.raises(Cut):
+        fit(network(), recipe, data(), data(24, 1), callbacks=[CutValidation()], **options)
+    resumed = fit(network(), recipe, data(), data(24, 1), **options)
+    assert resumed == whole
+    assert resumed.epochs == 2
+
+
 @pytest.mark.slow
 def test_early_stopping_resumes(tmp_path):
-    recipe = RECIPE.replace(learning_rate=1e-6, epochs=8)  # nothing improves for long
+    recipe = RECIPE.replace(learning_rate=1.0, epochs=20)
     options = {"patience": 2, "monitor": "val_loss"}
-    whole = outcome(tmp_path / "whole", recipe.replace(learning_rate=0.5), None, **options)
-    assert whole[1].epochs < 8
-    pieces = outcome(tmp_path / "pieces", recipe.replace(learning_rate=0.5), None, cuts=(14, 6), **options)
+    whole = outcome(tmp_path / "whole", recipe, None, **options)
+    assert whole[1].epochs < 20
+    pieces = outcome(tmp_path / "pieces", recipe, None, cuts=(14, 6), **options)
     assert_same(whole[0], pieces[0])
     assert whole[1] == pieces[1]
 

@@ -145,6 +145,8 @@ class Keeper(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         before, self.step = self.step, self.begun + batch + 1
         self._watch(self.step, (logs or {}).get("loss"))
+        if self.step % self.steps == 0:
+            return  # the epoch's checkpoint follows its validation; from one before, its history would be missing
         if self.asked is not None:
             self._check()
             self.save()
