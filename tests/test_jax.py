@@ -20,7 +20,8 @@ pytest.importorskip("jax", reason="needs: pip install 'keras-residual[jax]'")
 
 # Graphs take seconds to build and to compile on JAX: the first network of each family, with a training step, and some
 # more; the others are slow tests. One test for many networks, so that they share one child process.
-FIRST = list({entry.family: entry for entry in reversed(PARTS)}.values())
+CERTAIN = [entry for entry in PARTS if not getattr(entry.config, "dropout", 0)]  # dropout draws other numbers on JAX
+FIRST = list({entry.family: entry for entry in reversed(CERTAIN)}.values())
 OTHERS = [entry for entry in PARTS if entry not in FIRST]
 GROUPS = (FIRST + OTHERS[::6], *(OTHERS[i::6] for i in range(1, 6)))
 TRAINED = [entry.config.name for entry in FIRST]
