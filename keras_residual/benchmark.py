@@ -113,7 +113,8 @@ def benchmark(
     if hlo is not None:
         say(f"compiled training step written to {os.fspath(hlo)}")
     if csv is not None:
-        _write(found, Path(csv))
+        columns = [field.name for field in dataclasses.fields(Measured)]
+        write_table(Path(csv), columns, (dataclasses.astuple(row) for row in found))
     return found
 
 
@@ -267,10 +268,6 @@ def _line(row: Measured) -> str:
         f"{row.peak_mb:>8,.0f} MB  compilation {row.compile_seconds:>6.1f} s  ({row.backend}, {row.device}, "
         f"{row.precision}, batches of {row.batch_size} at {row.size} px)"
     )
-
-
-def _write(rows: list[Measured], path: Path) -> None:
-    write_table(path, [field.name for field in dataclasses.fields(Measured)], map(dataclasses.astuple, rows))
 
 
 if __name__ == "__main__":

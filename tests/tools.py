@@ -54,7 +54,6 @@ def describe(value):
 
 # What every row has says what it is called, how large it is, where it comes from: not how it is built.
 _FACTS = {field.name for field in dataclasses.fields(Config)} - {"dynamic_size"}
-_ENDS = ("stem", "pool", "tokens", "norm_pooled", "hidden")
 
 
 def features(entry):
@@ -73,11 +72,6 @@ def parts(entry):
     )
 
 
-def ends(entry):
-    """What stands at the two ends of a row's network: its family's stems and heads."""
-    return frozenset(f for f in features(entry) if f[1] in _ENDS) | {(entry.family.__name__,)}
-
-
 def distinct(entries):
     """The first row of each tiny topology: rows that differ in depth or width alone have the same twin."""
     seen = {}
@@ -86,9 +80,9 @@ def distinct(entries):
     return list(seen.values())
 
 
-def cover(entries, by=parts):
-    """A few rows that together have all that `by` says of any row, chosen greedily."""
-    left = {entry.config.name: by(entry) for entry in entries}
+def cover(entries):
+    """A few rows that together have all `parts` of all rows, chosen greedily."""
+    left = {entry.config.name: parts(entry) for entry in entries}
     by_name = {entry.config.name: entry for entry in entries}
     todo, chosen = frozenset().union(*left.values()), []
     while todo:

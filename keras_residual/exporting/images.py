@@ -39,17 +39,12 @@ def decode_batch(
         `(N, *shape)`, zeros where an image could not be read, and `(N,)` strings that say why not, "" where it was.
     """
 
-    plain = tf.autograph.experimental.do_not_convert  # or all that is called is parsed and written anew: seconds
-
-    def ready(image: Any) -> Any:
-        return tf.ensure_shape(prepare(image[None])[0], shape)
-
     def read(content: Any) -> tuple[Any, Any]:
         kind, pixels, exif = _look(content)
         sound = (kind > 0) & (pixels > 0) & (pixels <= max_pixels)
         # A graph has no exceptions to catch. A data set does: what fails is left out, and the blank is the first.
-        given = tf.data.Dataset.from_tensors(content).filter(plain(lambda _: sound))
-        image = given.map(plain(lambda c: (ready(_decode(c, kind, exif, channels)), "")))
+        given = tf.data.Dataset.from_tensors(content).filter(lambda _: sound)
+        image = given.map(lambda c: (tf.ensure_shape(prepare(_decode(c, kind, exif, channels)[None])[0], shape), ""))
         blank = tf.data.Dataset.from_tensors((tf.zeros(shape), _reason(content, kind, pixels, max_pixels)))
         return image.ignore_errors().concatenate(blank).take(1).get_single_element()
 

@@ -77,7 +77,6 @@ class Arrays:
                 x = _shifted(x, padding, shift)
             return x, y
 
-        batch = tf.autograph.experimental.do_not_convert(batch)
         data = tf.data.Dataset.range(start, np.iinfo(np.int64).max).map(batch, tf.data.AUTOTUNE, deterministic=True)
         return data.prefetch(tf.data.AUTOTUNE).with_options(_unsharded())
 

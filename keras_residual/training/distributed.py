@@ -137,13 +137,11 @@ def whole(batches: Any) -> Any:
 
     import tensorflow as tf
 
-    plain = tf.autograph.experimental.do_not_convert
-
     def cut(x: Any, y: Any) -> Any:
         most = tf.shape(y)[0] // count * count
         return x[:most], y[:most]
 
-    return batches.map(plain(cut)).filter(plain(lambda x, y: tf.shape(y)[0] > 0))
+    return batches.map(cut).filter(lambda x, y: tf.shape(y)[0] > 0)
 
 
 def first(action: Callable[[], str]) -> str:

@@ -445,7 +445,6 @@ class _Run:
                 raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
         data = views(self.train_data, self.recipe, wanted, self.batch, seed=self.seed, start=start, part=part)
 
-        @tf.autograph.experimental.do_not_convert
         def counted(step: Any, batch: Any) -> Any:
             images, labels = batch
             first = step * self.batch + part[0] * each

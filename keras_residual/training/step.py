@@ -92,7 +92,8 @@ class Step(keras.Model):
         if self.class_weight is not None and training:
             weight = ops.sum(targets * ops.convert_to_tensor(self.class_weight, "float32"), -1)
             loss = loss * weight
-        total = ops.mean(loss)
+        # A device may have nothing of the last validation batch, and the mean of nothing is NaN.
+        total = ops.sum(loss) / ops.maximum(ops.cast(ops.shape(loss)[0], loss.dtype), 1.0)
         for term in self.losses:
             total = total + ops.sum(term)
         return total / sharing()
