@@ -2,9 +2,6 @@
 
     python benchmarks/cpu.py [--models ResNet18 ResNet50] [--rounds 5] [--output benchmarks/cpu.csv]
 
-Every contender runs in a process of its own that waits while another one is measured; they take turns in each
-round, and what counts is the ratio within a round, so that a machine whose speed drifts does not decide.
-
 TensorFlow uses oneDNN by itself only on CPUs with AVX-512; keras_residual asks for it on every x86 CPU. So
 `keras.applications` competes twice: as it comes, and with oneDNN. Its ResNet-50 has the strides of 2015 (v1), so ours
 has them too in that contest (`stride_in="1x1"`). Needs the extra `parity` for timm.
@@ -13,14 +10,13 @@ has them too in that contest (`stride_in="1x1"`). Needs the extra `parity` for t
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
+import functools
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
+from pathlib import Path
+
+from contest import Contender, keep, machine, play, register_torchvision, work
 
 # contest: our builder, its options, training and inference batch, steps of one turn in training, in inference, peers
 _PEERS = ("keras.applications", "keras.applications + oneDNN", "timm")
@@ -39,7 +35,6 @@ SIZE = 224
 
 
 def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if contender.endswith("oneDNN"):
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     builder, options = CONTESTS[name][:2]
@@ -86,9 +81,7 @@ def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
 def torch_turn(name: str, mode: str, batch: int, steps: int):
     import torch
 
-    operators = torch.library.Library("torchvision", "DEF")  # its wheel has operators that a CPU build lacks
-    for operator in ("nms", "qnms"):
-        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    register_torchvision()
     import timm
 
     from keras_residual.models import find
@@ -117,19 +110,20 @@ def torch_turn(name: str, mode: str, batch: int, steps: int):
 
 
 def worker(contender: str, name: str, mode: str, batch: int, steps: int) -> None:
-    """Builds, warms up, then runs one turn for each line on standard input and answers with its seconds."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not look like an answer
-    turn = (
-        torch_turn(name, mode, batch, steps) if contender == "timm" else keras_turn(contender, name, mode, batch, steps)
-    )
-    turn()
-    turn()
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+    def start():
+        own = torch_turn if contender == "timm" else functools.partial(keras_turn, contender)
+        turn = own(name, mode, batch, steps)
         turn()
-        print(time.perf_counter() - start, file=answers, flush=True)
+        turn()
+
+        def timed() -> float:
+            begin = time.perf_counter()
+            turn()
+            return time.perf_counter() - begin
+
+        return timed
+
+    work(start)
 
 
 # ------------------------------------------------------------------------------------------------------- the contest
@@ -138,22 +132,11 @@ def worker(contender: str, name: str, mode: str, batch: int, steps: int) -> None
 def contest(name: str, mode: str, rounds: int) -> list[dict[str, object]]:
     *_, train_batch, infer_batch, train_steps, infer_steps, peers = CONTESTS[name]
     batch, steps = (train_batch, train_steps) if mode == "training" else (infer_batch, infer_steps)
-    runners = {}
+    contenders = {}
     for contender in ("keras_residual", *peers):
-        command = [sys.executable, __file__, "--worker", contender, name, mode, str(batch), str(steps)]
-        runners[contender] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        if runners[contender].stdout.readline().strip() != "ready":
-            raise RuntimeError(f"{contender} could not run {name}: {' '.join(command)}")
-    speeds: dict[str, list[float]] = {contender: [] for contender in runners}
-    for _ in range(rounds):
-        for contender, runner in runners.items():
-            print("go", file=runner.stdin, flush=True)
-            speeds[contender].append(batch * steps / float(runner.stdout.readline()))
-    for runner in runners.values():
-        runner.stdin.close()
-        runner.wait()
+        contenders[contender] = Contender(__file__, "--worker", contender, name, mode, str(batch), str(steps))
+    turns = play(contenders, rounds)
+    speeds = {contender: [batch * steps / seconds for seconds in own] for contender, own in turns.items()}
     ours = speeds["keras_residual"]
     return [
         {
@@ -170,54 +153,24 @@ def contest(name: str, mode: str, rounds: int) -> list[dict[str, object]]:
     ]
 
 
-def machine() -> dict[str, str]:
-    """Versions and processor, written into each line."""
-    facts = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "torch", "timm")}
-    features = ""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            flags = next((line for line in file if line.startswith("flags")), "").split()
-        features = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else ""
-    return {
-        **facts,
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cores {platform.machine()} {features}",
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(CONTESTS), choices=list(CONTESTS))
     parser.add_argument("--modes", nargs="+", default=["training", "inference"], choices=["training", "inference"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", default=os.path.join(os.path.dirname(__file__), "cpu.csv"))
+    parser.add_argument("--output", default=Path(__file__).with_name("cpu.csv"))
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         contender, name, mode, batch, steps = arguments.worker
         worker(contender, name, mode, int(batch), int(steps))
         return
-    facts = machine()
+    facts = machine("keras", "tensorflow", "torch", "timm")
     for name in arguments.models:
         for mode in arguments.modes:
             rows = contest(name, mode, arguments.rounds)
             print(*rows, sep="\n", flush=True)
-            keep(arguments.output, [{**row, **facts} for row in rows])
-
-
-def keep(path: str, rows: list[dict[str, object]]) -> None:
-    """Puts a contest into the table, in the place of an earlier one."""
-    kept = []
-    if os.path.exists(path):
-        with open(path, newline="") as file:
-            kept = [r for r in csv.DictReader(file) if (r["model"], r["mode"]) != (rows[0]["model"], rows[0]["mode"])]
-    order = list(CONTESTS)
-    rows = sorted([*kept, *rows], key=lambda r: (order.index(str(r["model"])), r["mode"] != "training"))
-    with open(f"{path}.part", "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(f"{path}.part", path)
+            keep(arguments.output, [{**row, **facts} for row in rows], "model", "mode")
 
 
 if __name__ == "__main__":

@@ -10,24 +10,19 @@ batches of 32 images of 224 x 224:
 * keras + crop: the same with `keras.layers.RandomCrop` and flip instead of the resizing alone;
 * torchvision: `ImageFolder` + `RandomResizedCrop` + flip + `DataLoader` with one worker process for each core.
 
-Every contender runs in a process group of its own that is stopped while another one is measured (waiting is not enough:
-they read ahead); they take turns in each round, and what counts is the ratio within a round. The files are in the page
-cache. Needs the extra `parity` for torchvision.
+The files are in the page cache. Needs the extra `parity` for torchvision.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
 import os
-import platform
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from pathlib import Path
+
+from contest import Contender, keep, machine, play, register_torchvision, work
 
 BATCH, SIZE = 32, 224
 FOLDERS = {"500x375": (375, 500, 400), "1600x1200": (1200, 1600, 100)}
@@ -72,9 +67,7 @@ def keras_loader(folder: str, crop: bool):
 def torchvision_loader(folder: str):
     import torch
 
-    operators = torch.library.Library("torchvision", "DEF")  # its wheel has operators that a CPU build lacks
-    for operator in ("nms", "qnms"):
-        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    register_torchvision()
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
@@ -91,55 +84,37 @@ def torchvision_loader(folder: str):
 
 
 def worker(contender: str, folder: str, seconds: float) -> None:
-    """Opens the folder, then reads for some seconds for each line on standard input and answers with images/s."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not look like an answer
-    if contender == "keras_residual":
-        batches = ours(folder)
-    elif contender == "torchvision":
-        batches = torchvision_loader(folder)
-    else:
-        batches = keras_loader(folder, contender.endswith("crop"))
-    for _ in range(8):
-        next(batches)
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        for _ in range(12):  # what was read ahead while waiting does not count
+    """A turn reads for some seconds and answers with images/s."""
+
+    def start():
+        if contender == "keras_residual":
+            batches = ours(folder)
+        elif contender == "torchvision":
+            batches = torchvision_loader(folder)
+        else:
+            batches = keras_loader(folder, contender.endswith("crop"))
+        for _ in range(8):
             next(batches)
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            next(batches)
-            count += BATCH
-        print(count / (time.perf_counter() - start), file=answers, flush=True)
+
+        def turn() -> float:
+            for _ in range(12):  # what was read ahead while others had their turn does not count
+                next(batches)
+            begin, count = time.perf_counter(), 0
+            while time.perf_counter() - begin < seconds:
+                next(batches)
+                count += BATCH
+            return count / (time.perf_counter() - begin)
+
+        return turn
+
+    work(start)
 
 
 def contest(name: str, folder: str, rounds: int, seconds: float) -> list[dict[str, object]]:
-    runners = {}
+    contenders = {}
     for contender in CONTENDERS:
-        command = [sys.executable, __file__, "--worker", contender, folder, "--seconds", str(seconds)]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        runners[contender] = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        if runners[contender].stdout.readline().strip() != "ready":
-            raise RuntimeError(f"{contender} could not read {folder}: {' '.join(command)}")
-        os.killpg(runners[contender].pid, signal.SIGSTOP)
-    speeds: dict[str, list[float]] = {contender: [] for contender in runners}
-    for _ in range(rounds):
-        for contender, runner in runners.items():
-            os.killpg(runner.pid, signal.SIGCONT)
-            print("go", file=runner.stdin, flush=True)
-            speeds[contender].append(float(runner.stdout.readline()))
-            os.killpg(runner.pid, signal.SIGSTOP)
-    for runner in runners.values():
-        os.killpg(runner.pid, signal.SIGKILL)
-        runner.wait()
+        contenders[contender] = Contender(__file__, "--worker", contender, folder, "--seconds", str(seconds))
+    speeds = play(contenders, rounds)
     first = speeds["keras_residual"]
     return [
         {
@@ -159,27 +134,19 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", default=list(FOLDERS), choices=list(FOLDERS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
-    parser.add_argument("--output", default=os.path.join(os.path.dirname(__file__), "data.csv"))
+    parser.add_argument("--output", default=Path(__file__).with_name("data.csv"))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(*arguments.worker, arguments.seconds)
         return
-    facts = {name: importlib.metadata.version(name) for name in ("keras", "tensorflow", "torchvision", "pillow")}
-    facts["machine"] = f"{os.cpu_count()} cores {platform.machine()}"
-    rows = []
+    facts = machine("keras", "tensorflow", "torchvision", "pillow")
     for name in arguments.images:
         with tempfile.TemporaryDirectory() as folder:
             write_images(folder, *FOLDERS[name])
-            for row in contest(name, folder, arguments.rounds, arguments.seconds):
-                rows.append({**row, **facts})
-                print(row, flush=True)
-    temporary = arguments.output + ".part"
-    with open(temporary, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(temporary, arguments.output)
+            rows = contest(name, folder, arguments.rounds, arguments.seconds)
+            print(*rows, sep="\n", flush=True)
+            keep(arguments.output, [{**row, **facts} for row in rows], "images")
 
 
 if __name__ == "__main__":

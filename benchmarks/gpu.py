@@ -6,28 +6,26 @@ PyTorch runs channels-last, with autocast where the precision is bfloat16, as it
 may use TF32 on both sides. Keras on JAX always compiles by XLA. Where TensorFlow sees the GPU, it competes with XLA off
 and on. Images and labels lie on the GPU: what is compared are the networks, not the ways to read files.
 
-Every contender runs in a process of its own that waits while another one is measured; they take turns in each round,
-and what counts is the ratio within a round. Needs the extras `jax` (with CUDA: `pip install 'jax[cuda12]'`) and
+Needs the extras `jax` (with CUDA: `pip install 'jax[cuda12]'`) and
 `parity`. `--device cpu` tries the script itself on small images; such a table says nothing of GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from contest import Contender, keep, machine, play, register_torchvision, work
 
 MODELS = ("ResNet18", "ResNet50", "ConvNeXtTiny", "ViTSmall16", "ViTBase16")
 TENSORFLOW = ("keras_residual, TensorFlow", "keras_residual, TensorFlow, XLA")
@@ -113,7 +111,6 @@ def on_jax(job: dict[str, Any]) -> Runner:
 
 def on_tensorflow(job: dict[str, Any]) -> Runner:
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     import keras
     import tensorflow as tf
@@ -152,10 +149,7 @@ def on_torch(job: dict[str, Any]) -> Runner:
     import torch
 
     if importlib.util.find_spec("torchvision") and not torch.cuda.is_available():
-        operators = torch.library.Library("torchvision", "DEF")  # its wheel has operators that a CPU build lacks
-        for operator in ("nms", "qnms"):
-            operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        job["operators"] = operators  # they live as long as this does
+        register_torchvision()
     import timm
 
     from keras_residual.models import find
@@ -203,22 +197,22 @@ def on_torch(job: dict[str, Any]) -> Runner:
 
 
 def worker(job: dict[str, Any]) -> None:
-    """Compiles and warms up, then runs one turn for each line on standard input and answers with its seconds."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not look like an answer
-    way = {"k": on_tensorflow if "TensorFlow" in job["contender"] else on_jax, "t": on_torch}[job["contender"][0]]
-    run, peak = way(job)
+    """A turn answers with the seconds of its steps, the peak of memory and the seconds of the first step."""
 
-    def timed(steps: int) -> float:
-        start = time.perf_counter()
-        run(steps)
-        return time.perf_counter() - start
+    def start() -> Callable[[], tuple[float, float, float]]:
+        way = {"k": on_tensorflow if "TensorFlow" in job["contender"] else on_jax, "t": on_torch}[job["contender"][0]]
+        run, peak = way(job)
 
-    first = timed(1)
-    run(2)
-    print(json.dumps(first), file=answers, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps([timed(job["steps"]), peak()]), file=answers, flush=True)
+        def timed(steps: int) -> float:
+            begin = time.perf_counter()
+            run(steps)
+            return time.perf_counter() - begin
+
+        first = timed(1)
+        run(2)
+        return lambda: (timed(job["steps"]), peak(), first)
+
+    work(start)
 
 
 # ------------------------------------------------------------------------------------------------------- the contest
@@ -226,39 +220,27 @@ def worker(job: dict[str, Any]) -> None:
 
 def contest(job: dict[str, Any], contenders: list[str], rounds: int) -> list[dict[str, Any]]:
     """A row for each contender. One that cannot run is named on standard error, and the others go on."""
-    runners, first = {}, {}
+    running = {}
     for contender in contenders:
-        command = [sys.executable, __file__, "--worker", json.dumps({**job, "contender": contender})]
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
-            answer = process.stdout.readline()
-            if not answer:
-                process.wait()
-                errors.seek(0)
-                print(f"{contender} cannot run {job}: {errors.read().strip()[-300:]}", file=sys.stderr)
-                continue
-        runners[contender], first[contender] = process, json.loads(answer)
-    turns: dict[str, list[tuple[float, float]]] = {contender: [] for contender in runners}
-    for _ in range(rounds):
-        for contender, process in runners.items():
-            print("go", file=process.stdin, flush=True)
-            turns[contender].append(json.loads(process.stdout.readline()))
-    for process in runners.values():
-        process.communicate()
+        try:
+            running[contender] = Contender(__file__, "--worker", json.dumps({**job, "contender": contender}))
+        except ChildProcessError as error:
+            print(error, file=sys.stderr)
+    turns = play(running, rounds) if running else {}
     rows = []
     for contender, own in turns.items():
-        speeds = [job["batch"] * job["steps"] / seconds for seconds, _ in own]
+        speeds = [job["batch"] * job["steps"] / seconds for seconds, *_ in own]
         row = {key: job[key] for key in ("model", "mode", "precision", "size", "batch")} | {
             "contender": contender,
             "images_per_second": round(statistics.median(speeds), 1),
             "slowest": round(min(speeds), 1),
             "fastest": round(max(speeds), 1),
             "peak_mb": round(own[-1][1] / 1e6) if own[-1][1] == own[-1][1] else "",
-            "first_step_seconds": round(first[contender], 1),
+            "first_step_seconds": round(own[-1][2], 1),
             "ours_over_it": "",
         }
         if "keras_residual" in turns:
-            ratios = [theirs / ours for (theirs, _), (ours, _) in zip(own, turns["keras_residual"], strict=True)]
+            ratios = [theirs / ours for (theirs, *_), (ours, *_) in zip(own, turns["keras_residual"], strict=True)]
             row["ours_over_it"] = round(statistics.median(ratios), 3)
         rows.append(row)
     return rows
@@ -266,12 +248,11 @@ def contest(job: dict[str, Any], contenders: list[str], rounds: int) -> list[dic
 
 def facts(device: str) -> dict[str, str]:
     """Versions and the card, written into each line."""
-    names = ("keras", "jax", "torch", "timm")
-    card = platform.machine()
+    about = machine("keras", "jax", "torch", "timm")
     if device == "gpu":
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        card = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
-    return {**{name: importlib.metadata.version(name) for name in names}, "device": card}
+        about["machine"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    return about
 
 
 def main() -> None:
@@ -285,14 +266,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
-    parser.add_argument("--output", default=os.path.join(os.path.dirname(__file__), "gpu.csv"))
+    parser.add_argument("--output", default=Path(__file__).with_name("gpu.csv"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(json.loads(arguments.worker))
         return
     contenders = [c for c in arguments.contenders if c not in TENSORFLOW or importlib.util.find_spec("tensorflow")]
-    rows, about = [], facts(arguments.device)
+    about = facts(arguments.device)
     for model in arguments.models:
         for precision in arguments.precisions:
             for mode in arguments.modes:
@@ -300,12 +281,9 @@ def main() -> None:
                 job |= {"batch": arguments.batch, "size": arguments.size, "steps": arguments.steps}
                 found = contest(job, contenders, arguments.rounds)
                 print(*found, sep="\n", flush=True)
-                rows += [{**row, **about} for row in found]
-                with open(f"{arguments.output}.part", "w", newline="") as file:
-                    table = csv.DictWriter(file, rows[0], lineterminator="\n")
-                    table.writeheader()
-                    table.writerows(rows)
-                os.replace(f"{arguments.output}.part", arguments.output)
+                keep(
+                    arguments.output, [{**row, **about} for row in found], "model", "mode", "precision", "size", "batch"
+                )
 
 
 if __name__ == "__main__":

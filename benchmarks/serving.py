@@ -5,21 +5,16 @@
     python benchmarks/serving.py --soak 600       # its memory, under load for so many seconds
 
 The first contest: `keras_residual.export`, `model.export` of Keras, ONNX Runtime and OpenVINO on the same network with
-the same weights, at batch 1 and 16. Every contender runs in a process of its own that is stopped while another one is
-measured; they take turns in each round, and what counts is the ratio within a round, so that a machine whose speed
-drifts does not decide. TensorFlow uses oneDNN by itself only on CPUs with AVX-512. The exported docker-compose.yml asks
-for it (`TF_ENABLE_ONEDNN_OPTS=1`), and this benchmark does so for `keras_residual`; `model.export` competes twice, as
-it comes, and with oneDNN. Needs the extras `export` and `serve`.
+the same weights, at batch 1 and 16. TensorFlow uses oneDNN by itself only on CPUs with AVX-512. The exported docker-
+compose.yml asks for it (`TF_ENABLE_ONEDNN_OPTS=1`), and this benchmark does so for `keras_residual`; `model.export`
+competes twice, as it comes, and with oneDNN. Needs the extras `export` and `serve`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.metadata
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -30,6 +25,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from contest import Contender, keep, machine, play, work
 
 MODELS = ("ResNet18", "ResNet50", "ConvNeXtTiny", "ViTSmall16")
 CONTENDERS = ("keras_residual", "model.export", "model.export + oneDNN", "ONNX Runtime", "OpenVINO")
@@ -115,8 +112,8 @@ def timed(call: Callable[[], Any], count: int) -> list[float]:
     return seconds
 
 
-def together(calls: list[Callable[[], Any]], count: int) -> list[float]:
-    """Each call in a thread of its own, `count` in all; their latencies, and last the time it took in all."""
+def together(calls: list[Callable[[], Any]], count: int) -> tuple[list[float], float]:
+    """Each call in a thread of its own, `count` in all; their latencies, and the time it took in all."""
     found: list[list[float]] = [[] for _ in calls]
 
     def run(i: int) -> None:
@@ -129,26 +126,25 @@ def together(calls: list[Callable[[], Any]], count: int) -> list[float]:
     for thread in threads:
         thread.join()
     whole = time.perf_counter() - start
-    return [*(second for seconds in found for second in seconds), whole]
+    return [second for seconds in found for second in seconds], whole
 
 
 def worker(contender: str, folder: Path, what: str) -> None:
-    """Warms up, then runs one turn for each line on standard input and answers with its seconds."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """A turn answers with the seconds of each call, and of all together."""
     if contender != "model.export":
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not look like an answer
     job = json.loads(what)
-    if "batch" in job:
-        call = runner(contender, folder, job["batch"])
-        calls, count = [call], CALLS[job["batch"]]
-    else:
-        calls, count = clients(contender, folder, **job), CLIENTS[job["clients"]]
-    together(calls, 2 * len(calls))
-    print("ready", file=answers, flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(together(calls, count)), file=answers, flush=True)
+
+    def start() -> Callable[[], tuple[list[float], float]]:
+        if "batch" in job:
+            call = runner(contender, folder, job["batch"])
+            calls, count = [call], CALLS[job["batch"]]
+        else:
+            calls, count = clients(contender, folder, **job), CLIENTS[job["clients"]]
+        together(calls, 2 * len(calls))
+        return lambda: together(calls, count)
+
+    work(start)
 
 
 def clients(contender: str, folder: Path, request: str, clients: int, ports: list[int]) -> list[Callable[[], Any]]:
@@ -222,53 +218,8 @@ def over_grpc(port: int, name: str, inputs: Any) -> Callable[[], Any]:
 # -------------------------------------------------------------------------------------------------------- the contests
 
 
-class Contender:
-    """A worker's process, stopped but for its turns."""
-
-    def __init__(self, name: str, folder: Path, beside: Iterable[subprocess.Popen[str]] = (), **job: Any) -> None:
-        command = [sys.executable, __file__, "--worker", name, str(folder), json.dumps(job)]
-        self.beside = list(beside)  # what has to run with it: the server
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.asks, self.answers = self.process.stdin, self.process.stdout
-        if self.answers.readline().strip() != "ready":
-            raise RuntimeError(f"{name} could not run: {' '.join(command)}")
-        self.process.send_signal(signal.SIGSTOP)
-
-    def turn(self) -> tuple[list[float], float]:
-        """The seconds of each call, and of all together."""
-        for process in (*self.beside, self.process):
-            process.send_signal(signal.SIGCONT)
-        print("go", file=self.asks, flush=True)
-        *calls, whole = json.loads(self.answers.readline())
-        for process in (self.process, *self.beside):
-            process.send_signal(signal.SIGSTOP)
-        return calls, whole
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.asks.close()
-        self.process.wait()
-
-
 def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
-
-
-def play(contenders: dict[str, Contender], rounds: int) -> dict[str, list[tuple[list[float], float]]]:
-    turns: dict[str, list[tuple[list[float], float]]] = {name: [] for name in contenders}
-    try:
-        for number in range(rounds):
-            order = list(contenders)
-            for name in order[number % len(order) :] + order[: number % len(order)]:
-                turns[name].append(contenders[name].turn())
-    finally:
-        for contender in contenders.values():
-            contender.close()
-    return turns
 
 
 def figures(turns: list[tuple[list[float], float]], count: int = 1) -> dict[str, Any]:
@@ -280,11 +231,15 @@ def figures(turns: list[tuple[list[float], float]], count: int = 1) -> dict[str,
     }
 
 
+def enter(name: str, folder: Path, beside: Iterable[subprocess.Popen[str]] = (), **job: Any) -> Contender:
+    return Contender(__file__, "--worker", name, str(folder), json.dumps(job), beside=beside)
+
+
 def exports(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Batch 1 and 16, all contenders."""
     rows = []
     for batch in CALLS:
-        turns = play({c: Contender(c, folder, batch=batch) for c in CONTENDERS}, rounds)
+        turns = play({c: enter(c, folder, batch=batch) for c in CONTENDERS}, rounds)
         for contender, own in turns.items():
             ratios = [
                 statistics.median(theirs) / statistics.median(ours)
@@ -329,9 +284,8 @@ def server_contest(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 job = {"request": request, "clients": count, "ports": ports}
                 contenders = {}
                 for name in ("signature", "gRPC", "REST"):
-                    server.send_signal(signal.SIGCONT)
                     beside = () if name == "signature" else (server,)
-                    contenders[name] = Contender(name, folder, beside, **job)
+                    contenders[name] = enter(name, folder, beside, **job)
                 turns = play(contenders, rounds)
                 for name, own in turns.items():
                     more = [
@@ -423,36 +377,9 @@ def soak(seconds: float, model: Path) -> list[dict[str, Any]]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------- the table
-
-
-def machine() -> dict[str, str]:
-    """Versions and processor, written into each line."""
-    names = ("keras", "tensorflow", "onnxruntime", "openvino")
-    with open("/proc/cpuinfo") as file:
-        flags = next((line for line in file if line.startswith("flags")), "").split()
-    features = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else ""
-    return {
-        **{name: importlib.metadata.version(name) for name in names},
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cores {platform.machine()} {features}",
-    }
-
-
-def keep(path: str, rows: list[dict[str, Any]]) -> None:
-    """Puts rows into the table, in the place of earlier ones of the same contest."""
-    facts = machine()
-    rows = [{**dict.fromkeys(COLUMNS, ""), **row, **facts} for row in rows]
-    new = {(row["what"], row["model"]) for row in rows}
-    if os.path.exists(path):
-        with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if (row["what"], row["model"]) not in new] + rows
-    rows.sort(key=lambda row: ("network", "server", "memory").index(row["what"]))
-    with open(f"{path}.part", "w", newline="") as file:
-        table = csv.DictWriter(file, [*COLUMNS, *facts], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    os.replace(f"{path}.part", path)
+def record(path: Path, rows: list[dict[str, Any]]) -> None:
+    facts = machine("keras", "tensorflow", "onnxruntime", "openvino")
+    keep(path, [{**dict.fromkeys(COLUMNS, ""), **row, **facts} for row in rows], "what", "model")
 
 
 def main() -> None:
@@ -464,7 +391,7 @@ def main() -> None:
     parser.add_argument("--served", default="saved_models/digits", type=Path, help="the model of --soak (%(default)s)")
     parser.add_argument("--prepared", type=Path, help="where the networks lie, or are written to if they do not")
     parser.add_argument("--prepare", action="store_true", help="write them only")
-    parser.add_argument("--output", default=os.path.join(os.path.dirname(__file__), "serving.csv"))
+    parser.add_argument("--output", default=Path(__file__).with_name("serving.csv"))
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--writer", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -473,7 +400,7 @@ def main() -> None:
     elif arguments.writer:
         prepare(arguments.writer[0], Path(arguments.writer[1]))
     elif arguments.soak:
-        keep(arguments.output, soak(arguments.soak, arguments.served))
+        record(arguments.output, soak(arguments.soak, arguments.served))
     else:
         with tempfile.TemporaryDirectory() as temporary:
             for name in [SERVED] if arguments.server else arguments.models:
@@ -488,7 +415,7 @@ def main() -> None:
                     else exports(name, folder, arguments.rounds)
                 )
                 print(*contest, sep="\n", flush=True)
-                keep(arguments.output, contest)
+                record(arguments.output, contest)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import keras
 import pytest
 from safetensors.numpy import save
+from tensorflow.python.framework.config import disable_op_determinism
 
 import keras_residual.models  # noqa: F401  (registers every family)
 
@@ -19,6 +20,8 @@ def _seeded():
     keras.utils.set_random_seed(0)
     policy = keras.config.dtype_policy()
     yield
+    # TensorFlow has no public way back from determinism, and Keras does not compile by XLA while it is on
+    disable_op_determinism()
     assert keras.config.dtype_policy() == policy, "a test left another dtype policy behind"
 
 

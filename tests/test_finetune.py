@@ -243,17 +243,17 @@ def test_few_epochs_leave_most_for_all_layers(run, photos, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_pretrained_weights_beat_scratch(tmp_path):
-    """On a dozen images a class, over three seeds; the network was trained on other shapes before."""
+    """On five images a class, over three seeds; the network was trained on other shapes before."""
     before = make_photos(tmp_path / "before", each=100)
     finetune(before, "TestResNet", None, 15, output=tmp_path / "first", size=64)
     others = ("square", "plus", "bars")
     test = make_photos(tmp_path / "test", each=40, seed=1, classes=others)
     accuracy = {True: [], False: []}
     for seed in range(3):
-        few = make_photos(tmp_path / f"few{seed}", each=12, seed=seed + 2, classes=others)
+        few = make_photos(tmp_path / f"few{seed}", each=5, seed=seed + 2, classes=others)
         for pretrained in (True, False):
             weights = tmp_path / "first" if pretrained else None
             run = finetune(few, "TestResNet", weights, output=tmp_path / f"{seed}{pretrained}", size=64, seed=seed)
             accuracy[pretrained].append(run.evaluate(test)["accuracy"])
     print(accuracy)
-    assert np.mean(accuracy[True]) > np.mean(accuracy[False]) + 0.01, accuracy
+    assert np.mean(accuracy[True]) > np.mean(accuracy[False]) + 0.05, accuracy

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.framework.config import disable_op_determinism
 
 import keras_residual as kr
 from keras_residual.training import (
@@ -250,6 +251,11 @@ def test_decisions():
     decision = decide(model)
     assert (decision.jit, decision.why) == (False, "it gains on GPUs only")
     assert decision.precision == "mixed_bfloat16"
+    with pytest.raises(ValueError, match="deterministic"):
+        fit(model, RECIPE, data(), jit=True, deterministic=True, **QUIET)
+    assert not fit(model, RECIPE.replace(epochs=1), data(16), deterministic=True, **QUIET).decision.jit
+    assert "deterministic" in decide(model).why
+    disable_op_determinism()
     model.get_layer("stem.conv").supports_jit = False
     assert "stem.conv (Conv2D)" in decide(model).why
     with pytest.raises(ValueError, match=r"stem\.conv"):

@@ -40,7 +40,12 @@ class Decision:
         return f"Keras {keras.__version__} on {self.backend}, {self.device}, {xla}, {self.precision}{steps}"
 
 
-def decide(model: keras.Model, jit: bool | str = "auto", steps_per_execution: int | str = "auto") -> Decision:
+def decide(
+    model: keras.Model,
+    jit: bool | str = "auto",
+    steps_per_execution: int | str = "auto",
+    deterministic: bool = False,
+) -> Decision:
     """Chooses by the device and the model.
 
     XLA gains on GPUs only: on CPUs it makes training of convolutional networks about half as fast. Several steps in one
@@ -64,6 +69,8 @@ def decide(model: keras.Model, jit: bool | str = "auto", steps_per_execution: in
             on, why = False, "asked for"
     elif replicas > 1:
         on, why = False, "it fails under tf.distribute"
+    elif deterministic or _deterministic():
+        on, why = False, "Keras leaves it off where TensorFlow's operations are deterministic"
     elif blocked:
         on, why = False, f"these layers do not support it: {', '.join(blocked[:3])}"
     elif jit == "auto":
@@ -80,6 +87,13 @@ def decide(model: keras.Model, jit: bool | str = "auto", steps_per_execution: in
         raise ValueError("Several steps in one execution fail under tf.distribute. Leave steps_per_execution out.")
     precision = precision_of(model)
     return Decision(backend, device, replicas, on, why, precision, steps_per_execution)
+
+
+def _deterministic() -> bool:
+    """Whether `tf.config.experimental.enable_op_determinism` was called; TensorFlow has no public question for it."""
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    return is_op_determinism_enabled()
 
 
 def precision_of(model: keras.Model) -> str:

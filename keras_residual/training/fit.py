@@ -110,7 +110,8 @@ def fit(
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         steps_per_execution: Steps in one call of the backend, at the most; less where an epoch does not divide by it.
             `"auto"` for 1.
-        deterministic: Whether operations are deterministic on TensorFlow; this stays on in the process.
+        deterministic: Whether operations are deterministic on TensorFlow; this stays on in the process, and
+            Keras trains without XLA there.
         save_steps: Save a checkpoint after so many steps; `None`: by time. There is always one after each epoch.
         resume: `True` goes on if it is the same training; `"anyway"` whatever differs; `False` begins anew.
         fingerprint: Of the data, where it is known; otherwise one is computed.
@@ -138,7 +139,7 @@ def fit(
         keep = "last"
     if patience is not None and patience < 1:
         raise ValueError(f"patience is a positive number of epochs. Received: {patience}.")
-    decision = decide(run.network, jit, steps_per_execution)
+    decision = decide(run.network, jit, steps_per_execution, deterministic)
     if deterministic and decision.backend == "tensorflow":
         import tensorflow as tf
 

@@ -1,0 +1,137 @@
+"""What the benchmarks share: contenders that take turns, each in a process of its own, and the table of the results.
+
+A script starts itself once for each contender, as a worker; between its turns a worker is stopped with all its
+processes (waiting is not enough: loaders read ahead). The speed of a shared machine drifts, so that what counts is the
+ratio within a round.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def work(start: Callable[[], Callable[[], Any]]) -> None:
+    """The worker's side: `start` builds and warms up, what it returns runs a turn and returns what was measured."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print must not look like an answer
+    turn = start()
+    print("ready", file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(turn()), file=answers, flush=True)
+
+
+class Contender:
+    """A worker's process group, stopped but for its turns; `beside` are processes that run when it does (a server)."""
+
+    def __init__(self, *command: str, beside: Iterable[subprocess.Popen[str]] = ()) -> None:
+        self.beside = list(beside)
+        for process in self.beside:
+            process.send_signal(signal.SIGCONT)
+        with tempfile.TemporaryFile("w+") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+                start_new_session=True,
+            )
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            self.asks, self.answers = self.process.stdin, self.process.stdout
+            if self.answers.readline().strip() != "ready":
+                self.process.wait()
+                errors.seek(0)
+                raise ChildProcessError(f"{' '.join(command)} failed:\n{errors.read().strip()[-1000:]}")
+        self._signal(signal.SIGSTOP)
+
+    def turn(self) -> Any:
+        self._signal(signal.SIGCONT)
+        print("go", file=self.asks, flush=True)
+        measured = json.loads(self.answers.readline())
+        self._signal(signal.SIGSTOP)
+        return measured
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self.beside:
+            process.send_signal(number)
+        os.killpg(self.process.pid, number)
+
+
+def play(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Any]]:
+    """What each measured in each round; another one begins each round."""
+    turns: dict[str, list[Any]] = {name: [] for name in contenders}
+    names = list(contenders)
+    try:
+        for number in range(rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                turns[name].append(contenders[name].turn())
+    finally:
+        for contender in contenders.values():
+            contender.close()
+    return turns
+
+
+@functools.cache  # the operators live as long as what it returns
+def register_torchvision() -> Any:
+    """Before an import of torchvision beside a CPU build of torch, which lacks operators that its wheel names."""
+    import torch
+
+    operators = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return operators
+
+
+def machine(*packages: str) -> dict[str, str]:
+    """Versions and processor, written into each line of a table."""
+    features = ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+        features = "avx512" if "avx512f" in flags else "avx2" if "avx2" in flags else ""
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores {platform.machine()} {features}".strip(),
+    }
+
+
+def keep(path: str | Path, rows: Sequence[dict[str, Any]], *key: str) -> None:
+    """Puts `rows` into the table, in the place of earlier ones that agree with them in the columns of `key`."""
+
+    def place(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[column]) for column in key)
+
+    kept: list[dict[str, Any]] = []
+    if os.path.exists(path):
+        with open(path, newline="") as file:
+            kept = list(csv.DictReader(file))
+    new = {place(row) for row in rows}
+    at = next((i for i, row in enumerate(kept) if place(row) in new), len(kept))
+    before, after = ([row for row in part if place(row) not in new] for part in (kept[:at], kept[at:]))
+    rows = [*before, *rows, *after]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    with open(f"{path}.part", "w", newline="") as file:
+        table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(f"{path}.part", path)
