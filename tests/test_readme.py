@@ -9,8 +9,9 @@ from safetensors.numpy import load_file
 
 import keras_residual as kr
 
-from .readme_table import README, with_table
+from .tables import PAGES, PLACE, TABLES, with_tables
 
+README = PAGES[0]
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
@@ -42,8 +43,13 @@ def test_there_is_code():
     assert len(BLOCKS) == TEXT.count("```python") >= 3
 
 
-def test_table_is_current():
-    assert with_table(TEXT) == TEXT, "run: python -m tests.readme_table"
+def test_tables_are_current():
+    shown = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert with_tables(text) == text, f"{page.name} is not current. Run: python -m tests.tables"
+        shown |= {found[2] for found in PLACE.finditer(text)}
+    assert shown == set(TABLES)
 
 
 def test_figure_is_current():
