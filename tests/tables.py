@@ -98,15 +98,11 @@ def sizes():
 
 
 def server():
-    rows = _of("server")
-    lines = [
-        [row["request"], row["clients"], row["contender"], *(f"{float(row[c]):.0f}" for c in ("p50_ms", "p99_ms"))]
-        + [
-            f"{float(row['per_second']):.1f}",
-            f"{float(row['overhead_ms']):.0f}" if row["contender"] != "signature" else "",
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in _of("server"):
+        over = "" if row["contender"] == "signature" else f"{float(row['overhead_ms']):.0f}"
+        times = [f"{float(row['p50_ms']):.0f}", f"{float(row['p99_ms']):.0f}", f"{float(row['per_second']):.1f}", over]
+        lines.append([row["request"], row["clients"], row["contender"], *times])
     head = ["request", "clients", "by", "p50, ms", "p99, ms", "answers a second", "over the bare call, ms"]
     return _table(head, lines)
 
