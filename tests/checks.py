@@ -1,8 +1,9 @@
 """The checks every registered model must pass: functions of one registry entry, run on the row's tiny twin.
 
-A check names the rows it runs on: `every` row; a few that together have all `parts` that networks here are made of; or
-`half` of those, where compilation takes seconds. On the other rows it is marked slow, but once for each tiny twin: rows
-that differ in depth or width alone have the same. What a row does otherwise than its siblings it says itself
+A check names the rows it runs on: `every` row; a few that together have all `parts` that networks here are made of;
+`half` of those, where a check takes seconds; or one of each of the `families`, for what a family does in one place,
+its inputs, its head and its files. On the other rows it is marked slow, but once for each tiny twin: rows that differ
+in depth or width alone have the same. What a row does otherwise than its siblings it says itself
 (`config.dynamic_size`); no names of models stand here.
 """
 
@@ -157,7 +158,7 @@ def check_gradients(entry):
         assert np.abs(values).max() > 0, f"the gradient of {variable.path} is zero"
 
 
-@check("parts")
+@check("half")
 def check_default_initialisation(entry):
     """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""
     row = entry.config.tiny()
@@ -176,7 +177,7 @@ def check_xla(entry):
     assert tools.distance(compiled(x), model(x, training=False)) < 1e-4
 
 
-@check("parts")
+@check("half")
 def check_mixed_bfloat16(entry):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -198,7 +199,7 @@ def check_mixed_bfloat16(entry):
 # ----------------------------------------------------------------------------------------------------- inputs, output
 
 
-@check("parts")
+@check("families")
 def check_any_size(entry):
     any_size_only(entry)
     model = build(entry, input_shape=(None, None, 3))
@@ -208,7 +209,7 @@ def check_any_size(entry):
     assert np.isfinite(np.asarray(model(larger, training=False))).all()
 
 
-@check("parts")
+@check("families")
 def check_channels(entry):
     images_only(entry)
     shape = entry.config.tiny().input_shape[:-1]
@@ -219,7 +220,7 @@ def check_channels(entry):
         assert np.isfinite(np.asarray(model(tools.noise((1, *shape, channels)), training=False))).all()
 
 
-@check("parts")
+@check("half")
 def check_ranks(entry):
     """Signals and volumes: the same layers with kernels of another rank."""
     any_size_only(entry)
@@ -233,14 +234,14 @@ def check_ranks(entry):
         assert np.isfinite(y).all()
 
 
-@check("parts")
+@check("families")
 def check_smallest_input(entry):
     images_only(entry)
     with pytest.raises(ValueError, match="Received"):
         build(entry, input_shape=(1, 1, 3))
 
 
-@check("parts")
+@check("families")
 def check_without_top(entry):
     x = sample(entry)
     bare = build(entry, include_top=False)
@@ -270,7 +271,7 @@ def check_features(entry):
     assert all(np.isfinite(np.asarray(m)).all() for m in maps)
 
 
-@check("parts")
+@check("families")
 def check_input_tensor(entry):
     shape = entry.config.tiny().input_shape
     raw = keras.Input(shape)
@@ -283,7 +284,7 @@ def check_input_tensor(entry):
 # --------------------------------------------------------------------------------------------- topology and storage
 
 
-@check("parts")
+@check("half")
 def check_topology(entry):
     """The graph and the names of weights depend on the row alone, not on rates or on the size of the head."""
     model, rates = twin(entry), {"drop_path": 0.3, "dropout": 0.3}
@@ -310,7 +311,7 @@ def layer_names(model):
     return [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
 
 
-@check("parts")
+@check("families")
 def check_safetensors(entry):
     model, x = twin(entry), sample(entry)
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,8 @@ from . import checks, tools
 ENTRIES = list(registry.entries().values())
 DISTINCT = tools.distinct(ENTRIES)
 PARTS = tools.cover(ENTRIES)
-ROWS = {"every": ENTRIES, "parts": PARTS, "half": PARTS[::2]}
+FAMILIES = list({entry.family: entry for entry in reversed(PARTS)}.values())
+ROWS = {"every": ENTRIES, "parts": PARTS, "half": PARTS[::2], "families": FAMILIES}
 LARGE = 16  # blocks; a network of more takes seconds to build
 
 

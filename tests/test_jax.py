@@ -17,13 +17,16 @@ from .test_checks import PARTS
 
 pytest.importorskip("jax", reason="needs: pip install 'keras-residual[jax]'")
 
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # compiled, not fast
 
 # Graphs take seconds to build and to compile on JAX: the first network of each family, with a training step, and some
 # more; the others are slow tests. One test for many networks, so that they share one child process.
 CERTAIN = [entry for entry in PARTS if not getattr(entry.config, "dropout", 0)]  # dropout draws other numbers on JAX
 FIRST = list({entry.family: entry for entry in reversed(CERTAIN)}.values())
 OTHERS = [entry for entry in PARTS if entry not in FIRST]
-GROUPS = (FIRST + OTHERS[::6], *(OTHERS[i::6] for i in range(1, 6)))
+SOME = OTHERS[::12]
+REST = [entry for entry in OTHERS if entry not in SOME]
+GROUPS = (FIRST + SOME, *(REST[i::5] for i in range(5)))
 TRAINED = [entry.config.name for entry in FIRST]
 
 
@@ -43,7 +46,7 @@ def measure(entries, folder):
     child = subprocess.run(
         [sys.executable, "-m", "tests.jax_child", str(folder)],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY},
         capture_output=True,
         text=True,
         timeout=900,

@@ -164,10 +164,11 @@ folder = Path(sys.argv[1])
 with mirrored(["CPU:0", "CPU:1"]).scope():
     model = network(noise=0.0)
     model.set_weights([*np.load(folder / "start.npz").values()])
-history = fit(model, TOGETHER, data(), data(24, 1), progress=False, keep="last")
+history = fit(model, TOGETHER, data(), data(25, 1), progress=False, keep="last")
 assert history.decision.replicas == 2
 assert history.decision.why == "it fails under tf.distribute"
 np.savez(folder / "0.npz", *weights(model))
+np.save(folder / "val_loss.npy", history["val_loss"])
 if sys.argv[2:]:
     options = {"size": 32, "batch_size": None, "devices": ["CPU:0", "CPU:1"], "output": folder / "run"}
     run = finetune(data(90), "TestResNet", None, 1, say=lambda line: None, **options)
@@ -179,18 +180,22 @@ if sys.argv[2:]:
 
 
 def test_mirrored_devices_train_as_one(tmp_path):
-    """Two virtual CPUs: batch statistics, clipping and averages are those of the whole batch."""
+    """Two virtual CPUs: batch statistics, clipping and averages are those of the whole batch.
+
+    The last batch of the validation is one image: one of the two has none.
+    """
     model = begin(tmp_path)
     process = subprocess.Popen(
         [sys.executable, "-c", MIRRORED, str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True
     )
-    fit(model, TOGETHER, data(), data(24, 1), progress=False, keep="last")
+    history = fit(model, TOGETHER, data(), data(25, 1), progress=False, keep="last")
     codes, said = ended([process])
     assert codes == [0], said[0][-3000:]
     for variable, a, b in zip(model.weights, weights(model), saved(tmp_path, 0), strict=True):
         # one device has the unbiased variance of TensorFlow's kernel, as torch; several the biased one of Keras
         rtol = 1 / 400 if variable.name == "moving_variance" else 1e-7
         np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-4, err_msg=variable.path)
+    np.testing.assert_allclose(np.load(tmp_path / "val_loss.npy"), history["val_loss"], rtol=1e-2)
 
 
 @pytest.mark.slow

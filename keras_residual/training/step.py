@@ -67,7 +67,12 @@ class Step(keras.Model):
             mean, std = (ops.convert_to_tensor(values, "float32") for values in self.normalize)
             x = (x / 255.0 - mean) / std
         network = self.averaged if self.averaged is not None and not training else self.network
-        return ops.cast(network(x, training=training), "float32")
+        if training or sharing() == 1:
+            return ops.cast(network(x, training=training), "float32")
+        # A device may have nothing of the last validation batch, and oneDNN's convolution of nothing has a wrong shape.
+        count = ops.shape(x)[0]
+        x = ops.concatenate([x, ops.zeros((ops.maximum(1 - count, 0), *x.shape[1:]), "float32")])
+        return ops.cast(network(x, training=False)[:count], "float32")
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
