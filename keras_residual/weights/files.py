@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+DIGEST = "keras_residual.sha256"  # where a safetensors file of ours has its `digest`, beside torch's "format"
 
 
 class WeightsError(ValueError):
@@ -78,7 +80,24 @@ def _safetensors(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     with safe_open(path, framework="numpy") as file:
         names = list(file.keys())
         _bound(path, size - length, len(names), limit)
-        return {name: file.get_tensor(name) for name in names}
+        arrays = {name: file.get_tensor(name) for name in names}
+        stated = (file.metadata() or {}).get(DIGEST)
+    if stated is not None and stated != digest(arrays):
+        raise WeightsError(
+            f"{str(path)!r} is damaged: its tensors are not those that were saved, by the SHA-256 in its header. "
+            "Nothing was loaded. Fetch it again."
+        )
+    return arrays
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of arrays: the format itself has no checksum."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name}\0{array.dtype.name}\0{arrays[name].shape}\0".encode())
+        found.update(array.reshape(-1).view("uint8"))
+    return found.hexdigest()
 
 
 def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:

@@ -109,7 +109,8 @@ def load_weights(
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Writes all weights as safetensors in timm's names and layout. The file appears whole or not at all.
+    """Writes all weights as safetensors in timm's names and layout. The file appears whole or not at all, and carries
+    a SHA-256 of its tensors, by which `load_weights` knows a damaged one.
 
     Args:
         model: A model of this package.
@@ -129,7 +130,7 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
         if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's state dict has it; nobody reads it
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
     with files.written_whole(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        save_file(state, temporary, metadata={"format": "pt", files.DIGEST: files.digest(state)})
 
 
 def _limit(places: Mapping[str, Slot]) -> int:
