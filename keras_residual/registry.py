@@ -7,6 +7,7 @@ This module imports neither Keras nor any family. Families register themselves h
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -123,6 +124,12 @@ def entries() -> dict[str, Entry]:
 def resolve(name: str) -> tuple[str, int | None] | None:
     """Returns the registered spelling of a name or timm name, and the image size of an alias; or `None`."""
     return _names.get(name.lower())
+
+
+def nearest(name: str) -> list[str]:
+    """Registered names that are spelt much like this one."""
+    lower = {key.lower(): key for key in _entries}
+    return [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=5)]
 
 
 def _document(family: Callable[..., Any], config: Config) -> str:
