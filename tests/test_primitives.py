@@ -1,11 +1,16 @@
 """The fast primitives against float64 references: values, gradients, and second derivatives of custom gradients."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
 
+import keras_residual as kr
 from keras_residual import layers, primitives
 
 from . import tools
@@ -133,6 +138,16 @@ def test_grouped_layer_is_keras_own(rank):
     x = normal(2, *(5,) * rank, 8)
     assert tools.distance(a(x), b(x)) < 1e-5
     assert tools.distance(a.predict(x, verbose=0), b(x)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(6))
+def test_every_convolution_is_safe_and_right(part):
+    """In a process of its own, which a native crash would end; `part` is one of six shares of the networks."""
+    command = [sys.executable, "-m", "tests.native_child", *kr.list_models()[part::6]]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]} {done.stderr[-1000:]}"
+    assert len(done.stdout.splitlines()) > 20
 
 
 # ---------------------------------------------------------------------------------------------- batch normalisation

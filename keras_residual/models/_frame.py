@@ -185,6 +185,5 @@ class Frame:
 
 def _resolve(activation: Any) -> Any:
     """The activation function itself, or the error that `blocks.activate` gives."""
-    if isinstance(activation, str):
-        blocks.activate(keras.Input((1,)), activation, name="classifier_activation")
+    blocks.activate(keras.Input((1,)), activation, name="classifier_activation")
     return activation
