@@ -197,7 +197,7 @@ def conv_norm(
         x, filters, kernel, stride=stride, groups=groups, dilation=dilation, bias=norm is None, name=conv_name
     )
     if norm is not None:
-        _require_function(norm, "norm", name)
+        _require_function(norm, "norm", norm_name)
         x = norm(x, name=norm_name, zero_init=zero_init)
     return activate(x, activation, name=act_name)
 
@@ -294,13 +294,13 @@ def group_norm(x: Tensor, *, name: str, zero_init: bool = False, groups: int = 3
             f"groups={groups}. Use functools.partial(group_norm, groups=...)."
         )
     gamma = "zeros" if zero_init else "ones"
-    return keras.layers.GroupNormalization(groups, epsilon=1e-5, gamma_initializer=gamma, name=name)(x)
+    return layers.GroupNorm(groups, gamma_initializer=gamma, name=name)(x)
 
 
 def layer_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:
     """Layer normalisation over the channels."""
     gamma = "zeros" if zero_init else "ones"
-    return keras.layers.LayerNormalization(epsilon=epsilon, gamma_initializer=gamma, name=name)(x)
+    return layers.LayerNorm(epsilon=epsilon, gamma_initializer=gamma, name=name)(x)
 
 
 def rms_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:
@@ -399,6 +399,10 @@ def padded_identity(
     if stride > 1:
         x = _pooling("Max", rank)(1, stride, name=f"{name}.subsample")(x)
     missing = filters - x.shape[-1]
+    if missing < 0:
+        raise ValueError(
+            f"{name}: zeros can only add channels. Received: {x.shape[-1]} channels, filters={filters}. Use projection."
+        )
     return ops.pad(x, [(0, 0)] * (rank + 1) + [(missing // 2, missing - missing // 2)]) if missing else x
 
 
@@ -882,7 +886,7 @@ def _spatial_rank(x: Tensor, name: str) -> int:
 def _require_sizes(name: str, **sizes: Any) -> None:
     for what, size in sizes.items():
         if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-            raise ValueError(f"{name}: {what} is one positive integer, also for images. Received: {what}={size!r}.")
+            raise ValueError(f"{name}: {what} is one positive integer. Received: {what}={size!r}.")
 
 
 def _require_function(value: Any, what: str, name: str) -> None:

@@ -92,8 +92,13 @@ def variant(family: Callable[Concatenate[C, P], R], config: C) -> Callable[P, R]
         ValueError: If the name or the timm name is taken.
     """
 
+    known = list(inspect.signature(family).parameters)[1:]
+
     @functools.wraps(family)
     def builder(*args: P.args, **kwargs: P.kwargs) -> R:
+        unknown = [name for name in kwargs if name not in known]
+        if unknown:  # timm's num_classes and in_chans, most of all
+            raise TypeError(f"{config.name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
         return family(config, *args, **kwargs)
 
     builder.__name__ = builder.__qualname__ = config.name

@@ -623,6 +623,28 @@ MISTAKES = {
         ValueError,
         ["patch, 16", "(100, 100)", "(96, 96)"],
     ),
+    "timm's argument": (
+        lambda: kr.ResNet18(num_classes=10),
+        TypeError,
+        ["ResNet18() has no argument 'num_classes'", "weights, input_tensor, input_shape, pooling, classes,", "stem"],
+    ),
+    "numbers as input_tensor": (
+        lambda: kr.ResNet18(input_tensor=np.zeros((1, 64, 64, 3))),
+        TypeError,
+        ["ResNet18", "Functional API", "(1, 64, 64, 3)", "Call the finished model"],
+    ),
+    "weights are no source": (lambda: kr.ResNet20(weights=True), TypeError, ["a file, a directory", "True"]),
+    "smaller than anything": (lambda: kr.ResNet18(input_shape=(3, 40, 3)), ValueError, ["stride, 32", "(3, 40, 3)"]),
+    "zeros for fewer channels": (
+        lambda: blocks.padded_identity(image(), 8),
+        ValueError,
+        ["only add channels", "16 channels", "filters=8", "projection"],
+    ),
+    "stages of another network": (
+        lambda: kr.features(keras.Sequential([image(), keras.layers.ReLU()], name="theirs")),
+        ValueError,
+        ["theirs has none", "no image network of this package"],
+    ),
     "no such builder": (lambda: kr.Resnet50, AttributeError, ["'Resnet50'", "ResNet50"]),
     "builder in lower case": (lambda: kr.resnet50, AttributeError, ["'resnet50'", "capitalised", "create()"]),
     "unknown model": (lambda: kr.create("ResNet5"), ValueError, ["'ResNet5'", "Nearest", "ResNet50"]),

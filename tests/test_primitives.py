@@ -341,6 +341,71 @@ def test_attention_float64_and_bfloat16(causal):
     compare(ours, composed_attention(causal), QKV, dtype="bfloat16", limit=5e-2)
 
 
+# ------------------------------------------------------------------------------------ layer norm, second derivatives
+
+
+def direct_norm(x, axes, epsilon):
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    return (x - mean) / tf.sqrt(tf.reduce_mean((x - mean) ** 2, axes, keepdims=True) + epsilon)
+
+
+def direct_layer_norm(x, gamma, beta):
+    return direct_norm(x, -1, 1e-6) * gamma + beta
+
+
+def our_layer_norm(x, gamma, beta):
+    return primitives.layer_norm(x, gamma, beta, 1e-6)
+
+
+LAYER_NORM = [1 + 3 * normal(2, 4, 5), 1 + 0.2 * normal(5, seed=1), normal(5, seed=2)]
+
+
+def in_groups(x):
+    """Group normalisation of 8 channels in 2 groups by its definition."""
+    return tf.reshape(direct_norm(tf.reshape(x, (2, 3, 3, 2, 4)), (1, 2, 4), 1e-5), x.shape)
+
+
+def made(kind, **options):
+    """A layer for each dtype, called in training."""
+    found = {dtype: kind(dtype=dtype, **options) for dtype in ("float32", "float64")}
+    for layer in found.values():
+        layer.build((None, 3, 3, 8))
+    return lambda x: found[x.dtype.name](x, training=True)
+
+
+# Ours, its definition, inputs
+TWICE = {
+    "gelu": (primitives.gelu, lambda x: ops.gelu(x, approximate=False), [normal(20)]),
+    "attention": (lambda q, k, v: primitives.attention(q, k, v), composed_attention(False), QKV),
+    "layer norm": (our_layer_norm, direct_layer_norm, LAYER_NORM),
+    "layer norm of one axis less": (our_layer_norm, direct_layer_norm, [LAYER_NORM[0][0], *LAYER_NORM[1:]]),
+    "group norm": (made(layers.GroupNorm, groups=2), in_groups, [normal(2, 3, 3, 8)]),
+    "batch norm": (made(layers.BatchNorm), lambda x: direct_norm(x, (0, 1, 2), 1e-5), [normal(2, 3, 3, 8)]),
+}
+
+
+@pytest.mark.parametrize("inner", MODES, ids=lambda m: f"inner_{m.__name__}")
+@pytest.mark.parametrize("outer", MODES, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("case", TWICE)
+def test_second_derivatives(case, outer, inner):
+    """Both tapes outside of a function that is compiled by itself, too, as of a model that is called compiled."""
+    function, definition, inputs = TWICE[case]
+    compare(inner(function), definition, inputs, order=2, limit=2e-5, mode=outer)
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_second_derivatives_in_float64(case):
+    function, definition, inputs = TWICE[case]
+    compare(function, definition, inputs, order=2, limit=1e-10, dtype="float64")
+
+
+def test_layer_norm_bfloat16():
+    x, gamma, beta = LAYER_NORM
+    y = our_layer_norm(tf.cast(x, "bfloat16"), tf.constant(gamma), tf.constant(beta))
+    assert y.dtype == "bfloat16"
+    assert tools.distance(tf.cast(y, "float32"), direct_layer_norm(x, gamma, beta)) < 3e-2
+
+
 def test_attention_of_large_scores_stays_finite():
     q, k, v = (tf.constant(100 * t) for t in QKV)
     assert np.isfinite(np.asarray(primitives.attention(q, k, v))).all()

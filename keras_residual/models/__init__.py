@@ -89,7 +89,8 @@ def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), *
     missing = [level for level in levels if level not in stages]
     if missing or not levels:
         raise ValueError(
-            f"levels are stages of the model. Received: {levels}; {whole.name} has {tuple(sorted(stages))}."
+            f"levels are stages of the model. Received: {levels}; {whole.name} has "
+            f"{tuple(sorted(stages)) or 'none: it is no image network of this package'}."
         )
     outputs = [_feature_map(stages[level]) for level in levels]
     return keras.Model(whole.input, outputs, name=f"{whole.name}_features")

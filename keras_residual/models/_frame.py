@@ -66,6 +66,11 @@ class Frame:
     def _input(self, tensor: Any, shape: tuple[int | None, ...] | None) -> Any:
         if tensor is not None:
             blocks._require_tensor(tensor, "input_tensor", self.name)
+            if not keras.backend.is_keras_tensor(tensor):
+                raise TypeError(
+                    f"{self.name}: input_tensor is a tensor of the Functional API, such as keras.Input(...). Received: "
+                    f"numbers of shape {tuple(tensor.shape)}. Call the finished model on them."
+                )
             if shape is not None and tuple(tensor.shape[1:]) != tuple(shape):
                 raise ValueError(
                     f"{self.name}: input_tensor and input_shape must agree. Received: {tuple(tensor.shape[1:])} and "
@@ -103,7 +108,9 @@ class Frame:
         for axis in range(1, len(x.shape) - 1):
             if x.shape[axis] is not None and x.shape[axis] < stride:
                 given = tuple(self.x.shape[1:])
-                least = stride * -(-given[axis - 1] // x.shape[axis])
+                sizes = zip(given[:-1], x.shape[1:-1], strict=True)
+                ratio = max(-(-before // after) for before, after in sizes if before and after)
+                least = stride << (ratio - 1).bit_length()  # stems subsample by powers of two
                 swapped = given[0] in (1, 3, 4) and given[-1] not in (1, 3, 4)
                 advice = f"Channels come last: input_shape={(*given[1:], given[0])}." if swapped else remedy
                 raise ValueError(

@@ -93,6 +93,11 @@ def load_weights(
             finite. The model is unchanged.
     """
     places = {slot.key: slot for slot in slots(model)}
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise TypeError(
+            "Weights come from a file, a directory, a repository such as 'timm/resnet18.a1_in1k', or a mapping of "
+            f"arrays. Received: {source!r}."
+        )
     if isinstance(source, Mapping):
         name, state = "a mapping", dict(source)
     else:
