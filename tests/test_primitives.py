@@ -43,7 +43,7 @@ def derivatives(function, inputs, order, dtype="float32", mode=eager):
                 loss = tf.reduce_sum(y * weights(y.shape, 10, y.dtype))
             first = inner.gradient(loss, values)
             again = tf.add_n([tf.reduce_sum(g * weights(g.shape, 20 + i, g.dtype)) for i, g in enumerate(first)])
-        second = outer.gradient(again, values) if order == 2 else ()
+        second = outer.gradient(again, values, unconnected_gradients="zero") if order == 2 else ()
         return y, first, second
 
     def weights(shape, seed, dtype):
@@ -384,8 +384,17 @@ TWICE = {
 }
 
 
-@pytest.mark.parametrize("inner", MODES, ids=lambda m: f"inner_{m.__name__}")
-@pytest.mark.parametrize("outer", MODES, ids=lambda m: m.__name__)
+PLACES = [(a, b) for a in MODES for b in MODES]
+QUICK = [(eager, eager), (eager, graph), (xla, eager)]
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        pytest.param(*p, id="-".join(m.__name__ for m in p), marks=[] if p in QUICK else pytest.mark.slow)
+        for p in PLACES
+    ],
+)
 @pytest.mark.parametrize("case", TWICE)
 def test_second_derivatives(case, outer, inner):
     """Both tapes outside of a function that is compiled by itself, too, as of a model that is called compiled."""
