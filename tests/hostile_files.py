@@ -161,10 +161,10 @@ def a_million_millions(path, folder):
 
 
 @case(".npz")
-def four_gigabytes_of_zeros(path, folder):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w", force_zip64=True) as member:
-        member.write(npy(f"({2**30},)"))
-        for _ in range(256):
+def half_a_gigabyte_of_zeros(path, folder):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w") as member:
+        member.write(npy(f"({2**27},)"))
+        for _ in range(32):
             member.write(bytes(2**24))
 
 
@@ -246,9 +246,9 @@ def deep_config(path, folder):
 
 
 @case(".keras")
-def gigabyte_of_config(path, folder):
+def config_of_200_megabytes(path, folder):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("config.json", "w") as member:
-        for _ in range(64):
+        for _ in range(12):
             member.write(b" " * 2**24)
 
 
@@ -273,7 +273,7 @@ def terabytes_of_nothing(path, folder):
 @case(".h5")
 def compressed_zeros(path, folder):
     with hdf5(path) as file:
-        file.create_dataset("a", (2**30,), "float32", chunks=(2**22,), compression="gzip", fillvalue=1)
+        file.create_dataset("a", (2**27,), "float32", chunks=(2**22,), compression="gzip", fillvalue=1)
 
 
 @case(".h5")

@@ -60,10 +60,11 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
 
 
 def _bound(path: Path, declared: int, count: int, limit: int) -> None:
+    limit = min(limit, 50 * path.stat().st_size + 100_000_000)  # weights that were trained hardly compress
     if declared > limit or count > 100_000:
         raise WeightsError(
-            f"{str(path)!r} declares {count:,} arrays of {declared:,} bytes; this model can need {limit:,}. "
-            "Nothing was loaded."
+            f"{str(path)!r} declares {count:,} arrays of {declared:,} bytes; by this model and by the size of the file "
+            f"it can be {limit:,}. Nothing was loaded."
         )
 
 
@@ -184,7 +185,8 @@ def _h5(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
-    """The datasets of an HDF5 file that hold their own numbers: external and linked ones could be any file."""
+    """The datasets of an HDF5 file that hold their own numbers: external and linked ones could be any file, and what
+    lies in several groups may have more paths than anyone can walk."""
     import h5py
 
     found: list[tuple[str, Any]] = []
@@ -195,6 +197,8 @@ def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
             if not isinstance(link, h5py.HardLink) or depth > 20:
                 raise WeightsError(f"{str(path)!r} links to other places ({prefix}{key}). Nothing was loaded.")
             item = group[key]
+            if h5py.h5o.get_info(item.id).rc > 1:
+                raise WeightsError(f"{str(path)!r} holds {prefix}{key} in several places. Nothing was loaded.")
             if isinstance(item, h5py.Group):
                 walk(item, f"{prefix}{key}/", depth + 1)
             elif item.external or item.is_virtual:
