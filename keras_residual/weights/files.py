@@ -26,7 +26,13 @@ DIGEST = "keras_residual.sha256"  # where a safetensors file of ours has its `di
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit. The model is unchanged."""
+    """A file of weights that cannot be read, or does not fit. The model is unchanged.
+
+    Attributes:
+        report: Of weights that do not fit the `Report` with all names, of which the message has the first.
+    """
+
+    report: Any = None
 
 
 def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, Any]]:

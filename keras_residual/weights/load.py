@@ -154,7 +154,9 @@ def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], na
     misshapen = [k for k in state if k in keys and tuple(state[k].shape) != tuple(keys[k].variable.shape)]
     if unknown or misshapen:
         report = Report(name, unexpected=tuple(unknown), misshapen=tuple(misshapen))
-        raise WeightsError(f"The file's layers must be the model's; nothing was loaded. Received:\n{report}")
+        error = WeightsError(f"The file's layers must be the model's; nothing was loaded. Received:\n{report}")
+        error.report = report
+        raise error
     return {keys[key].key: keys[key].to_torch(value) for key, value in state.items() if key in keys}
 
 
@@ -198,9 +200,11 @@ def _fit(
         adapted=tuple(adapted),
     )
     if report.missing or report.unexpected or report.misshapen:
-        raise WeightsError(
+        error = WeightsError(
             f"The weights must fit {model.name} exactly; nothing was loaded. Received:\n{report}{_hint(report, places)}"
         )
+        error.report = report
+        raise error
     return [(places[key], places[key].to_keras(state[key])) for key in report.loaded], report
 
 
