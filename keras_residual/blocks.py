@@ -9,6 +9,7 @@ creates; left out, a fresh one is made up.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -128,6 +129,10 @@ def residual(
         a is not None and b is not None and a != b for a, b in zip(shortcut.shape, branch.shape, strict=True)
     ):
         raise ValueError(_explain_mismatch(tuple(shortcut.shape), tuple(branch.shape), name))
+    if isinstance(scale, (str, type)):
+        raise TypeError(
+            f"{name}: `scale` is a number or a layer, such as keras_residual.layers.LayerScale(). Received: {scale!r}."
+        )
     if callable(scale):
         branch = scale(branch)
     elif scale is not None:
@@ -192,6 +197,7 @@ def conv_norm(
         x, filters, kernel, stride=stride, groups=groups, dilation=dilation, bias=norm is None, name=conv_name
     )
     if norm is not None:
+        _require_function(norm, "norm", norm_name)
         x = norm(x, name=norm_name, zero_init=zero_init)
     return activate(x, activation, name=act_name)
 
@@ -214,6 +220,12 @@ def convolution(
     `standardize` is the epsilon of weight standardisation (Qiao et al. 2019), `None` for none.
     """
     rank = _spatial_rank(x, name)
+    _require_sizes(name, filters=filters, kernel=kernel, stride=stride, groups=groups, dilation=dilation)
+    if kernel % 2 == 0:
+        raise ValueError(
+            f"{name}: a kernel has an odd size, so that it has a middle: an even one would shift the image against its "
+            f"shortcut. Received: kernel={kernel}. To cut an image into patches use blocks.patches."
+        )
     if x.shape[-1] % groups or filters % groups:
         raise ValueError(
             f"{name}: input and output channels must be multiples of the number of groups. Received: "
@@ -282,13 +294,13 @@ def group_norm(x: Tensor, *, name: str, zero_init: bool = False, groups: int = 3
             f"groups={groups}. Use functools.partial(group_norm, groups=...)."
         )
     gamma = "zeros" if zero_init else "ones"
-    return keras.layers.GroupNormalization(groups, epsilon=1e-5, gamma_initializer=gamma, name=name)(x)
+    return layers.GroupNorm(groups, gamma_initializer=gamma, name=name)(x)
 
 
 def layer_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:
     """Layer normalisation over the channels."""
     gamma = "zeros" if zero_init else "ones"
-    return keras.layers.LayerNormalization(epsilon=epsilon, gamma_initializer=gamma, name=name)(x)
+    return layers.LayerNorm(epsilon=epsilon, gamma_initializer=gamma, name=name)(x)
 
 
 def rms_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:
@@ -335,19 +347,20 @@ def activate(x: Tensor, activation: Activation, *, name: str) -> Tensor:
     """
     if activation is None:
         return x
+    own = {"gelu": layers.gelu, "quick_gelu": layers.quick_gelu, "gelu_tanh": layers.gelu_tanh}
+    function = activation
     if isinstance(activation, str):
-        own = {"gelu": layers.gelu, "quick_gelu": layers.quick_gelu, "gelu_tanh": layers.gelu_tanh}
         try:
-            activation = own.get(activation) or keras.activations.get(activation)
+            function = own.get(activation) or keras.activations.get(activation)
         except ValueError:
-            known = sorted(
-                n for n in dir(keras.activations) if n[0] != "_" and n not in ("get", "serialize", "deserialize")
-            )
-            raise ValueError(
-                f"{name}: an activation is a function or one of the known names. Received: {activation!r}. "
-                f"Known: {', '.join([*known, 'quick_gelu', 'gelu_tanh'])}."
-            ) from None
-    return keras.layers.Activation(activation, name=name)(x)
+            function = None
+    if not callable(function) or isinstance(function, type):
+        known = {n for n in dir(keras.activations) if n[0] != "_"} - {"get", "serialize", "deserialize"}
+        raise ValueError(
+            f"{name}: an activation is a function or one of the known names. Received: {activation!r}. "
+            f"Known: {', '.join(sorted({*known, *own}))}."
+        )
+    return keras.layers.Activation(function, name=name)(x)
 
 
 # ------------------------------------------------------------------------------------------------------- shortcuts
@@ -386,12 +399,17 @@ def padded_identity(
     if stride > 1:
         x = _pooling("Max", rank)(1, stride, name=f"{name}.subsample")(x)
     missing = filters - x.shape[-1]
+    if missing < 0:
+        raise ValueError(
+            f"{name}: zeros can only add channels. Received: {x.shape[-1]} channels, filters={filters}. Use projection."
+        )
     return ops.pad(x, [(0, 0)] * (rank + 1) + [(missing // 2, missing - missing // 2)]) if missing else x
 
 
 def _shortcut(x: Tensor, filters: int, stride: int, project: Shortcut, norm: Norm, name: str) -> Tensor:
     if stride == 1 and x.shape[-1] == filters:
         return x
+    _require_function(project, "shortcut", name)
     return project(x, filters, stride=stride, norm=norm, name=f"{name}.downsample")
 
 
@@ -441,7 +459,7 @@ def basic(
     `(N, *ceil(spatial / stride), filters)`."""
     name = _name(name, "basic")
     y = _basic_branch(x, filters, stride, downsample, norm, activation, zero_init, name)
-    y = attention(y, name=f"{name}.se") if attention else y
+    y = _attended(y, attention, name)
     h = _shortcut(x, filters, stride, shortcut, norm, name)
     return residual(h, y, drop_path=drop_path, activation=activation, name=name)
 
@@ -463,6 +481,13 @@ def plain_basic(
     name = _name(name, "plain")
     y = _basic_branch(x, filters, stride, None, norm, activation, False, name)
     return activate(y, activation, name=f"{name}.act")
+
+
+def _attended(y: Tensor, attention: Attention | None, name: str) -> Tensor:
+    if attention is None:
+        return y
+    _require_function(attention, "attention", name)
+    return attention(y, name=f"{name}.se")
 
 
 def _basic_branch(
@@ -524,7 +549,9 @@ def bottleneck(
     """
     if stride_in not in ("3x3", "1x1"):
         raise ValueError(f"stride_in is '3x3' (v1.5) or '1x1' (the original v1). Received: {stride_in!r}.")
-    name, width = _name(name, "bottleneck"), width or filters // 4
+    name = _name(name, "bottleneck")
+    _require_sizes(name, filters=filters, stride=stride)
+    width = width or filters // 4
     use = partial(conv_norm, norm=norm, name=name)
     first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
     y = use(x, width // reduce_first, 1, stride=first, activation=activation, names=("conv1", "bn1", "act1"))
@@ -540,7 +567,7 @@ def bottleneck(
     if downsample and second > 1:
         y = downsample(y, second, name=f"{name}.aa")
     y = use(y, filters, 1, zero_init=zero_init, names=("conv3", "bn3", ""))
-    y = attention(y, name=f"{name}.se") if attention else y
+    y = _attended(y, attention, name)
     h = _shortcut(x, filters, stride, shortcut, norm, name)
     return residual(h, y, drop_path=drop_path, activation=activation, name=name)
 
@@ -589,7 +616,9 @@ def preact_bottleneck(
     norms: str = "bn",
 ) -> Tensor:
     """Pre-activation bottleneck of 1x1, 3x3 and 1x1 convolutions (He et al. 2016b); see `preact_basic`."""
-    name, width = _name(name, "preact"), filters // 4
+    name = _name(name, "preact")
+    _require_sizes(name, filters=filters, stride=stride)
+    width = filters // 4
     y, h = _preact(x, filters, stride, shortcut, conv, norm, activation, name, norms)
     y = conv(y, width, 1, bias=False, name=f"{name}.conv1")
     y = activate(norm(y, name=f"{name}.{norms}2"), activation, name=f"{name}.act2")
@@ -611,10 +640,12 @@ def _preact(
     norms: str,
 ) -> tuple[Tensor, Tensor]:
     _require_tensor(x, "x", name)
+    _require_function(norm, "norm", name)
     y = activate(norm(x, name=f"{name}.{norms}1"), activation, name=f"{name}.act1")
     if stride == 1 and x.shape[-1] == filters:
         return y, x
     if shortcut is not None:
+        _require_function(shortcut, "shortcut", name)
         return y, shortcut(y, filters, stride=stride, conv=conv, name=f"{name}.downsample")
     return y, conv(y, filters, 1, stride=stride, bias=False, name=f"{name}.downsample")
 
@@ -646,6 +677,7 @@ def convnext(
         name: Prefix of the layers' names.
     """
     name = _name(name, "convnext")
+    _require_function(norm, "norm", name)
     y = norm(depthwise(x, kernel, name=f"{name}.conv_dw"), name=f"{name}.norm")
     y = (feed_forward or mlp)(y, hidden or 4 * x.shape[-1], activation=activation, name=f"{name}.mlp")
     return residual(x, y, scale=_layer_scale(scale, name), drop_path=drop_path, name=name)
@@ -692,6 +724,12 @@ def attention(
     name = _name(name, "attention")
     _require_tensor(x, "x", name)
     _require_rate(dropout, "dropout")
+    _require_sizes(name, heads=heads)
+    if len(x.shape) != 3:
+        raise ValueError(
+            f"{name}: attention takes a sequence, (N, L, C). Received: shape {tuple(x.shape)}. Of an image make one by "
+            "keras.layers.Reshape((height * width, channels)), or blocks.patches and a Reshape."
+        )
     if x.shape[-1] % heads:
         raise ValueError(
             f"{name}: the channels must be a multiple of the number of heads. Received: {x.shape[-1]} channels, "
@@ -739,6 +777,8 @@ def swiglu(
     name = _name(name, "mlp")
     _require_tensor(x, "x", name)
     _require_rate(dropout, "dropout")
+    if hidden % 2:
+        raise ValueError(f"{name}: hidden is even: one half gates the other. Received: hidden={hidden}.")
     a, b = ops.split(dense(x, hidden, name=f"{name}.fc1"), 2, axis=-1)
     y = keras.layers.Multiply(name=f"{name}.gate")([activate(a, activation, name=f"{name}.act"), b])
     y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
@@ -783,6 +823,7 @@ def attention_block(
     `scale` is LayerScale's initial value (`None`: no LayerScale); `options` go to `attention`.
     """
     name = _name(name, "block")
+    _require_function(norm, "norm", name)
     norm_name, attention_name, scale_name = (f"{name}.{n}" for n in names)
     y = attention(norm(x, name=norm_name), heads, name=attention_name, **options)
     return residual(x, y, scale=_layer_scale(scale, scale_name), drop_path=drop_path, name=attention_name + ".residual")
@@ -806,6 +847,7 @@ def mlp_block(
     `feed_forward`.
     """
     name = _name(name, "block")
+    _require_function(norm, "norm", name)
     norm_name, mlp_name, scale_name = (f"{name}.{n}" for n in names)
     y = feed_forward(norm(x, name=norm_name), hidden, name=mlp_name, **options)
     return residual(x, y, scale=_layer_scale(scale, scale_name), drop_path=drop_path, name=mlp_name + ".residual")
@@ -841,8 +883,30 @@ def _spatial_rank(x: Tensor, name: str) -> int:
     return rank
 
 
+def _require_sizes(name: str, **sizes: Any) -> None:
+    for what, size in sizes.items():
+        if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
+            raise ValueError(f"{name}: {what} is one positive integer. Received: {what}={size!r}.")
+
+
+def _require_function(value: Any, what: str, name: str) -> None:
+    if not callable(value) or isinstance(value, (type, keras.layers.Layer)):
+        raise TypeError(
+            f"{name}: `{what}` is a function that makes a new layer each time it is called, such as "
+            f"{_FUNCTIONS[what]}. Received: {value!r}."
+        )
+
+
+_FUNCTIONS = {
+    "norm": "keras_residual.blocks.batch_norm, or lambda x, name, zero_init=False: MyLayer(name=name)(x)",
+    "shortcut": "keras_residual.blocks.projection",
+    "attention": "keras_residual.blocks.squeeze_excite",
+    "stem": "keras_residual.models.resnet.small_stem",
+}
+
+
 def _require_rate(rate: float, what: str) -> None:
-    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+    if not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise ValueError(f"{what} is a probability, 0 <= {what} < 1. Received: {rate!r}.")
 
 
