@@ -103,7 +103,7 @@ def digest(arrays: Arrays) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         found.update(f"{name}\0{array.dtype.name}\0{arrays[name].shape}\0".encode())
-        found.update(array.reshape(-1).view("uint8"))
+        found.update(array.reshape(-1).view("uint8").data)
     return found.hexdigest()
 
 
