@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_residual import blocks
+from keras_residual.blocks import rules
 from keras_residual.models import _checkpoints
 from keras_residual.registry import Config
 
@@ -65,7 +66,7 @@ class Frame:
 
     def _input(self, tensor: Any, shape: tuple[int | None, ...] | None) -> Any:
         if tensor is not None:
-            blocks._require_tensor(tensor, "input_tensor", self.name)
+            rules.require_tensor(tensor, "input_tensor", self.name)
             if not keras.backend.is_keras_tensor(tensor):
                 raise TypeError(
                     f"{self.name}: input_tensor is a tensor of the Functional API, such as keras.Input(...). Received: "
@@ -187,7 +188,7 @@ class Frame:
         rank = len(x.shape) - 2
         if rank == 0:
             return x
-        return blocks._pooling("GlobalAverage", rank)(name="global_pool")(x)
+        return rules.pooling("GlobalAverage", rank)(name="global_pool")(x)
 
 
 def _resolve(activation: Any) -> Any:

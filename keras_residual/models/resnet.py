@@ -30,6 +30,7 @@ from keras_residual.blocks import (
     plain_basic,
     pooled_projection,
     projection,
+    rules,
     squeeze_excite,
 )
 from keras_residual.layers import StageOutput
@@ -188,7 +189,7 @@ def resnet(
         name,
     )
     norm, stem = norm or config.norm, stem or config.stem
-    blocks._require_function(stem, "stem", frame.name)
+    rules.require_function(stem, "stem", frame.name)
     options: dict[str, Any] = {"shortcut": config.shortcut, "norm": norm, "activation": activation}
     options |= {"attention": config.attention, "downsample": config.downsample, "zero_init": zero_init}
     stages = config.block if isinstance(config.block, tuple) else (config.block,) * len(config.depths)
