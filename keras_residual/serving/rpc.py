@@ -118,7 +118,7 @@ class _Model(model_service_pb2_grpc.ModelServiceServicer):
 
     @_told
     def GetModelStatus(self, request: Any) -> Any:
-        return messages.status(self.models[request.model_spec.name], _number(request.model_spec))
+        return messages.status(self.models, request.model_spec.name, _number(request.model_spec))
 
     @_told
     def HandleReloadConfigRequest(self, request: Any) -> Any:
@@ -127,7 +127,9 @@ class _Model(model_service_pb2_grpc.ModelServiceServicer):
 
 def _number(spec: Any) -> int | None:
     if spec.WhichOneof("version_choice") == "version_label":
-        raise ServingError(grpc.StatusCode.NOT_FOUND, f'Unrecognized servable version label: "{spec.version_label}"')
+        raise ServingError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
+        )
     return spec.version.value or None
 
 
@@ -140,6 +142,7 @@ def _held(models: Models, spec: Any) -> Iterator[Version]:
 
 
 def _spec(request: Any, version: Version) -> Any:
-    spec = type(request.model_spec)(name=request.model_spec.name, signature_name=request.model_spec.signature_name)
+    signature = request.model_spec.signature_name or "serving_default"
+    spec = type(request.model_spec)(name=request.model_spec.name, signature_name=signature)
     spec.version.value = version.number
     return spec
