@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,9 +86,9 @@ def convert(
                     "representative samples only. Give more of them, as the network sees them in use.",
                     stacklevel=2,
                 )
-        for file in sorted(Path(folder).glob(f"{path.stem}.*")):  # the weights first
-            with written_whole(path.with_suffix(file.suffix)) as place:
-                place.write_bytes(file.read_bytes())
+        with contextlib.ExitStack() as whole:  # OpenVINO's two files: both are written before one takes its place
+            for file in sorted(Path(folder).glob(f"{path.stem}.*")):
+                shutil.copyfile(file, whole.enter_context(written_whole(path.with_suffix(file.suffix))))
     return found
 
 
