@@ -433,6 +433,14 @@ def test_grpc_damaged_and_large_requests(server):
     with pytest.raises(grpc.RpcError) as raised:
         stub(server).Predict(predict_request("net", noise((4000, 12, 16))), timeout=30)
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for kind, values in (("float_val", [0.0]), ("string_val", [b"x" * 1000])):  # a bomb: one value for all elements
+        request = predict_request("net", np.array(values))
+        getattr(request.inputs["inputs"], kind)[:] = values
+        request.inputs["inputs"].dtype = 1 if kind == "float_val" else 7
+        request.inputs["inputs"].ClearField("tensor_content")
+        request.inputs["inputs"].tensor_shape.dim[0].size = 10**12
+        with pytest.raises(grpc.RpcError, match=r"not a whole tensor: (4,000,000,000,000 bytes|1 strings)"):
+            stub(server).Predict(request, timeout=30)
     request = predict_request("net", noise((1, 12, 16)))
     request.output_filter.append("no")
     with pytest.raises(grpc.RpcError, match="alias not found"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def server(models: Models, pool: ThreadPoolExecutor, max_bytes: int) -> grpc.Ser
     options = [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", -1)]
     # A port that is taken is an error, not shared.
     made = grpc.server(pool, options=[*options, ("grpc.so_reuseport", 0)])
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(models), made)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(models, max_bytes), made)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(models), made)
     return made
 
@@ -50,15 +51,32 @@ def _told(method: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
+def _check(tensor: Any, max_bytes: int) -> None:
+    """A message of a few bytes may stand for a tensor of any size, filled with its last value.
+
+    Raises:
+        ValueError: If it is larger than a message may be.
+    """
+    sizes, dtype = [dim.size for dim in tensor.tensor_shape.dim], tf.as_dtype(tensor.dtype)
+    count = math.prod(sizes)
+    if min(sizes, default=0) < 0 or tensor.tensor_shape.unknown_rank:
+        raise ValueError(f"its shape is {sizes}")
+    if dtype == tf.string and len(tensor.string_val) != count:
+        raise ValueError(f"{len(tensor.string_val)} strings for the shape {sizes}")
+    if count * dtype.size > max_bytes:
+        raise ValueError(f"{count * dtype.size:,} bytes; the largest that is taken has {max_bytes:,}")
+
+
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, max_bytes: int) -> None:
+        self.models, self.max_bytes = models, max_bytes
 
     @_told
     def Predict(self, request: Any) -> Any:
         inputs = {}
         for name, tensor in request.inputs.items():
             try:
+                _check(tensor, self.max_bytes)
                 inputs[name] = tf.make_ndarray(tensor)
             except (TypeError, ValueError) as error:
                 raise ServingError(
