@@ -168,7 +168,7 @@ def _example(row: Mapping[str, Any]) -> tf.train.Example:
         values = value if isinstance(value, list) else [value]
         try:
             if all(isinstance(item, int) for item in values):  # true and false are 1 and 0
-                features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+                features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=map(int, values)))
             elif all(isinstance(item, float) for item in values):  # TensorFlow Serving takes no 1 among them, but 1.0
                 features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
             else:
