@@ -197,6 +197,79 @@ def test_dense_layers_on_sequences_are_products_that_fuse(tmp_path, policy):
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
 
 
+FUSED = """
+    import sys
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
+    from tensorflow.python.grappler import tf_optimizer
+
+    for version in sys.argv[1:]:
+        serving = tf.saved_model.load(version).signatures["serving_default"]
+        (core,) = (f for f in serving.graph.as_graph_def().library.function if "pruned" in f.signature.name)
+        network = function_def_to_graph(core, [serving.inputs[0].shape])
+        definition = network.as_graph_def()
+        for node in definition.node:
+            node.device = "/job:localhost/replica:0/task:0/device:CPU:0"
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(definition, name="")
+            graph.add_to_collection("train_op", graph.get_tensor_by_name(network.outputs[0].name))
+            meta = tf.compat.v1.train.export_meta_graph(graph=graph)
+        config = config_pb2.ConfigProto()
+        config.graph_options.rewrite_options.min_graph_nodes = -1
+        nodes = tf_optimizer.OptimizeGraph(config, meta).node
+        print(*sorted(f"{node.attr['epsilon'].f:.6f}" for node in nodes if node.op == "_MklLayerNorm"), end=" ")
+        print(*sorted(node.attr["fused_ops"].list.s[-1].decode() for node in nodes if node.op == "_FusedMatMul"))
+"""
+
+
+def test_layer_normalisations_and_gelu_are_one_operation(tmp_path):
+    """As TensorFlow rewrites the graph where oneDNN is on. It puts 0.001 in the place of the epsilon of other forms of
+    the normalisation: values so small tell one from another."""
+    versions = []
+    between = keras.layers.ReLU, keras.layers.ReLU, lambda: keras.layers.DepthwiseConv2D(3, padding="same")
+    for shape, kind in zip(((16,), (7, 16), (5, 6, 16)), between, strict=True):
+        inputs = keras.Input(shape)
+        x = keras.layers.LayerNormalization(epsilon=1e-6)(kind()(inputs))
+        x = keras.layers.LayerNormalization(epsilon=0.5)(kind()(x))
+        outputs = keras.layers.LayerNormalization(epsilon=1e-3)(kind()(x))
+        outputs = kr.blocks.mlp(outputs, 8, name="mlp")
+        model = randomise(keras.Model(inputs, outputs))
+        versions.append(kr.export(model, tmp_path))
+        x = 0.01 * noise((3, *shape))
+        assert distance(ask(versions[-1], x)["outputs"], model(x, training=False)) < 1e-5
+        assert ask(versions[-1], x[:0])["outputs"].shape == (0, *shape)
+    command = [sys.executable, "-c", textwrap.dedent(FUSED), *map(str, versions)]
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines() == ["0.000001 0.001000 0.500000 BiasAdd GeluExact"] * 3, done.stderr[-2000:]
+
+
+def test_gelu_that_others_use_too_stays(tmp_path):
+    """A dense layer whose output is wanted, one used twice, one without a bias, and a GELU of two dense layers."""
+    inputs, gelu = keras.Input((6, 16)), keras.layers.Activation(kr.layers.gelu)
+    wanted, shared = keras.layers.Dense(16), keras.layers.Dense(16)
+    x = wanted(inputs)
+    x = x + keras.layers.Activation(kr.layers.gelu)(x)
+    x = keras.layers.Activation(kr.layers.gelu)(shared(x)) + keras.layers.Activation(kr.layers.gelu)(shared(inputs))
+    x = gelu(keras.layers.Dense(16)(x)) + gelu(keras.layers.Dense(16)(inputs))
+    x = keras.layers.Activation(kr.layers.gelu)(keras.layers.Dense(16, use_bias=False)(x))
+    model = randomise(keras.Model(inputs, keras.layers.Activation(kr.layers.gelu)(keras.layers.Dense(16, "relu")(x))))
+    x = noise((3, 6, 16))
+    assert distance(ask(kr.export(model, tmp_path), x)["outputs"], model(x, training=False)) < 1e-5
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
+def test_layer_normalisations_of_other_kinds_stay(tmp_path):
+    inputs = keras.Input((6, 16))
+    x = keras.layers.LayerNormalization(axis=1)(inputs)
+    x = keras.layers.LayerNormalization(scale=False)(keras.layers.LayerNormalization(center=False)(x))
+    x = keras.layers.LayerNormalization(dtype="mixed_bfloat16")(keras.layers.LayerNormalization(axis=(1, 2))(x))
+    model = randomise(keras.Model(inputs, keras.layers.Activation("linear", dtype="float32")(x)))
+    x = noise((3, 6, 16))
+    assert distance(ask(kr.export(model, tmp_path), x)["outputs"], model(x, training=False)) < 1e-5
+
+
 def test_several_outputs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one input and one output"):
         kr.export(kr.features("ResNet20", levels=(1, 2)), tmp_path)

@@ -62,7 +62,7 @@ def convert(
     network = fold_batch_norm(model) if fold else model
     if path.suffix == ".tflite":
         network = _with_fusable_gelu(network)
-    served = graph.serve(network, None, None, True, 1, 0, norms=False)
+    served = graph.serve(network, None, None, True, 1, 0, native=False)
     name = "probabilities" if served.activation else "outputs"
     spec = served.signatures["serving_default"].input_signature[0]
     answer: Any = served.signatures["serving_default"]

@@ -47,7 +47,7 @@ def serve(
     freeze: bool,
     top_k: int,
     max_pixels: int,
-    norms: bool = True,
+    native: bool = True,
 ) -> Served:
     """Traces a model's signatures.
 
@@ -58,14 +58,14 @@ def serve(
         freeze: Whether weights become constants.
         top_k: How many classes `classes`, `scores` and `labels` have.
         max_pixels: The largest image that is decoded.
-        norms: Whether layer normalisations take TensorFlow's own form; see `keras_residual.exporting.fusing`.
+        native: Whether layers take forms that TensorFlow alone looks for; see `keras_residual.exporting.fusing`.
     """
     features, last = _features(model), _last_activation(model)
     activation, count = "", model.outputs[0].shape[-1] or 0
     if len(model.outputs[0].shape) == 2:
         activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
     outputs = [model.outputs[0]] if features is None else [model.outputs[0], features]
-    whole, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze, norms)
+    whole, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze, native)
 
     def core(x: Any) -> list[Any]:
         """An empty batch fails in oneDNN's fused convolutions: it goes through as one row, which is cut off again."""
@@ -147,7 +147,7 @@ def serve(
     return Served(root, signatures, activation, freeze)
 
 
-def _core(model: keras.Model, freeze: bool, norms: bool) -> tuple[Callable[[Any], Any], list[Any]]:
+def _core(model: keras.Model, freeze: bool, native: bool) -> tuple[Callable[[Any], Any], list[Any]]:
     """The network as one function of all signatures, and the variables that belong to it."""
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
 
@@ -155,7 +155,7 @@ def _core(model: keras.Model, freeze: bool, norms: bool) -> tuple[Callable[[Any]
         return model(x, training=False)
 
     network: Any = tf.function(call, input_signature=[spec], autograph=False)
-    with fusable(model, norms):
+    with fusable(model, native):
         concrete = network.get_concrete_function()
     if not freeze:
         # The variables themselves: tracking the model would store its optimizer, and each weight twice (keras #23553).
