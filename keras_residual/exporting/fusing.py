@@ -18,7 +18,7 @@ __all__ = ["fusable"]
 
 # Exactly these: a subclass may do anything.
 _DENSE = (keras.layers.Dense, layers.PointwiseDense)
-_NORMS = (keras.layers.LayerNormalization,)
+_NORMS = (keras.layers.LayerNormalization, layers.LayerNorm)
 
 
 @contextlib.contextmanager
