@@ -22,7 +22,6 @@ from keras_residual.weights.files import written_whole
 __all__ = ["finetune"]
 
 _FINISHED, _TO_TRAIN = "finished", "to train"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def finetune(
@@ -253,7 +252,7 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
     if record is not None:
         layer = preprocessing(record)
     else:
-        layer = Preprocess(row.input_shape[:2], IMAGENET_MEAN, IMAGENET_STD, 0.875 if row.input_shape[0] > 64 else 1.0)
+        layer = Preprocess(row.input_shape[:2], crop=0.875 if row.input_shape[0] > 64 else 1.0)
     given = layer.get_config()
     if channels != len(layer.mean):  # as timm does where it sums the first kernel's channels
         given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))

@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,8 +18,10 @@ import keras_residual as kr
 from keras_residual.classifier import Classifier
 from keras_residual.cli import main
 from keras_residual.finetuning import finetune
+from keras_residual.training.checkpoint import Snapshot
 from keras_residual.weights import slots
 
+from . import GIVEN
 from .conftest import offline_hub
 from .data_images import png
 
@@ -239,6 +247,53 @@ def test_few_epochs_leave_most_for_all_layers(run, photos, tmp_path, monkeypatch
     with pytest.raises(EnoughError) as stop:
         finetune(photos, weights=run[0], epochs=epochs, recipe=recipe, output=tmp_path / "short", size=32)
     assert stop.value.args == (epochs, head)
+
+
+def command(photos, output, *more):
+    """The real command, in a process of its own, as a user starts it: on a set without a validation of its own."""
+    options = ["--model", "TestResNet", "--weights", "none", "--size", "32", "--epochs", "30", "--batch-size", "8"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_residual.cli", "finetune", photos, *options, "--output", output, *more],
+        cwd=Path(__file__).parents[1],
+        env={**GIVEN, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_moments(tmp_path):
+    """While it reads, compiles, trains, validates, saves or reports; the run is that of an undisturbed one in the end."""
+    photos = make_photos(tmp_path / "photos", each=16)
+    process = command(photos, tmp_path / "whole", "--deterministic")
+    said, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    generator = np.random.default_rng(int(os.environ.get("KR_SEED", "0")))
+    wanted, kills, reached = int(os.environ.get("KR_KILLS", "10")), 0, []
+    for number in range(wanted + 1):
+        process = command(photos, tmp_path / "killed", "--deterministic")
+        if number < wanted:
+            # most of the time goes into imports: two of ten moments are there, the others from the first epoch on
+            if number % 5:
+                for line in process.stdout:
+                    if line.startswith("recipe"):
+                        break
+            time.sleep(generator.uniform(0, 5.0 if number % 5 else 10.0))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            process.communicate()
+            reached.append(max((int(p.stem[5:]) for p in (tmp_path / "killed").glob("training/step-*")), default=0))
+        else:
+            said, err = process.communicate()
+            assert process.returncode == 0, err[-2000:]
+    print("steps of the last checkpoint at each kill:", reached)
+    assert kills >= 0.8 * wanted, reached
+    assert len(set(reached)) > 2, reached
+    for name in ("weights.safetensors", "history.csv", "metrics.json", "predictions.csv", "labels.txt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    whole, killed = (Snapshot.read(max((tmp_path / n / "training").glob("step-*"))) for n in ("whole", "killed"))
+    assert whole.digest() == killed.digest()
 
 
 @pytest.mark.slow
