@@ -22,6 +22,8 @@ from keras_residual.weights.files import written_whole
 __all__ = ["finetune"]
 
 _FINISHED, _TO_TRAIN = "finished", "to train"
+_FILES = ("config.json", "model.keras", "weights.safetensors", "labels.txt", "history.csv", "metrics.json")
+_FILES += ("curves.png", "confusion.png", "mistakes.png", "predictions.csv")
 
 
 def finetune(
@@ -68,7 +70,7 @@ def finetune(
         seed: Of the split, of new weights, of the order of images and of augmentation.
         validation: Part of the images that validates, or a source of its own.
         recipe: Name of a preset of `keras_residual.training`, or a `Recipe`; `"finetune"` if `None`.
-        size: Height and width of the images; the checkpoint's if `None`.
+        size: Height and width of the images; the checkpoint's if `None`, in training that of a recipe you name.
         batch_size: Images in a step.
         learning_rate: The highest one, for this batch size.
         head_epochs: Epochs, of all, in which only the head is trained.
@@ -136,7 +138,12 @@ def finetune(
     if settings.drop_path and "drop_path" not in options:
         options["drop_path"] = settings.drop_path
     prepare = _preprocess(record, row, size, found.train.channels)
-    settings = settings.replace(size=prepare.size[0], head_epochs=min(settings.head_epochs, settings.epochs - 1))
+    settings = settings.replace(head_epochs=min(settings.head_epochs, settings.epochs - 1))
+    if size is not None or recipe is None:
+        settings = settings.replace(size=None, growth=())  # images have one size, in training and evaluation
+    sizes = {settings.image_size(epoch, settings.epochs) or prepare.size[0] for epoch in range(settings.epochs)}
+    fixed = sizes == {prepare.size[0]} or not row.dynamic_size
+    shape = (*(prepare.size if fixed else (None, None)), found.train.channels)
     counts = np.bincount(found.train.labels, minlength=len(found.labels))
     balance = _class_weights(counts, class_weights)
 
@@ -149,6 +156,7 @@ def finetune(
         "options": options,
         "weights": None if source is None else str(source),
         "recipe": settings.to_dict(),
+        "size": list(prepare.size),
         "class_weights": balance,
         "seed": seed,
         "validation": validation if isinstance(validation, float) else str(validation),
@@ -171,7 +179,7 @@ def finetune(
     keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
     try:
         with scope:
-            network = _network(name, source, record, len(found.labels), (*prepare.size, found.train.channels), options)
+            network = _network(name, source, record, len(found.labels), shape, options)
     finally:
         keras.config.set_dtype_policy(policy)
     history = fit(
@@ -210,10 +218,7 @@ def finetune(
         f"{found.labels[int(counts.argmax())]!r}: {measured['majority_accuracy']:.2%}), macro F1 "
         f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
     )
-    say(
-        f"written to  {folder}/: model.keras, weights.safetensors, labels.txt, history.csv, metrics.json, curves.png, "
-        "confusion.png, mistakes.png, predictions.csv, tensorboard/"
-    )
+    say(f"written to  {folder}/: {', '.join(_FILES)}, tensorboard/")
     return classifier
 
 
@@ -308,23 +313,26 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
 
     Raises:
         ValueError: If another run lies there; the error names each difference.
+        NotADirectoryError: If it is a file.
     """
-    path = folder / "run.json"
+    path, finished = folder / "run.json", (folder / "config.json").is_file()
     wanted = json.loads(json.dumps(about))
-    if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        differences = [f"{key}: {a!r} there, {b!r} now" for key, a, b in _differences(there, wanted)]
-        if differences:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
+    if path.is_file():
+        different = _different(json.loads(path.read_text(encoding="utf-8")), wanted)
+        if not different and not (finished and overwrite):
+            return _FINISHED if finished else _TO_TRAIN
+        # what was refused, or ended before its first checkpoint, is nothing to lose
+        if not overwrite and (finished or any(folder.glob("training/**/step-*.safetensors"))):
             raise ValueError(
                 f"A run directory holds one run. Received: {str(folder)!r}, which holds another one:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(different)
                 + "\nName another directory (output=, --output), or replace it (overwrite=True, --overwrite)."
             )
-        return _FINISHED if (folder / "config.json").is_file() else _TO_TRAIN
-    if folder.exists() and any(folder.iterdir()) and not path.is_file():
-        raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
-    if overwrite:
         _clear(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         part.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -332,17 +340,20 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a run has written, and nothing else."""
+    """Removes what a run has written, and nothing else; `config.json` first, by which a run is finished."""
     import shutil
 
-    for name in ("training", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("run.json", "config.json", "weights.safetensors", "model.keras", "labels.txt", "metrics.json"):
+    for name in (*_FILES, "skipped.csv"):
         (folder / name).unlink(missing_ok=True)
+    for name in ("training", "tensorboard", "inspect"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted({*a, *b})
-        return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{where}{key}.")]
-    return [] if a == b else [(where.rstrip("."), a, b)]
+def _different(there: Any, wanted: Any) -> list[str]:
+    """What differs, in words."""
+    from keras_residual.training.checkpoint import differences
+
+    found = [line for line in differences(there, wanted) if not line.startswith("fingerprint:")]
+    if there.get("fingerprint") != wanted["fingerprint"]:
+        found.append("images: some were added, removed or changed, or validate that did not")
+    return found

@@ -185,7 +185,7 @@ def test_the_same_call_again_does_not_train(run, photos):
 
 def test_another_run_is_not_overwritten(run, photos):
     folder, _, _ = run
-    with pytest.raises(ValueError, match=r"seed: 0 there, 1 now[\s\S]*overwrite"):
+    with pytest.raises(ValueError, match=r"seed: 0 then, 1 now[\s\S]*overwrite"):
         call(photos, folder, [], seed=1)
     assert (folder / "config.json").exists()
 
@@ -264,10 +264,10 @@ def command(photos, output, *more):
 
 @pytest.mark.slow
 def test_the_command_killed_at_random_moments(tmp_path):
-    """While it reads, compiles, trains, validates, saves or reports; the run is that of an undisturbed one in the end."""
+    """While it reads, compiles, trains, saves or reports: the run is that of an undisturbed one in the end."""
     photos = make_photos(tmp_path / "photos", each=16)
     process = command(photos, tmp_path / "whole", "--deterministic")
-    said, err = process.communicate()
+    _, err = process.communicate()
     assert process.returncode == 0, err[-2000:]
     generator = np.random.default_rng(int(os.environ.get("KR_SEED", "0")))
     wanted, kills, reached = int(os.environ.get("KR_KILLS", "10")), 0, []
@@ -285,7 +285,7 @@ def test_the_command_killed_at_random_moments(tmp_path):
             process.communicate()
             reached.append(max((int(p.stem[5:]) for p in (tmp_path / "killed").glob("training/step-*")), default=0))
         else:
-            said, err = process.communicate()
+            _, err = process.communicate()
             assert process.returncode == 0, err[-2000:]
     print("steps of the last checkpoint at each kill:", reached)
     assert kills >= 0.8 * wanted, reached

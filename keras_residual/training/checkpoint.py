@@ -222,5 +222,11 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "") 
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{where}{key}.")
         elif a != b:
-            found.append(f"{where}{key}: {a!r} then, {b!r} now")
+            found.append(f"{where}{key}: {_short(a)} then, {_short(b)} now")
     return found
+
+
+def _short(value: Any, most: int = 80) -> str:
+    """The value as Python writes it; of a thousand classes' names, the first."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from keras_residual.training import distributed
+from keras_residual.training.arrays import Arrays
 from keras_residual.training.board import Board
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
@@ -251,6 +252,8 @@ def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
         f"recipe {r.name}: {r.optimizer}, rate {r.rate(run.batch):.3g}, {r.epochs} epochs of {run.steps} steps of "
         f"{run.batch}; images {values}"
     )
+    if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
+        print("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
     if keeper.step:
         print(f"goes on after step {keeper.step:,} of {r.epochs * run.steps:,}")
 

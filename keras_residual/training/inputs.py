@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_residual.training.recipes import Recipe
 
-__all__ = ["check_batch", "check_images", "check_labels", "check_recipe"]
+__all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size"]
 
 
 def check_labels(labels: Any, outputs: int, what: str, classes: int | None = None, whole: bool = True) -> np.ndarray:
@@ -167,6 +167,27 @@ def check_recipe(recipe: Recipe, shape: tuple[int | None, ...], normalized_here:
             f"Policies and colour jitter change images of 0..255. Received: recipe {recipe.name!r} with {given}, for "
             "images that are the network's input already. Give them as 0..255 with preprocess=(mean, std), or leave "
             "these out: recipe.replace(policy=None, color_jitter=0.0)."
+        )
+
+
+def check_size(recipe: Recipe, size: tuple[int | None, ...], shape: tuple[int | None, ...]) -> None:
+    """Whether images can be cut to a size that the network takes.
+
+    Args:
+        recipe: Whose images they are.
+        size: Height and width.
+        shape: The network's input shape, without the batch.
+
+    Raises:
+        ValueError: If nobody says a size, or the network takes another one only.
+    """
+    if None in size:
+        raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
+    if any(b is not None and a != b for a, b in zip(size, shape[:-1], strict=True)):
+        raise ValueError(
+            f"Recipe {recipe.name!r} trains on images of {size[0]} x {size[1]}. Received: a network that takes {shape} "
+            "only. Build it with input_shape=(None, None, 3) if it can take any size, or say "
+            f"recipe.replace(size={shape[0]}, growth=())."
         )
 
 

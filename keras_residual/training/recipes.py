@@ -56,7 +56,8 @@ class Recipe:
         policy_probability: Probability of each of RandAugment's operations.
         color_jitter: Strength of random brightness, contrast and saturation.
         erasing: Probability of random erasing.
-        crop: Random views of `keras_residual.data`: `"random"`, `"center"`, `"squash"` or `"pad"`.
+        crop: Random views of `keras_residual.data`: `"random"`, `"center"`, `"squash"` or `"pad"`. Of arrays, only
+            `"pad"` counts: `keras_residual.data.load((x, y))` makes views of them.
         crop_scale: Part of the area that a random crop takes.
         padding: Pixels on each side for `"pad"`.
         flip: Whether half of the images are mirrored.

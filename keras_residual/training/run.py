@@ -17,7 +17,7 @@ from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
 from keras_residual.training.checkpoint import Snapshot
 from keras_residual.training.decide import Decision, replica_count
-from keras_residual.training.inputs import check_batch, check_images, check_labels, check_recipe, layers_of
+from keras_residual.training.inputs import check_batch, check_images, check_labels, check_recipe, check_size, layers_of
 from keras_residual.training.loop import Keeper
 from keras_residual.training.optimizers import Schedule, layer_rates, optimizer
 from keras_residual.training.recipes import Recipe, recipe
@@ -84,7 +84,10 @@ class Run:
                 check_images(_sample(data.images), shape, self.normalize is not None, what)
         check_batch(model, self.recipe, self.batch, max(replica_count(model), distributed.replicas()))
         self.steps = self.train_data.steps_per_epoch(self.batch)
-        check_recipe(self.recipe, shape, self.normalize is not None)
+        check_recipe(self.recipe, shape, self.normalize is not None or not isinstance(self.train_data, Arrays))
+        if not isinstance(self.train_data, Arrays):
+            for phase in self.phases():
+                check_size(self.recipe, self.cut_to(phase.size), shape)
         if class_weight is not None and len(class_weight) != outputs:
             raise ValueError(f"class_weight has a number for each of {outputs} classes. Received: {len(class_weight)}.")
         self.class_weight = None if class_weight is None else tuple(map(float, class_weight))
@@ -237,20 +240,20 @@ class Run:
             verbose=0,
         )
 
+    def cut_to(self, size: int | None) -> Any:
+        """Height and width of training images of a phase: the recipe's, else the checkpoint's, else the network's."""
+        if size is not None:
+            return (size, size)
+        return tuple(self.model.input_shape[1:-1] if self.preprocess is None else self.preprocess.size)
+
     def batches(self, start: int, size: int | None) -> Any:
         """Endless `((images, index), labels)` from a step on; `index` counts images through all of training."""
         import tensorflow as tf
 
         part = distributed.part()
         each = self.batch // part[1]
-        wanted = size or self.recipe.size
-        if wanted is None and self.preprocess is not None:
-            wanted = self.preprocess.size
-        if wanted is None:
-            wanted = tuple(self.model.input_shape[1:-1])
-            if None in wanted and not isinstance(self.train_data, Arrays):
-                raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
-        data = views(self.train_data, self.recipe, wanted, self.batch, seed=self.seed, start=start, part=part)
+        options: dict[str, Any] = {"seed": self.seed, "start": start, "part": part}
+        data = views(self.train_data, self.recipe, self.cut_to(size), self.batch, **options)
 
         def counted(step: Any, batch: Any) -> Any:
             images, labels = batch
@@ -258,8 +261,7 @@ class Run:
             return (images, tf.cast(first + tf.range(each, dtype=tf.int64), tf.uint32)), labels
 
         counter = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-        options = data.options()
-        return tf.data.Dataset.zip(counter, data).map(counted).with_options(options).prefetch(2)
+        return tf.data.Dataset.zip(counter, data).map(counted).with_options(data.options()).prefetch(2)
 
     def validation_batches(self) -> Any:
         """All validation images, once."""
