@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from keras_residual.classifier import Classifier
 from keras_residual.models import find
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.weights import Preprocess, Weights, preprocessing
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import remove_parts, written_whole
 
 __all__ = ["finetune"]
 
@@ -115,7 +116,7 @@ def finetune(
             f"A run keeps its options as JSON, so they are numbers, strings and booleans. Received: {options!r} "
             f"({error}). For others build the network yourself and call keras_residual.fit."
         ) from None
-    found = load(data, validation=validation, seed=seed)
+    found = load(data, validation=validation, seed=seed, progress=_Reading(say))
     say(f"data        {found}")
     for words in found.warnings:
         say(f"warning     {words}")
@@ -222,6 +223,23 @@ def finetune(
     return classifier
 
 
+class _Reading:
+    """Says how far the first reading of images is: after some seconds, and now and then from there on."""
+
+    def __init__(self, say: Callable[[str], None], first: float = 5.0, then: float = 15.0) -> None:
+        self.say, self.due, self.then = say, first, then
+        self.begun, self.known = time.monotonic(), None
+
+    def __call__(self, done: int, of: int) -> None:
+        self.known = done if self.known is None else self.known  # many of them from the cache
+        seconds = time.monotonic() - self.begun
+        if seconds > self.due:
+            rate = (done - self.known) / seconds
+            left = f", {(of - done) / rate:,.0f} s left" if rate and done < of else ""
+            self.say(f"reading     {done:,} of {of:,} images, {rate:,.0f} images/s{left}")
+            self.due = seconds + self.then
+
+
 def _nothing(line: str) -> None:
     """Says nothing: what process 0 says is enough."""
 
@@ -244,7 +262,9 @@ def _record(source: Any) -> Weights | None:
     return None if Path(source).is_file() else Weights.read(source)
 
 
-def _network(name: str, source: Any, record: Any, classes: int, shape: tuple[int, ...], options: Any) -> keras.Model:
+def _network(
+    name: str, source: Any, record: Any, classes: int, shape: tuple[int | None, ...], options: Any
+) -> keras.Model:
     if record is not None:
         return from_pretrained(source, classes=classes, input_shape=shape, **options)
     builder = find(name).builder
@@ -319,6 +339,8 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
     wanted = json.loads(json.dumps(about))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
+    if folder.is_dir():
+        remove_parts(folder)
     if path.is_file():
         different = _different(json.loads(path.read_text(encoding="utf-8")), wanted)
         if not different and not (finished and overwrite):

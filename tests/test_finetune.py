@@ -197,6 +197,61 @@ def test_a_directory_of_someone_else_is_left_alone(photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_never_began_is_replaced_and_what_did_is_gone_on_with(run, photos, tmp_path, monkeypatch):
+    class EnoughError(Exception):
+        pass
+
+    def fit(network, recipe, *data, directory, **options):
+        directory.mkdir(exist_ok=True)
+        (directory / "step-0000000001.safetensors").write_text("")
+        raise EnoughError
+
+    def start(**options):
+        options = {"weights": run[0], "epochs": 3, "output": tmp_path / "run", "size": 32, "say": str, **options}
+        finetune(photos, **options)
+
+    with pytest.raises(ValueError, match="batch_size=5000 for 192 images"):
+        start(batch_size=5000)
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    with pytest.raises(EnoughError):
+        start()
+    with pytest.raises(ValueError, match=r"recipe\.epochs: 3 then, 4 now"):
+        start(epochs=4)
+    (tmp_path / "run" / "training" / "mine").write_text("")
+    with pytest.raises(EnoughError):
+        start(overwrite=True)  # the same run: it goes on, or a kill would cost all of it
+    assert (tmp_path / "run" / "training" / "mine").exists()
+    with pytest.raises(EnoughError):
+        start(overwrite=True, epochs=4)
+    assert not (tmp_path / "run" / "training" / "mine").exists()
+    (photos.parent / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        start(output=photos.parent / "file")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "trained", "shape"),
+    [
+        ("resnet_strikes_back_a3", None, 160, (None, None, 3)),
+        ("resnet_strikes_back_a3", 64, None, (64, 64, 3)),
+        (None, None, None, (64, 64, 3)),
+    ],
+)
+def test_sizes(run, photos, tmp_path, monkeypatch, recipe, size, trained, shape):
+    """A named recipe trains at its own size and is measured at the checkpoint's, unless the user says a size."""
+
+    class EnoughError(Exception):
+        pass
+
+    def fit(network, recipe, *data, preprocess, **options):
+        raise EnoughError(recipe.size, network.input_shape[1:], preprocess.size)
+
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    with pytest.raises(EnoughError) as stop:
+        finetune(photos, weights=run[0], recipe=recipe, size=size, output=tmp_path / "run")
+    assert stop.value.args == (trained, shape, (64, 64))
+
+
 def test_commands(run, photos, capsys):
     folder, _, _ = run
     assert main(["predict", str(folder), str(photos / "cross" / "001.png"), "--top", "1", "--json"]) == 0

@@ -243,6 +243,12 @@ def test_progressive_size():
     assert Sized.asked == [(16, 0), (24, 4)]
 
 
+def test_a_network_of_another_size_is_told(tmp_path):
+    source = kr.data.load(data(), validation=0.0).train
+    with pytest.raises(ValueError, match=r"16 x 16.*takes \(8, 8, 3\).*replace\(size=8, growth=\(\)\)"):
+        fit(network(), RECIPE.replace(growth=((0.0, 8), (0.5, 16))), source, **QUIET)
+
+
 def test_the_step_compiles():
     recipe = RECIPE.replace(ema=0.9, mixup=0.2, cutmix=1.0, clip_norm=1.0, accumulate=2)
     step, batches = prepare(network(), recipe, data(), jit=True)
@@ -597,6 +603,21 @@ def test_another_version_is_told(trained, monkeypatch):
 def test_two_checkpoints_are_kept(trained):
     assert [int(path.stem.split("-")[1]) for path in sorted(trained.glob("step-*"))] == [18, 27]
     assert not list(trained.glob(".*"))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(trained, tmp_path):
+    """Else each kill while it writes would cost as much room as a checkpoint."""
+    from keras_residual.training.checkpoint import Checkpoints
+    from keras_residual.weights.files import written_whole
+
+    copied(trained, tmp_path)
+    with written_whole(tmp_path / "step-0000000036.safetensors") as part:
+        part.write_bytes(b"half")
+        left = tmp_path / part.name.replace(str(os.getpid()), "1")
+        left.write_bytes(b"half")
+    (tmp_path / "step-0000000036.safetensors").unlink()
+    assert Checkpoints(tmp_path).steps() == [27, 18]
+    assert not left.exists()
 
 
 CHILD = """

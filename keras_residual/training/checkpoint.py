@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import remove_parts, written_whole
 
 __all__ = ["CheckpointError", "Checkpoints", "ResumeError", "Snapshot"]
 
@@ -91,13 +91,10 @@ class Snapshot:
         try:
             with written_whole(path) as part:
                 save_file(self.arrays, part, metadata)
-        except Exception as error:  # safetensors reports a full disk by an exception of its own
-            if isinstance(error, OSError) or "I/O" in str(error) or "os error" in str(error):
-                raise CheckpointError(
-                    f"The checkpoint {str(path)!r} could not be written: {error}. Earlier ones are as they were: make "
-                    "room and start the same training again, and it goes on from the last."
-                ) from error
-            raise
+        except OSError as error:
+            raise CheckpointError(
+                f"{error} Make room and start the same training again: it goes on from the last checkpoint."
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Snapshot:
@@ -137,8 +134,7 @@ class Checkpoints:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.glob(".*.part"):  # of a run that was killed while writing
-                part.unlink()
+            remove_parts(folder)
         except OSError as error:
             raise CheckpointError(f"The directory {str(folder)!r} cannot be written to: {error}.") from error
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
