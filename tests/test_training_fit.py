@@ -509,6 +509,47 @@ def test_cut_while_it_validates(tmp_path):
     assert resumed.epochs == 2
 
 
+def test_the_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
+    """Killed after the best weights are written, before the checkpoint that knows of them; then one is damaged."""
+    from keras_residual.training.checkpoint import Checkpoints
+
+    save, files = Checkpoints.save, []
+
+    def cut(self, snapshot, kind="step"):
+        if kind == "step" and snapshot.state["step"] == 36:
+            self.close()
+            raise Cut
+        save(self, snapshot, kind)
+
+    recipe = RECIPE.replace(epochs=6, learning_rate=0.01)
+    options = {"directory": tmp_path, "monitor": "val_loss", "progress": False}
+    monkeypatch.setattr(Checkpoints, "save", cut)
+    with pytest.raises(Cut):
+        fit(network(), recipe, data(), data(24, 1), **options)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert (tmp_path / "best-0000000036.safetensors").exists(), "the fourth epoch was to be the best"
+    found = Checkpoints(tmp_path).load()
+    assert found.state["step"] == 27
+    assert found.best.state["step"] == found.state["best"]["step"] == 9 * (found.state["best"]["epoch"] + 1) <= 27
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            files.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    model = network()
+    history = fit(model, recipe, data(), data(24, 1), callbacks=[Look()], **options)
+    assert "best-0000000036.safetensors" not in files[0]
+    last = Checkpoints(tmp_path).load()
+    assert last.state["best"]["epoch"] == history.best_epoch
+    assert_same(weights(model), [last.best.arrays[name] for name in sorted(last.best.arrays)])
+    path = tmp_path / f"best-{last.state['best']['step']:010d}.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.warns(RuntimeWarning, match="best weights until step 54 are lost"):
+        found = Checkpoints(tmp_path).load()
+    assert found.state["step"] == 54
+    assert found.best is found.state["best"]["value"] is None
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A directory with two checkpoints of a finished training."""

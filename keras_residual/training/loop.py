@@ -63,6 +63,7 @@ class Keeper(keras.callbacks.Callback):
         self.step = 0
         self.history: dict[str, list[float]] = {}
         self.best: dict[str, Any] = {"value": None, "epoch": None, "waited": 0, "plateau": None, "flat": 0}
+        self.best["step"] = None  # of the weights that are kept
         self.best_weights: Snapshot | None = None
         self.stopped = False
         self.asked: int | None = None  # the signal that asked to stop
@@ -91,8 +92,9 @@ class Keeper(keras.callbacks.Callback):
         state = snapshot.state
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.stopped, self.good, self._metrics = state["stopped"], snapshot, snapshot
-        if self.checkpoints is not None and self.keep_best and self.best["epoch"] is not None:
-            self.best_weights = Snapshot.read(self.checkpoints.folder / "best.safetensors")
+        self.best_weights = snapshot.best if self.keep_best else None
+        if self.checkpoints is not None:  # what a damaged one, or a kill, left of a future that will be another
+            self.checkpoints.clear(after=self.step)
 
     def put(self, snapshot: Snapshot) -> None:
         """Gives all variables a snapshot's values, those of the metrics excepted: an epoch begins by a reset."""
@@ -185,8 +187,9 @@ class Keeper(keras.callbacks.Callback):
             if self.keep_best:
                 sync(self.model)
                 self.best_weights = Snapshot.take(self.best_of(), {"step": self.step})
-                if self.checkpoints is not None:  # written before the checkpoint that refers to it
-                    self.checkpoints.save(self.best_weights, "best.safetensors")
+                self.best["step"] = self.step
+                if self.checkpoints is not None:
+                    self.checkpoints.save(self.best_weights, "best")
         else:
             self.best["waited"] += 1
         if self.patience is not None and self.best["waited"] >= self.patience:
