@@ -167,7 +167,7 @@ def finetune(
     with distributed.explained():
         finished = distributed.first(lambda: _begin(folder, about, overwrite)) == _FINISHED
     if finished:
-        say(f"finished    {folder} holds this very run. overwrite=True trains it again.")
+        say(f"finished    {folder} holds this very run; overwrite=True (--overwrite) trains it again.")
         distributed.alone()
         return Classifier.load(folder)
     if process_id == 0:

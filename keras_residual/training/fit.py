@@ -31,8 +31,8 @@ class History(dict[str, list[float]]):
         epochs: Epochs trained.
         best_epoch: The epoch, from 0 on, whose weights the network has; `None` for the last.
         decision: Where and how it ran.
-        compile_seconds: Duration of the first call; `None` if nothing was left to train.
-        images_per_second: Training images a second, without compilation and validation.
+        compile_seconds: Duration of the first call of each phase; `None` if nothing was left to train.
+        images_per_second: Training images a second, without compilation and validation; of the last phase.
         save_seconds: What each checkpoint held up the training.
     """
 
@@ -252,6 +252,15 @@ def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
         f"recipe {r.name}: {r.optimizer}, rate {r.rate(run.batch):.3g}, {r.epochs} epochs of {run.steps} steps of "
         f"{run.batch}; images {values}"
     )
+    parts = []
+    if r.head_epochs:
+        parts.append(f"epochs 1 to {r.head_epochs} train the head alone, rate {r.head_rate or r.rate(run.batch):.3g}")
+    if r.layer_decay != 1:
+        parts.append(f"then each block at {r.layer_decay:g} times the rate of the next")
+    if r.batch_norm == "frozen":
+        parts.append("statistics of batch norms stay")
+    if parts:
+        print("; ".join(parts))
     if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
         print("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
     if keeper.step:

@@ -170,17 +170,18 @@ def check_recipe(recipe: Recipe, shape: tuple[int | None, ...], normalized_here:
         )
 
 
-def check_size(recipe: Recipe, size: tuple[int | None, ...], shape: tuple[int | None, ...]) -> None:
+def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[int | None, ...]) -> None:
     """Whether images can be cut to a size that the network takes.
 
     Args:
         recipe: Whose images they are.
-        size: Height and width.
+        size: Height and width, or both in one.
         shape: The network's input shape, without the batch.
 
     Raises:
         ValueError: If nobody says a size, or the network takes another one only.
     """
+    size = (size, size) if isinstance(size, int) else size
     if None in size:
         raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
     if any(b is not None and a != b for a, b in zip(size, shape[:-1], strict=True)):

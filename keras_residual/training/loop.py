@@ -297,7 +297,7 @@ class Progress(keras.callbacks.Callback):
 
     @property
     def rate(self) -> float:
-        """Training images a second, without compilation and validation."""
+        """Training images a second of the present phase, without compilation and validation."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def start(self) -> None:
@@ -309,6 +309,9 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.stop()
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.images, self.seconds, self.fresh = 0, 0.0, True  # another phase has another speed, and compiles anew
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch, self.clock = epoch, time.perf_counter()
         self.begun = time.perf_counter()
@@ -316,8 +319,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         now = time.perf_counter()
-        if self.compile_seconds is None:  # the first call compiles
-            self.compile_seconds = now - self.clock
+        if self.fresh:  # the first call compiles
+            self.compile_seconds, self.fresh = (self.compile_seconds or 0.0) + now - self.clock, False
         else:
             self.seconds += now - self.clock
             self.images += self.batch * (self.keeper.step - self.seen)

@@ -243,7 +243,7 @@ class Run:
     def cut_to(self, size: int | None) -> Any:
         """Height and width of training images of a phase: the recipe's, else the checkpoint's, else the network's."""
         if size is not None:
-            return (size, size)
+            return size
         return tuple(self.model.input_shape[1:-1] if self.preprocess is None else self.preprocess.size)
 
     def batches(self, start: int, size: int | None) -> Any:

@@ -90,9 +90,8 @@ class Step(keras.Model):
             if recipe.label_smoothing:  # last: a threshold would undo it
                 targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / self.classes
         if recipe.loss == "binary":
-            # max(z, 0) - z t + log(1 + exp(-|z|)), which never overflows
-            each = ops.relu(y_pred) - y_pred * targets + ops.log1p(ops.exp(-ops.abs(y_pred)))
-            loss = ops.mean(each, -1)
+            # not by max(z, 0) and |z|: at z = 0, where heads of zeros begin, their gradients are wrong
+            loss = ops.mean(ops.softplus(y_pred) - y_pred * targets, -1)
         else:
             loss = -ops.sum(targets * ops.log_softmax(y_pred, -1), -1)
         if self.class_weight is not None and training:
