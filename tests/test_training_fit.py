@@ -156,28 +156,30 @@ def test_accumulation_is_the_larger_batch():
 
 def test_targets_of_the_binary_loss():
     """Each class that is mixed in is one, whatever its part; smoothing comes last, or the threshold would undo it."""
+    import tensorflow as tf
+
     mixing = {"mixup": 1.0, "flip": False}
     for settings, zero, one in (
         (kr.training.recipe("deit3"), 0.0, 1.0),
         (kr.training.recipe("resnet_strikes_back_a1"), 0.1 / 3, 0.9 + 0.1 / 3),
         (Recipe(loss="binary", **mixing), None, None),
     ):
-        step, batches = prepare(network(), settings.replace(batch_size=8, size=None, growth=()), data())
-        inputs, labels = next(iter(batches))
-        # the gradient by the logits is (sigmoid(z) - t) / (N * classes): at z = 0 it gives the targets away
-        import tensorflow as tf
-
-        logits = tf.zeros((8, CLASSES))
-        with tf.GradientTape() as tape:
-            tape.watch(logits)
-            loss = step.compute_loss(inputs, labels, logits)
-        targets = 0.5 - tape.gradient(loss, logits).numpy() * 8 * CLASSES
-        if zero is None:
-            assert ((targets > 0.01) & (targets < 0.99)).any()
-            np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-4)
-        else:
-            np.testing.assert_allclose(np.unique(np.round(targets, 3)), [zero, one], atol=1e-3)
-            assert (targets > 0.5).sum(-1).max() == 2
+        step, batches = prepare(network(), settings.replace(batch_size=8, size=None, drop_path=0.0), data())
+        several = 0
+        for inputs, labels in batches.take(12):
+            # the gradient by the logits is (sigmoid(z) - t) / (N * classes): at z = 0 it gives the targets away
+            logits = tf.zeros((8, CLASSES))
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                loss = step.compute_loss(inputs, labels, logits)
+            targets = 0.5 - tape.gradient(loss, logits).numpy() * 8 * CLASSES
+            if zero is None:
+                several += ((targets > 0.01) & (targets < 0.99)).any()
+                np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-4)
+            else:
+                np.testing.assert_allclose(np.unique(np.round(targets, 3)), [zero, one], atol=1e-3)
+                several += ((targets > 0.5).sum(-1) == 2).any()
+        assert several > 3
 
 
 def test_orders():
