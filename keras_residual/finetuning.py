@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from keras_residual.weights.files import remove_parts, written_whole
 __all__ = ["finetune"]
 
 _FINISHED, _TO_TRAIN = "finished", "to train"
+_RUN = "run.json"
 _FILES = ("config.json", "model.keras", "weights.safetensors", "labels.txt", "history.csv", "metrics.json")
 _FILES += ("curves.png", "confusion.png", "mistakes.png", "predictions.csv")
 
@@ -176,28 +178,29 @@ def finetune(
         say(f"left out    {len(found.skipped)} images, listed in {folder / 'skipped.csv'}")
 
     keras.utils.set_random_seed(seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
-    try:
-        with scope:
-            network = _network(name, source, record, len(found.labels), shape, options)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    history = fit(
-        network,
-        settings,
-        found.train,
-        found.validation,
-        seed=seed,
-        directory=folder / "training",
-        preprocess=prepare,
-        class_weight=balance,
-        fingerprint=found.fingerprint,
-        patience=patience,
-        jit=jit,
-        deterministic=deterministic,
-        logs=folder / "tensorboard",
-    )
+    with _forgotten_if_refused(folder) if process_id == 0 else contextlib.nullcontext():
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
+        try:
+            with scope:
+                network = _network(name, source, record, len(found.labels), shape, options)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        history = fit(
+            network,
+            settings,
+            found.train,
+            found.validation,
+            seed=seed,
+            directory=folder / "training",
+            preprocess=prepare,
+            class_weight=balance,
+            fingerprint=found.fingerprint,
+            patience=patience,
+            jit=jit,
+            deterministic=deterministic,
+            logs=folder / "tensorboard",
+        )
     classifier = Classifier(distributed.single(network), prepare, found.labels, name, options)
     if process_id:
         return classifier
@@ -335,7 +338,7 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
         ValueError: If another run lies there; the error names each difference.
         NotADirectoryError: If it is a file.
     """
-    path, finished = folder / "run.json", (folder / "config.json").is_file()
+    path, finished = folder / _RUN, (folder / "config.json").is_file()
     wanted = json.loads(json.dumps(about))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
@@ -345,8 +348,7 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
         different = _different(json.loads(path.read_text(encoding="utf-8")), wanted)
         if not different and not (finished and overwrite):
             return _FINISHED if finished else _TO_TRAIN
-        # what was refused, or ended before its first checkpoint, is nothing to lose
-        if not overwrite and (finished or any(folder.glob("training/**/step-*.safetensors"))):
+        if not overwrite:
             raise ValueError(
                 f"A run directory holds one run. Received: {str(folder)!r}, which holds another one:\n  "
                 + "\n  ".join(different)
@@ -359,6 +361,20 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
     with written_whole(path) as part:
         part.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return _TO_TRAIN
+
+
+@contextlib.contextmanager
+def _forgotten_if_refused(folder: Path) -> Iterator[None]:
+    """A run that fails before its first checkpoint leaves nothing that the mended command would have to overwrite."""
+    try:
+        yield
+    except Exception:
+        if not any(folder.glob("training/**/step-*.safetensors")):
+            _clear(folder)
+            (folder / _RUN).unlink()
+            with contextlib.suppress(OSError):  # something of the user's is there
+                folder.rmdir()
+        raise
 
 
 def _clear(folder: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_directory_of_someone_else_is_left_alone(photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_what_never_began_is_replaced_and_what_did_is_gone_on_with(run, photos, tmp_path, monkeypatch):
+def test_what_was_refused_is_forgotten_and_what_began_is_gone_on_with(run, photos, tmp_path, monkeypatch):
     class EnoughError(Exception):
         pass
 
@@ -212,6 +212,7 @@ def test_what_never_began_is_replaced_and_what_did_is_gone_on_with(run, photos, 
 
     with pytest.raises(ValueError, match="batch_size=5000 for 192 images"):
         start(batch_size=5000)
+    assert not (tmp_path / "run").exists()
     monkeypatch.setattr("keras_residual.training.fit", fit)
     with pytest.raises(EnoughError):
         start()
