@@ -106,6 +106,7 @@ def finetune(
     """
     from keras_residual.data import load
     from keras_residual.training import best_precision, distributed, fit, start
+    from keras_residual.training import recipe as preset
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
@@ -118,17 +119,26 @@ def finetune(
             f"A run keeps its options as JSON, so they are numbers, strings and booleans. Received: {options!r} "
             f"({error}). For others build the network yourself and call keras_residual.fit."
         ) from None
-    found = load(data, validation=validation, seed=seed, progress=_Reading(say))
-    say(f"data        {found}")
-    for words in found.warnings:
-        say(f"warning     {words}")
-    if not len(found.validation):
-        raise ValueError("Fine-tuning chooses its best epoch by validation images. Received: none. Say validation=0.2.")
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
+    if isinstance(recipe, str):  # what is wrong with names is said before the images are read, which may take minutes
+        recipe = preset(recipe)
     source = _source(model, weights)
     record = None if source is None else _record(source)
     name = find(record.architecture if record else model).config.name
     row = find(name).config
     folder = Path(output if output is not None else Path("runs") / name)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
+    found = load(data, validation=validation, seed=seed, progress=_Reading(say))
+    say(f"data        {found}")
+    for words in found.warnings:
+        say(f"warning     {words}")
+    if not len(found.validation):
+        raise ValueError(
+            "Fine-tuning chooses its best epoch by validation images. Received: none. Say validation=0.2, or give more "
+            "images: a class of one image has none to spare."
+        )
     settings = _settings(recipe, len(found.train), row, source is None)
     changes = {"epochs": epochs, "learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
     if head_epochs is None:  # of few epochs most train everything, unless a recipe says otherwise
@@ -291,13 +301,10 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
 
 def _settings(recipe: Any, images: int, row: Any, from_scratch: bool) -> Any:
     """A recipe, fitted to the size of the data as BiT's HyperRule does, within what one waits for."""
-    from keras_residual.training import Recipe
     from keras_residual.training import recipe as preset
 
-    if isinstance(recipe, Recipe):
-        return recipe
     if recipe is not None:
-        return preset(recipe)
+        return recipe
     chosen = preset("finetune")
     # HyperRule: 500 steps of 512 images below 20,000 images, 10,000 below 500,000, 20,000 beyond; MixUp but for the
     # smallest. 30 epochs at the most: the rule would see 300 images 850 times.
@@ -336,12 +343,9 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
 
     Raises:
         ValueError: If another run lies there; the error names each difference.
-        NotADirectoryError: If it is a file.
     """
     path, finished = folder / _RUN, (folder / "config.json").is_file()
     wanted = json.loads(json.dumps(about))
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
     if folder.is_dir():
         remove_parts(folder)
     if path.is_file():
