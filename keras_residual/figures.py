@@ -87,7 +87,7 @@ def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Pa
         axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="minor", length=0)
-    long = max(map(len, labels)) > 3
+    long = 0.09 * min(18, max(map(len, labels))) > 0.75 * side / len(labels)  # inches of a name, and of its place
     every = -(-len(labels) // 60)  # more names than that cannot be read
     places, names = range(0, len(labels), every), [_short(label) for label in labels[::every]]
     axis.set_xticks(places, names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
@@ -111,7 +111,7 @@ def draw_mistakes(
         columns: Images in a row.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = _canvas(rows, columns, (1.9 * columns, 2.3 * rows + 0.5))
+    figure, axes = _canvas(rows, columns, (1.9 * columns, (2.3 * rows if len(images) else 0) + 0.5))
     cells = np.ravel(axes)
     for cell in cells:
         cell.set_axis_off()
