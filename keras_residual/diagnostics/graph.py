@@ -103,9 +103,9 @@ class Graph:
             if node.is_input or any(id(tensor) not in numbers for tensor in given):
                 continue
             taken = [numbers[id(tensor)] for tensor in given]
-            inner = _functional(operation)
-            if inner is not None and len(inner.inputs) == len(taken):
-                made = self._open(inner, taken, f"{prefix}{operation.name}/")
+            inner, own = _functional(operation), _inputs(node)
+            if inner is not None and len(inner.inputs) == len(own):
+                made = self._open(inner, [numbers[id(tensor)] for tensor in own], f"{prefix}{operation.name}/")
             else:
                 first = len(self.tensors)
                 keys, numbered = tuple(dict.fromkeys(map(id, given))), tuple(dict.fromkeys(taken))
@@ -231,6 +231,13 @@ def _functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         return getattr(model, "_functional", None) or None
     return model if isinstance(model, keras.Model) and getattr(model, "_nodes_by_depth", None) else None
+
+
+def _inputs(node: Any) -> list[Any]:
+    """What a model inside is called on, without the mask, which Keras hands on with the tensors when it runs."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    given = args[0] if args else next(iter(kwargs.values()), None)
+    return [tensor for tensor in tree.flatten(given) if isinstance(tensor, keras.KerasTensor)]
 
 
 def gradients(function: Callable[[list[Any]], Any], values: list[Any], scope: Any = None) -> tuple[Any, list[Any]]:

@@ -178,6 +178,9 @@ def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     after = (call for call in graph.calls if graph.comes_from(call.outputs[0], block.end))
     if block.branch.rank <= 3 or not any(structure.nature(call).weights for call in after):
         return  # the heads of an ensemble are added on purpose
+    above = (call for call in graph.calls if graph.comes_from(block.start, call.outputs[0]))
+    if not any(structure.nature(call).weights for call in above):
+        return  # two networks of one input, put together
     if _views(block) or any(_there_and_back(path) for path in (block.shortcut, block.branch)):
         return
     changes = graph.tensors[block.start].shape != graph.tensors[block.end].shape
