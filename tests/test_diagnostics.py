@@ -223,6 +223,68 @@ def test_pruned_models_compute_what_is_left(tmp_path):
         prune_blocks(model, 2)
 
 
+def shared_block():
+    """One block, used three times."""
+    inner = keras.Input((3,))
+    y = keras.layers.Dense(3, use_bias=False, name="dense")(keras.layers.ELU()(inner))
+    block = keras.Model(inner, keras.layers.Add(name="add")([inner, y]), name="block")
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, block(block(block(inputs))))
+    model.get_layer("block").get_layer("dense").kernel.assign(0.5 * np.eye(3))
+    return model
+
+
+def test_each_use_of_a_shared_block_has_its_own_row():
+    model, x = shared_block(), np.abs(tools.noise((6, 3)))
+    rows = residual_report(model, x).rows
+    assert [row["block"] for row in rows] == ["block/add", "block/add:2", "block/add:3"]
+    for row in rows:
+        assert row["branch / stream"] == pytest.approx(0.5, rel=1e-5)
+        assert row["output change"] == pytest.approx(1 - 1 / 1.5, rel=1e-4)
+    assert len(gradient_flow(model, x, np.zeros(6, int), loss=_logits_loss).gradients) == 3
+    assert {row["block is"] for row in prune_blocks(model, []).rows} == {"kept: it is used more than once"}
+
+
+def test_labels_of_every_position():
+    """Segmentation: a label for each pixel, and the share of the pixels that are right."""
+    inputs = keras.Input((4, 4, 3))
+    y = keras.layers.Conv2D(3, 1, use_bias=False, name="conv")(keras.layers.ELU()(inputs))
+    model = keras.Model(inputs, keras.layers.Add()([inputs, y]))
+    model.get_layer("conv").kernel.assign(np.zeros((1, 1, 3, 3)))
+    x = tools.noise((5, 4, 4, 3))
+    labels = x.argmax(-1)
+    labels[0] = (labels[0] + 1) % 3
+    assert residual_report(model, (x, labels)).accuracy == pytest.approx(4 / 5)
+    flow = gradient_flow(model, x, labels)
+    expected = keras.losses.sparse_categorical_crossentropy(labels, x, from_logits=True)
+    assert flow.loss == pytest.approx(float(np.mean(expected)), rel=1e-5)
+    with pytest.raises(ValueError, match="classifier"):
+        grad_cam(model, x)
+
+
+def test_bad_input_is_explained():
+    model, images = small_resnet(), tools.noise((2, 16, 16, 3))
+    with pytest.raises(ValueError, match="0 to 9 for each of the 2 images"):
+        grad_cam(model, images, classes=[3, 17])
+    with pytest.raises(ValueError, match=r"1 for ResNet20\. Received: 2"):
+        gradient_flow(model, [images, images], np.array([0, 1]))
+    with pytest.raises(ValueError, match="at least one sample"):
+        residual_report(model, images[:0])
+
+    class Fixed(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+
+        def call(self, x):
+            return x * 2
+
+    inputs = keras.Input((3,))
+    x = Fixed()(inputs)
+    x = keras.layers.Add()([x, keras.layers.Dense(3)(keras.layers.ELU()(x))])
+    with pytest.raises(ValueError, match="get_config"):
+        prune_blocks(keras.Model(inputs, x), [])
+
+
 def test_pruning_by_number_keeps_what_matters(tmp_path):
     model = linear_stream(3, 0.5)
     model.get_layer("dense1").kernel.assign(0.01 * np.eye(3))

@@ -21,7 +21,8 @@ class Call:
     Attributes:
         number: Place among the graph's calls.
         operation: The layer, or the operation of `keras.ops`.
-        name: The operation's name, after the names of the models it lies in: `"backbone/conv1"`.
+        name: The operation's name, after the names of the models it lies in: `"backbone/conv1"`; the second use of a
+            layer is `"backbone/conv1:2"`.
         operands: Numbers of the tensors it takes, in the order of its arguments.
         inputs: The same, each tensor once.
         outputs: Numbers of the tensors it gives.
@@ -79,6 +80,7 @@ class Graph:
                 f"{getattr(model, 'name', model)!r}, a {type(model).__name__}. Write it with keras.Input and "
                 "keras.Model(inputs, outputs), or give a Sequential its input shape."
             )
+        self._uses: dict[str, int] = {}
         self.inputs = [self._tensor(tensor, None) for tensor in functional.inputs]
         self.outputs = self._open(functional, self.inputs, "")
         # Bit n of ancestors[m]: tensor m is made of tensor n, or is it.
@@ -111,10 +113,12 @@ class Graph:
                 keys, numbered = tuple(dict.fromkeys(map(id, given))), tuple(dict.fromkeys(taken))
                 if len(keys) != len(numbered):  # two symbolic tensors of a nested model stand for one outside
                     numbered = tuple(numbers[key] for key in keys)
+                name = prefix + operation.name
+                use = self._uses[name] = self._uses.get(name, 0) + 1
                 call = Call(
                     len(self.calls),
                     operation,
-                    prefix + operation.name,
+                    name if use == 1 else f"{name}:{use}",
                     tuple(taken),
                     numbered,
                     tuple(range(first, first + len(node.outputs))),
@@ -189,7 +193,13 @@ class Graph:
         want, replace = list(self.outputs if want is None else want), dict(replace or {})
         values: dict[int, Any] = dict(known or {})
         if inputs is not None:
-            for number, value in zip(self.inputs, tree.flatten(inputs), strict=True):
+            given = tree.flatten(inputs)
+            if len(given) != len(self.inputs):
+                raise ValueError(
+                    f"A batch holds each of the model's inputs: {len(self.inputs)} for {self.model.name}. Received: "
+                    f"{len(given)}. Give a list of them."
+                )
+            for number, value in zip(self.inputs, given, strict=True):
                 values.setdefault(number, ops.convert_to_tensor(value, self.tensors[number].dtype))
         needed, left = self._needed(want, values, replace)
         for call in needed:

@@ -349,9 +349,10 @@ def _kind(shortcut: Path, branch: Path) -> str | None:
 
 
 def _block_name(call: Call) -> str:
+    name, colon, use = call.name.partition(":")
     for ending in (".residual.add", ".add"):
-        if call.name.endswith(ending):
-            return call.name.removesuffix(ending)
+        if name.endswith(ending):
+            return name.removesuffix(ending) + colon + use
     return call.name
 
 
@@ -399,8 +400,9 @@ def _sizes(value: Any, axes: int) -> Steps | None:
     """A size that is given for all axes, or for each of them."""
     if isinstance(value, (int, float)) and value:
         return (float(value),) * axes
-    given = isinstance(value, (tuple, list)) and len(value) == axes
-    return tuple(map(float, value)) if given else None
+    if isinstance(value, (tuple, list)) and len(value) == axes:
+        return tuple(map(float, value))
+    return None
 
 
 def _kept(call: Call, given: Any) -> Steps | None:
