@@ -56,7 +56,7 @@ class ResidualReport(Result):
         share = np.exp(np.array(logs) - count * math.log(2))
         paths.plot(lengths, share, "--", color="0.5", label="of the paths")
         paths.plot(lengths, self.path_share, "o-", color="tab:green", ms=4, label="of the gradient")
-        paths.axvline(self.effective_depth, color="tab:green", lw=0.8, ls=":")
+        paths.axvline(self.effective_depth, color="tab:green", lw=0.8, ls=":", label="effective depth")
         paths.set_title("share by length of path", fontsize=10)
         paths.set_xlabel("branches on the path")
         paths.xaxis.get_major_locator().set_params(integer=True)
