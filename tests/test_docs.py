@@ -100,7 +100,7 @@ def test_the_reference_is_complete(hooks, tmp_path):
         hooks.on_post_build(types.SimpleNamespace(site_dir=str(tmp_path)))
     named = str(found.value)
     assert "keras_residual.training.decide" in named
-    assert "keras_residual.finetune," in named
+    assert "keras_residual.finetuning.finetune" in named
     assert "training.fit" not in named
 
 
