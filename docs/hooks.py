@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
+import importlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -45,10 +49,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made."""
-    made: dict[str, str | bytes] = {"families.md": _families(), "reference/builders.md": _builders()}
+    made: dict[str, str | bytes] = {
+        "families.md": _families(),
+        "reference/builders.md": _builders(),
+        "reference/command_line.md": _command_line(),
+    }
     for name, title in _modules():
-        options = "    options:\n      show_root_heading: false\n      show_submodules: false\n"
-        made[f"reference/{name}.md"] = f"# {title}\n\n::: keras_residual.{name}\n{options}"
+        made[f"reference/{name}.md"] = _module(name, title)
     for path in _notebooks():
         made |= _notebook(path)
     for uri, content in made.items():
@@ -59,6 +66,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Puts sections of the repository's own texts where a page asks for them."""
     return INCLUDE.sub(lambda found: section(ROOT / found["file"], found["title"]), markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Every public name has its place in the reference, or the build fails."""
+    pages = (Path(config.site_dir) / "reference").rglob("*.html")
+    described = {
+        name for page in pages for name in re.findall(r'id="keras_residual\.([\w.]+)"', page.read_text("utf-8"))
+    }
+    ends = {name.rpartition(".")[2] for name in described}
+    package = importlib.import_module("keras_residual")
+    public = {name: f"keras_residual.{name}" for name in (*package._HOMES, *MODULES)}
+    for name, _ in _modules():
+        public |= {n: f"keras_residual.{name}.{n}" for n in importlib.import_module(f"keras_residual.{name}").__all__}
+    missing = sorted(full for name, full in public.items() if name not in ends and name not in MODULES)
+    if missing:
+        raise PluginError(f"The reference lacks public names: {', '.join(missing)}.")
 
 
 def section(path: Path, title: str) -> str:
@@ -79,6 +102,34 @@ def _modules() -> Iterator[tuple[str, str]]:
             yield name, title
 
 
+def _module(name: str, title: str) -> str:
+    """The page of a module. Functions named as the file they are in are asked for one by one: the file hides them."""
+    options = "    options:\n      show_root_heading: false\n      show_submodules: false\n"
+    parts = [f"# {title}", f"::: keras_residual.{name}\n{options}"]
+    module = importlib.import_module(f"keras_residual.{name}")
+    for public in getattr(module, "__all__", ()):
+        value = getattr(module, public)
+        if getattr(value, "__module__", "") == f"{module.__name__}.{public}":
+            parts.append(f"::: {value.__module__}.{public}\n    options:\n      show_root_full_path: false\n")
+    if name == "training":
+        rows = [f"| `{r.name}` | {r.source} | {', '.join(r.omitted)} |" for r in module.RECIPES.values()]
+        parts.append("\n".join(["## The recipes", "", "| name | source | left out |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _command_line() -> str:
+    """What `keras-residual COMMAND --help` says, command by command."""
+    from keras_residual.cli import _parser
+
+    parser = _parser()
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    parts = ["# Command line", parser.description or ""]
+    for name, sub in commands.choices.items():
+        sub.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=82)
+        parts.append(f"## {name}\n\n```text\n{sub.format_help().strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
 def _notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -90,7 +141,9 @@ def _notebook(path: Path) -> dict[str, str | bytes]:
     for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source.replace("$$", ""))
+            # Formulas as MathML, which browsers draw by themselves: no script is fetched.
+            formula = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
+            parts.append(formula.sub(lambda found: convert(found[1], display="block"), source))
             continue
         parts.append(f"```python\n{source}\n```")
         for place, output in enumerate(cell["outputs"]):
@@ -108,8 +161,6 @@ def _notebook(path: Path) -> dict[str, str | bytes]:
 
 def _families() -> str:
     """Every row of the registry, by family."""
-    import importlib
-
     import keras_residual.models  # noqa: F401  (registers every family)
     from keras_residual.registry import entries
 
@@ -141,4 +192,15 @@ def _builders() -> str:
         "A public builder is a row of a family with the family's function: `kr.ResNet50` is `resnet(row, ...)`. Each "
         "takes the family's arguments but `config`. [All rows](../families.md).",
     ]
-    return "\n\n".join([*parts, *(f"::: {module}.{name}" for name, module in families.items())]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                *parts,
+                *(
+                    f"::: {module}.{name}\n    options:\n      show_root_full_path: false"
+                    for name, module in families.items()
+                ),
+            ]
+        )
+        + "\n"
+    )

@@ -1,7 +1,7 @@
 """Rows and the builders made from them: the one table of what this package can build.
 
 This module imports neither Keras nor any family. Families register themselves here with
-:func:`variant`; :mod:`keras_residual.models` imports every family and answers questions about the table.
+`variant`; `keras_residual.models` imports every family and answers questions about the table.
 """
 
 from __future__ import annotations

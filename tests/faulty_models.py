@@ -261,6 +261,63 @@ def nested_fault():
     return head(inputs, wrapped(x)), "scaled shortcut"
 
 
+def added_within():
+    """x + (x + F(x))."""
+    inputs, x = stem()
+    y = L.Add()([x, branch(x)])
+    return head(inputs, block(L.ReLU()(L.Add(name="here")([x, y])))), "shortcut added twice"
+
+
+def added_beside():
+    inputs, x = stem()
+    return head(inputs, block(L.Add(name="here")([x, branch(x), x]))), "shortcut added twice"
+
+
+def reshaped_shortcut():
+    """The shapes of a stride, "mended" by a reshape."""
+    inputs, x = stem()
+    x = L.Add()([L.Reshape((8, 8, 64), name="here")(x), branch(x, 64, stride=2)])
+    return head(inputs, x), "shortcut out of place"
+
+
+def centre_of_the_shortcut():
+    inputs, x = stem()
+    x = L.Add()([L.CenterCrop(8, 8, name="here")(x), branch(x, stride=2)])
+    return head(inputs, x), "shortcut out of place"
+
+
+def one_axis_cropped():
+    """Pooled along the height, cut along the width."""
+    inputs, x = stem()
+    x = L.Add()([L.MaxPooling2D((2, 1), (2, 1))(x)[:, :, :8], branch(x, stride=2)])
+    return head(inputs, x), "shortcut out of place"
+
+
+def pooled_to_a_point():
+    inputs, x = stem()
+    x = L.Add(name="here")([L.GlobalAveragePooling2D(keepdims=True)(x), branch(x)])
+    return head(inputs, x), "broadcast positions"
+
+
+def dropped_stream():
+    """A Transformer that drops the sums, not the branches."""
+    inputs = keras.Input((12, 16))
+    x = inputs
+    for i in range(3):
+        y = L.Dense(16)(L.Dense(32, "gelu")(L.LayerNormalization()(x)))
+        x = L.Dropout(0.1, name=None if i else "here")(x + y)
+    return keras.Model(inputs, L.Dense(3)(x[:, 0])), "dropout on the stream"
+
+
+def activated_beside_two_branches():
+    """Attention and MLP side by side, and the stream through a ReLU; its input goes elsewhere, too."""
+    inputs = keras.Input((12, 16))
+    x = block_input = L.Dense(16)(inputs)
+    y = L.LayerNormalization()(x)
+    x = L.Add()([L.ReLU(name="here")(x), L.MultiHeadAttention(2, 8)(y, y), L.Dense(16)(L.Dense(32, "gelu")(y))])
+    return keras.Model(inputs, L.Dense(3)(L.Concatenate()([x, block_input]))), "activation on the shortcut"
+
+
 FAULTS = [
     cropped_shortcut,
     sliced_shortcut,
@@ -288,6 +345,14 @@ FAULTS = [
     normalised_shortcut,
     broadcast_channels,
     nested_fault,
+    added_within,
+    added_beside,
+    reshaped_shortcut,
+    centre_of_the_shortcut,
+    one_axis_cropped,
+    pooled_to_a_point,
+    dropped_stream,
+    activated_beside_two_branches,
 ]
 
 
@@ -382,6 +447,97 @@ def mixed_precision():
         keras.config.set_dtype_policy(policy)
 
 
+class Branch(L.Layer):
+    """A branch that Keras cannot look into."""
+
+    def build(self, shape):
+        self.convolutions = [L.Conv2D(shape[-1], 3, padding="same") for _ in range(2)]
+        self.norms = [L.BatchNormalization() for _ in range(2)]
+        for layer in (*self.convolutions, *self.norms):
+            layer.build(shape)
+
+    def call(self, x, training=False):
+        x = ops.relu(self.norms[0](self.convolutions[0](x), training=training))
+        return self.norms[1](self.convolutions[1](x), training=training)
+
+
+def branch_in_one_layer():
+    inputs, x = stem()
+    return head(inputs, L.ReLU()(x + Branch()(x)))
+
+
+class Positions(L.Layer):
+    """As KerasHub's PositionEmbedding: its input gives the shape, and no more."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=shape[1:], initializer="zeros")
+
+    def call(self, x):
+        return ops.broadcast_to(self.table, ops.shape(x))
+
+
+def positions_added():
+    inputs = keras.Input((12, 16))
+    x = L.Dense(16)(inputs)
+    x = x + Positions()(x)
+    y = L.LayerNormalization()(x)
+    return keras.Model(inputs, L.Dense(3)((x + L.MultiHeadAttention(2, 8)(y, y))[:, 0]))
+
+
+def two_views():
+    """One network sees an image and its mirror image."""
+    inputs = keras.Input((16, 16, 3))
+    middle, x = stem()
+    encoder = keras.Model(middle, L.GlobalAveragePooling2D()(block(x)))
+    return keras.Model(inputs, L.Dense(3)(L.Add()([encoder(inputs), encoder(inputs[:, :, ::-1])])))
+
+
+def two_streams():
+    """Two encoders of one image, put together."""
+    inputs = keras.Input((16, 16, 3))
+    return head(inputs, L.Add()([branch(L.Rescaling(2.0)(inputs)), branch(inputs)]))
+
+
+def hourglass():
+    """Blocks on both ways of an hourglass (Newell et al. 2016)."""
+    inputs, x = stem()
+    low = block(L.MaxPooling2D()(x))
+    return keras.Model(inputs, L.Conv2D(2, 1)(L.Add()([block(x), L.UpSampling2D()(low)])))
+
+
+def global_context():
+    """A branch of one position, added to all (Cao et al. 2019)."""
+    inputs, x = stem()
+    y = L.LayerNormalization()(L.Conv2D(4, 1)(L.GlobalAveragePooling2D(keepdims=True)(x)))
+    return head(inputs, block(x + L.Conv2D(16, 1)(L.ReLU()(y))))
+
+
+def residual_in_residual():
+    """Blocks of blocks, each scaled by 0.2 (Wang et al. 2018, ESRGAN): the input is in the sum 1.2 times."""
+    inputs, x = stem()
+    for _ in range(2):
+        y = x
+        for _ in range(3):
+            y = y + 0.2 * L.Conv2D(16, 3, padding="same")(L.Conv2D(16, 3, padding="same", activation="relu")(y))
+        x = x + 0.2 * y
+    return head(inputs, x)
+
+
+def features_of_the_stream():
+    """A U-Net on the inputs of our blocks: they go past the blocks, too."""
+    model = kr.ResNet20(input_shape=(16, 16, 3), include_top=False)
+    low, high = model.get_layer("layer2").output, model.get_layer("layer1").output
+    x = L.Concatenate()([L.UpSampling2D()(low), high])
+    x = L.Concatenate()([x, L.UpSampling2D(4)(model.output)])
+    return keras.Model(model.input, L.Conv2D(2, 1)(x))
+
+
+def dropout_between_stages():
+    inputs, x = stem()
+    x = L.SpatialDropout2D(0.1)(block(block(x)))
+    return head(inputs, L.Dropout(0.3)(block(block(x))))
+
+
 HEALTHY = [
     frozen_backbone,
     densely_connected,
@@ -394,4 +550,13 @@ HEALTHY = [
     post_norm_transformer,
     unbatched,
     mixed_precision,
+    branch_in_one_layer,
+    positions_added,
+    two_views,
+    two_streams,
+    hourglass,
+    global_context,
+    residual_in_residual,
+    features_of_the_stream,
+    dropout_between_stages,
 ]

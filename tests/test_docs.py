@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,18 @@ def test_the_example_of_a_family(tmp_path):
     assert len(done.stdout.split()) > 15, "the checks ran"
 
 
-def test_sections_are_found():
-    """A page asks for a section of a text that has it; links that lead nowhere from there are words."""
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
+@pytest.fixture
+def hooks():
     pytest.importorskip("mkdocs")
-    spec.loader.exec_module(hooks)
+    pytest.importorskip("latex2mathml")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sections_are_found(hooks):
+    """A page asks for a section of a text that has it; links that lead nowhere from there are words."""
     asked = [found for page in PAGES for found in hooks.INCLUDE.finditer(page.read_text(encoding="utf-8"))]
     assert len(asked) >= 2
     for found in asked:
@@ -81,3 +88,29 @@ def test_sections_are_found():
         assert not re.search(r"^## ", text, re.MULTILINE)
     with pytest.raises(ValueError, match="no section"):
         hooks.section(ROOT / "README.md", "Nothing")
+
+
+def test_the_reference_is_complete(hooks, tmp_path):
+    """Functions named as their file are asked for, and a site without them is no manual."""
+    assert "::: keras_residual.training.fit.fit\n" in hooks._module("training", "Training")
+    place = tmp_path / "reference" / "training"
+    place.mkdir(parents=True)
+    (place / "index.html").write_text('<h2 id="keras_residual.training.fit">', encoding="utf-8")
+    with pytest.raises(Exception, match="lacks public names") as found:
+        hooks.on_post_build(types.SimpleNamespace(site_dir=str(tmp_path)))
+    named = str(found.value)
+    assert "keras_residual.training.decide" in named
+    assert "keras_residual.finetuning.finetune" in named
+    assert "training.fit" not in named
+
+
+def test_formulas_are_drawn(hooks):
+    page = hooks._notebook(ROOT / "notebooks" / "03_why_residual_works.ipynb")["notebooks/03_why_residual_works.md"]
+    assert "<mfrac>" in page
+    assert "$$" not in page
+
+
+def test_commands_are_described(hooks):
+    page = hooks._command_line()
+    for name in ("quickstart", "finetune", "inspect", "export", "serve"):
+        assert f"usage: keras-residual {name}" in page

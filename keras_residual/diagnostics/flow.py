@@ -65,7 +65,8 @@ def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, trai
         model: A Functional or built Sequential model. One without residual blocks gets a row for each layer with a
             kernel, so that plain networks can stand beside residual ones.
         x: A batch of inputs, or the list of a model's inputs.
-        y: Its targets: integer labels `(N,)` unless the model was compiled with, or `loss` is, something else.
+        y: Its targets: integer labels `(N,)`, of text and segmentation `(N, ...)`, unless the model was compiled with,
+            or `loss` is, something else.
         loss: `loss(y, outputs)`, or the name of a loss of Keras. By default that of a compiled model; otherwise the
             cross-entropy with integer labels, of logits or of probabilities as the model puts out.
         training: Whether layers behave as in training (batch statistics, dropout). The model does not change.
@@ -197,20 +198,20 @@ def default_loss(graph: Graph) -> Callable[[Any, Any], Any]:
 
 
 def check_labels(y: Any, outputs: Any) -> Any:
-    """Integer labels as an array.
+    """Integer labels as an array, one for each vector of the outputs.
 
     Raises:
         ValueError: If they are no numbers of the outputs' classes.
     """
     labels = np.asarray(ops.convert_to_numpy(y))
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     shape, classes = tuple(outputs.shape), outputs.shape[-1]
-    good = labels.ndim == 1 and len(labels) == shape[0] and len(shape) == 2 and np.all(labels == labels.astype(int))
-    if not good or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
+    labels = labels[..., 0] if labels.ndim == len(shape) and labels.shape[-1] == 1 else labels
+    good = labels.shape == shape[:-1] and bool(np.all(labels == labels.astype(int)))
+    if not good or (labels.size and not 0 <= labels.min() <= labels.max() < classes):
         seen = f", values {labels.min()} to {labels.max()}" if labels.size else ""
         raise ValueError(
-            f"y are integer labels (N,), 0 to the outputs' classes - 1. Received: shape {labels.shape}{seen}, for "
-            f"outputs {shape}. For other targets give loss=, a function of targets and outputs."
+            f"y are integer labels {shape[:-1]}, 0 to the outputs' classes - 1. Received: shape {labels.shape}{seen}, "
+            f"for outputs {shape}. For other targets give loss=, a function of targets and outputs."
         )
     return labels.astype("int32")
 

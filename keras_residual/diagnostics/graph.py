@@ -21,7 +21,8 @@ class Call:
     Attributes:
         number: Place among the graph's calls.
         operation: The layer, or the operation of `keras.ops`.
-        name: The operation's name, after the names of the models it lies in: `"backbone/conv1"`.
+        name: The operation's name, after the names of the models it lies in: `"backbone/conv1"`; the second use of a
+            layer is `"backbone/conv1:2"`.
         operands: Numbers of the tensors it takes, in the order of its arguments.
         inputs: The same, each tensor once.
         outputs: Numbers of the tensors it gives.
@@ -79,6 +80,7 @@ class Graph:
                 f"{getattr(model, 'name', model)!r}, a {type(model).__name__}. Write it with keras.Input and "
                 "keras.Model(inputs, outputs), or give a Sequential its input shape."
             )
+        self._uses: dict[str, int] = {}
         self.inputs = [self._tensor(tensor, None) for tensor in functional.inputs]
         self.outputs = self._open(functional, self.inputs, "")
         # Bit n of ancestors[m]: tensor m is made of tensor n, or is it.
@@ -103,18 +105,20 @@ class Graph:
             if node.is_input or any(id(tensor) not in numbers for tensor in given):
                 continue
             taken = [numbers[id(tensor)] for tensor in given]
-            inner = _functional(operation)
-            if inner is not None and len(inner.inputs) == len(taken):
-                made = self._open(inner, taken, f"{prefix}{operation.name}/")
+            inner, own = _functional(operation), _inputs(node)
+            if inner is not None and len(inner.inputs) == len(own):
+                made = self._open(inner, [numbers[id(tensor)] for tensor in own], f"{prefix}{operation.name}/")
             else:
                 first = len(self.tensors)
                 keys, numbered = tuple(dict.fromkeys(map(id, given))), tuple(dict.fromkeys(taken))
                 if len(keys) != len(numbered):  # two symbolic tensors of a nested model stand for one outside
                     numbered = tuple(numbers[key] for key in keys)
+                name = prefix + operation.name
+                use = self._uses[name] = self._uses.get(name, 0) + 1
                 call = Call(
                     len(self.calls),
                     operation,
-                    prefix + operation.name,
+                    name if use == 1 else f"{name}:{use}",
                     tuple(taken),
                     numbered,
                     tuple(range(first, first + len(node.outputs))),
@@ -189,7 +193,13 @@ class Graph:
         want, replace = list(self.outputs if want is None else want), dict(replace or {})
         values: dict[int, Any] = dict(known or {})
         if inputs is not None:
-            for number, value in zip(self.inputs, tree.flatten(inputs), strict=True):
+            given = tree.flatten(inputs)
+            if len(given) != len(self.inputs):
+                raise ValueError(
+                    f"A batch holds each of the model's inputs: {len(self.inputs)} for {self.model.name}. Received: "
+                    f"{len(given)}. Give a list of them."
+                )
+            for number, value in zip(self.inputs, given, strict=True):
                 values.setdefault(number, ops.convert_to_tensor(value, self.tensors[number].dtype))
         needed, left = self._needed(want, values, replace)
         for call in needed:
@@ -231,6 +241,13 @@ def _functional(model: Any) -> Any:
     if isinstance(model, keras.Sequential):
         return getattr(model, "_functional", None) or None
     return model if isinstance(model, keras.Model) and getattr(model, "_nodes_by_depth", None) else None
+
+
+def _inputs(node: Any) -> list[Any]:
+    """What a model inside is called on, without the mask, which Keras hands on with the tensors when it runs."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    given = args[0] if args else next(iter(kwargs.values()), None)
+    return [tensor for tensor in tree.flatten(given) if isinstance(tensor, keras.KerasTensor)]
 
 
 def gradients(function: Callable[[list[Any]], Any], values: list[Any], scope: Any = None) -> tuple[Any, list[Any]]:

@@ -96,8 +96,13 @@ def grad_cam(
     place = _feature_map(graph, layer)
     images = np.asarray(images, "float32")
     start = graph.run(images, [place])[place]
-    logits = _numpy(_logits(graph, images, {}))
+    logits = _classifier(graph, images)
     chosen = logits.argmax(-1) if classes is None else np.asarray(classes)
+    if chosen.shape != (len(images),) or not 0 <= chosen.min() <= chosen.max() < logits.shape[-1]:
+        raise ValueError(
+            f"classes holds a number of 0 to {logits.shape[-1] - 1} for each of the {len(images)} images. Received: "
+            f"{classes!r}."
+        )
 
     def score(given: list[Any]) -> Any:
         return _of_classes(_logits(graph, images, {place: given[0]}), chosen)
@@ -154,7 +159,7 @@ def attention_rollout(
     rolled = np.eye(length)[None]
     for a in square:
         rolled = (0.5 * a + 0.5 * np.eye(length)) @ rolled
-    logits = _numpy(_logits(graph, images, {}))
+    logits = _classifier(graph, images)
     chosen = logits.argmax(-1)
     if attention[-1].shape[1] != attention[-1].shape[2]:  # a pooling head: its query attends to the tokens
         read = attention[-1].mean(1)
@@ -199,6 +204,18 @@ def _logits(graph: Graph, images: Any, known: dict[int, Any]) -> Any:
     layer, given = dense.operation, dense.inputs[0]
     logits = ops.matmul(graph.run(images, [given], known=known)[given], ops.convert_to_tensor(layer.kernel))
     return logits + layer.bias if layer.use_bias else logits
+
+
+def _classifier(graph: Graph, images: Array) -> Array:
+    """The logits `(N, classes)`."""
+    logits = _numpy(_logits(graph, images, {}))
+    if logits.ndim != 2:
+        raise ValueError(
+            "Maps are drawn for the classes of a classifier, which puts out (N, classes). Received: "
+            f"{graph.model.name!r}, which puts out {logits.shape}. Give the part of it that does: keras.Model(inputs, "
+            "outputs)."
+        )
+    return logits
 
 
 def _of_classes(logits: Any, chosen: Array) -> Any:

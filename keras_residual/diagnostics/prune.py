@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import sys
 from collections.abc import Collection
@@ -12,7 +13,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_residual.diagnostics.graph import Graph
-from keras_residual.diagnostics.report import batches, residual_report
+from keras_residual.diagnostics.report import batches, lesions
 from keras_residual.diagnostics.result import Result, canvas, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
 
@@ -44,7 +45,7 @@ class Pruned(Result):
         else:
             axis.set_yticks([])
         axis.grid(axis="y", alpha=0.3)
-        axis.set_ylim(0, 1.2 * max(heights))
+        axis.set_ylim(0, 1.2 * max(heights) or 1)
         axis.legend(ncols=2, fontsize=8)
         name_places(axis, [row["block"] for row in self.rows])
         headline(figure, self.title)
@@ -55,7 +56,8 @@ def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = No
     """Takes residual blocks out of a model: a shallower one, which needs no training to work to some degree.
 
     Where a block is taken out, its input goes on in its place (Veit et al. 2016, section 4.1). Blocks that change the
-    shape cannot be taken out and stay. The model itself is not touched.
+    shape cannot be taken out and stay, and so do those whose addition is used more than once. The model itself is not
+    touched.
 
     Args:
         model: A Functional model with residual blocks.
@@ -69,23 +71,23 @@ def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = No
         `.model`, `.accuracy`, `.accuracy_before`, and one row for each block.
 
     Raises:
-        ValueError: If there is no such block, or fewer can be taken out than asked for.
+        ValueError: If there is no such block, fewer can be taken out than asked for, or a layer cannot be copied.
     """
     graph = Graph(model)
     blocks = Structure(graph).residual
-    free = [block for block in blocks if _removable(graph, block)]
+    uses = collections.Counter(id(call.operation) for call in graph.calls)
+    free = [block for block in blocks if _removable(graph, block) and uses[id(block.call.operation)] == 1]
     moved: dict[str, float] = {}
     if isinstance(keep, int):
         least = len(blocks) - len(free)
         if data is None or not least <= keep <= len(blocks) or isinstance(keep, bool):
             raise ValueError(
                 f"keep as a number needs data to choose by, and {least} to {len(blocks)} blocks of {model.name} can "
-                f"stay ({least} change the shape). Received: keep={keep!r}, data={'none' if data is None else 'given'}."
+                f"stay ({least} change the shape or are used more than once). Received: keep={keep!r}, "
+                f"data={'none' if data is None else 'given'}."
             )
-        moved = {
-            row["block"]: row["output change"]
-            for row in residual_report(model, data, paths=1, batch_size=batch_size).rows
-        }
+        rows, *_ = lesions(graph, blocks, batches(data, batch_size))
+        moved = {row["block"]: row["output change"] for row in rows}
         names = sorted((block.name for block in free), key=lambda name: moved.get(name, 0.0))
         removed = set(names[: len(blocks) - keep])
     else:
@@ -99,10 +101,10 @@ def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = No
     shallower = _without(model, {id(b.call.operation): _position(b) for b in free if b.name in removed})
     rows = []
     for block in blocks:
-        stays = "removed" if block.name in removed else "kept" if block in free else "kept: it changes the shape"
+        fixed = "it changes the shape" if uses[id(block.call.operation)] == 1 else "it is used more than once"
+        stays = "removed" if block.name in removed else "kept" if block in free else f"kept: {fixed}"
         change = {"output change": moved[block.name]} if block.name in moved else {}
         rows.append({"block": block.name, "shortcut": block.kind, **change, "block is": stays})
-    rows = rows if not moved or all("output change" in row for row in rows) else [_bare(row) for row in rows]
     accuracy = accuracy_before = None
     measured = ""
     if data is not None:
@@ -112,10 +114,6 @@ def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = No
     sizes = f"{model.count_params():,} to {shallower.count_params():,} parameters"
     title = f"{model.name}: {len(blocks) - len(removed)} of {len(blocks)} blocks kept, {sizes}{measured}"
     return Pruned(title, rows, (), shallower, accuracy, accuracy_before)
-
-
-def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "output change"}
 
 
 def _removable(graph: Graph, block: Block) -> bool:
@@ -138,7 +136,14 @@ def _without(model: Any, removed: dict[int, int]) -> keras.Model:
             isinstance(layer, keras.Model) and hasattr(layer, "_nodes_by_depth")
         ):
             return _without(layer, removed)
-        new = type(layer).from_config(layer.get_config())
+        try:
+            new = type(layer).from_config(layer.get_config())
+        except Exception as error:
+            raise ValueError(
+                f"Layers are copied by their get_config and from_config. Received: {layer.name!r}, a "
+                f"{type(layer).__name__}, which cannot be. Give it a get_config with what __init__ takes, and let "
+                "__init__ take **kwargs for the layer's own."
+            ) from error
         copies[id(new)] = (layer, new)
         return new
 

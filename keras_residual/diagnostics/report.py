@@ -9,14 +9,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_residual.diagnostics.flow import check_labels, default_loss
 from keras_residual.diagnostics.graph import Call, Graph, gradients
 from keras_residual.diagnostics.result import Result, canvas, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
 
-__all__ = ["ResidualReport", "batches", "residual_report"]
+__all__ = ["ResidualReport", "batches", "lesions", "residual_report"]
 
 Array = np.ndarray[Any, Any]
 _LENGTHS = 9  # path lengths that are sampled; those between them are interpolated
@@ -56,7 +56,7 @@ class ResidualReport(Result):
         share = np.exp(np.array(logs) - count * math.log(2))
         paths.plot(lengths, share, "--", color="0.5", label="of the paths")
         paths.plot(lengths, self.path_share, "o-", color="tab:green", ms=4, label="of the gradient")
-        paths.axvline(self.effective_depth, color="tab:green", lw=0.8, ls=":")
+        paths.axvline(self.effective_depth, color="tab:green", lw=0.8, ls=":", label="effective depth")
         paths.set_title("share by length of path", fontsize=10)
         paths.set_xlabel("branches on the path")
         paths.xaxis.get_major_locator().set_params(integer=True)
@@ -83,8 +83,8 @@ def residual_report(
 
     Args:
         model: A Functional model with residual blocks.
-        data: Inputs `(N, ...)`, a pair of inputs and integer labels `(N,)`, or an iterable of such batches, for example
-            a `tf.data.Dataset`.
+        data: Inputs `(N, ...)`, a tuple of inputs and integer labels `(N,)`, or an iterable of such batches, for
+            example a list or a `tf.data.Dataset`. Of a model with several inputs, inputs are the list of them.
         paths: How many paths are sampled, in all.
         batch_size: Samples in a batch of arrays.
         seed: Of the paths.
@@ -103,44 +103,11 @@ def residual_report(
             f"A residual report needs residual blocks. Received: {model.name!r}, which has none. "
             "check_residual(model) tells what it has; gradient_flow works on plain networks, too."
         )
-    kept = sorted({n for block in blocks for n in (block.end, block.shortcut.operand, block.branch.operand)})
-    sums: dict[str, dict[str, float]] = {
-        block.name: dict.fromkeys(("ratio", "moved", "right"), 0.0) for block in blocks
-    }
-    count, right, labelled, sample = 0, 0.0, True, None
-    for x, y in batches(data, batch_size):
-        values = graph.run(x, [*kept, *graph.outputs])
-        outputs = _numpy(values[graph.outputs[0]])
-        labels = None if y is None else check_labels(y, outputs)
-        sample = sample or (x, labels)
-        labelled &= labels is not None
-        count += len(outputs)
-        right += 0.0 if labels is None else float((outputs.argmax(-1) == labels).sum())
-        for block in blocks:
-            shortcut, branch, end = (
-                values[number] for number in (block.shortcut.operand, block.branch.operand, block.end)
-            )
-            branch = branch * block.branch.coefficient
-            own = sums[block.name]
-            stream = _norms(shortcut * block.shortcut.coefficient)
-            own["ratio"] += float((_norms(branch) / np.maximum(stream, 1e-12)).sum())
-            known = {n: values[n] for n in kept if not graph.comes_from(n, block.end)} | {block.end: end - branch}
-            without = _numpy(graph.run(x, [graph.outputs[0]], known=known)[graph.outputs[0]])
-            own["moved"] += float((_norms(without - outputs) / np.maximum(_norms(outputs), 1e-12)).sum())
-            own["right"] += 0.0 if labels is None else float((without.argmax(-1) == labels).sum())
-    if sample is None:
-        raise ValueError("data has no batch.")
-    rows = []
-    for block in blocks:
-        own = sums[block.name]
-        row = {"block": block.name, "shortcut": block.kind}
-        row |= {"branch / stream": own["ratio"] / count, "output change": own["moved"] / count}
-        rows.append(row | ({"accuracy lost": (right - own["right"]) / count} if labelled else {}))
+    rows, accuracy, count, (x, labels) = lesions(graph, blocks, batches(data, batch_size))
     chain = [block for block in structure.chain if block.trunk] or blocks
-    share = _path_share(graph, chain, sample[0], sample[1], paths, np.random.default_rng(seed))
+    share = _path_share(graph, chain, x, labels, paths, np.random.default_rng(seed))
     depth = float((np.arange(len(share)) * share).sum())
     low, high = (int(np.searchsorted(np.cumsum(share), edge)) for edge in (0.025, 0.975))
-    accuracy = right / count if labelled else None
     measured = "" if accuracy is None else f", accuracy {accuracy:.1%}"
     return ResidualReport(
         f"{model.name}: effective depth {depth:.1f} of {len(chain)} blocks{measured}, {count} samples",
@@ -152,17 +119,76 @@ def residual_report(
     )
 
 
+def lesions(
+    graph: Graph, blocks: list[Block], data: Iterator[tuple[Any, Any]]
+) -> tuple[list[dict[str, Any]], float | None, int, tuple[Any, Any]]:
+    """The network without each of some blocks.
+
+    Returns:
+        A row for each block; the whole network's accuracy (`None` without labels); the number of samples; the first
+        batch of inputs and labels.
+
+    Raises:
+        ValueError: If there are no samples.
+    """
+    kept = sorted({n for block in blocks for n in (block.end, block.shortcut.operand, block.branch.operand)})
+    sums: dict[str, dict[str, float]] = {
+        block.name: dict.fromkeys(("ratio", "moved", "right"), 0.0) for block in blocks
+    }
+    count, right, labelled, sample = 0, 0.0, True, None
+    for x, y in data:
+        values = graph.run(x, [*kept, *graph.outputs])
+        outputs = _numpy(values[graph.outputs[0]])
+        labels = None if y is None else check_labels(y, outputs)
+        sample = sample or (x, labels)
+        labelled &= labels is not None
+        count += len(outputs)
+        right += _right(outputs, labels)
+        for block in blocks:
+            shortcut, branch, end = (
+                values[number] for number in (block.shortcut.operand, block.branch.operand, block.end)
+            )
+            branch = branch * block.branch.coefficient
+            own = sums[block.name]
+            stream = _norms(shortcut * block.shortcut.coefficient)
+            own["ratio"] += float((_norms(branch) / np.maximum(stream, 1e-12)).sum())
+            known = {n: values[n] for n in kept if not graph.comes_from(n, block.end)} | {block.end: end - branch}
+            without = _numpy(graph.run(x, [graph.outputs[0]], known=known)[graph.outputs[0]])
+            own["moved"] += float((_norms(without - outputs) / np.maximum(_norms(outputs), 1e-12)).sum())
+            own["right"] += _right(without, labels)
+    if sample is None:
+        raise ValueError("data holds at least one sample. Received: none.")
+    rows = []
+    for block in blocks:
+        own = sums[block.name]
+        row = {"block": block.name, "shortcut": block.kind}
+        row |= {"branch / stream": own["ratio"] / count, "output change": own["moved"] / count}
+        rows.append(row | ({"accuracy lost": (right - own["right"]) / count} if labelled else {}))
+    return rows, right / count if labelled else None, count, sample
+
+
+def _right(outputs: Array, labels: Any) -> float:
+    """How many samples are right; of a sample with many labels, as a pixel has one each, the share that is."""
+    if labels is None:
+        return 0.0
+    return float((outputs.argmax(-1) == labels).reshape(len(outputs), -1).mean(1).sum())
+
+
 def batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
     """Batches of inputs and labels, `None` where there are none."""
-    pair = isinstance(data, (tuple, list)) and len(data) == 2 and len(np.shape(data[1])) <= 2
-    if pair or hasattr(data, "ndim"):
-        x, y = (data[0], data[1]) if pair else (data, None)
-        for first in range(0, len(x), batch_size):
+    if isinstance(data, tuple) or hasattr(data, "ndim"):
+        x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
+        for first in range(0, len(tree.flatten(x)[0]), batch_size):
             place = slice(first, first + batch_size)
-            yield x[place], None if y is None else y[place]
+            yield _part(x, place), None if y is None else y[place]
         return
     for batch in data:
         yield (batch[0], batch[1]) if isinstance(batch, (tuple, list)) else (batch, None)
+
+
+def _part(x: Any, place: slice) -> Any:
+    """Some of the samples, of each of a model's inputs."""
+    return tree.map_structure(lambda value: value[place], x)
 
 
 def _fixed_shape(graph: Graph, block: Block) -> bool:
@@ -174,7 +200,7 @@ def _path_share(
     graph: Graph, chain: list[Block], x: Any, labels: Any, paths: int, generator: np.random.Generator
 ) -> Array:
     """The share of the gradient that paths of each length carry, from one batch."""
-    x = x[:_SAMPLES]
+    x = _part(x, slice(_SAMPLES))
     count, start = len(chain), chain[0].start
     value = graph.run(x, [start])[start]
     score = _score(graph, None if labels is None else labels[:_SAMPLES])

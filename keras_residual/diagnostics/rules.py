@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_residual.diagnostics.graph import Call
-from keras_residual.diagnostics.structure import Block, Path, Structure, noise
+from keras_residual.diagnostics.structure import Block, Path, Steps, Structure, noise
 
 __all__ = ["Fault", "faults"]
 
@@ -45,8 +45,9 @@ def faults(structure: Structure) -> list[Fault]:
     """What is wrong with a model: of each block the first rule that finds something, then what concerns the whole."""
     found: list[Fault] = []
     for block in structure.blocks:
-        if block.trunk and not block.others:
-            found += next(filter(None, (list(rule(structure, block)) for rule in _RULES)), [])
+        if block.trunk or block.residual:
+            rules = _RULES if block.trunk and not block.others else _ANYWHERE
+            found += next(filter(None, (list(rule(structure, block)) for rule in rules)), [])
     faulty = {fault.block for fault in found}
     return found + [fault for rule in _WHOLE for fault in rule(structure) if fault.block not in faulty]
 
@@ -68,6 +69,17 @@ def _broadcast(structure: Structure, block: Block) -> Iterator[Fault]:
                 "Give both sides the same number of channels, the shortcut by a 1x1 projection.",
                 "He et al. 2016, eq. 2",
             )
+    shapes = [tensors[number].shape[1:-1] for number in (block.start, block.shortcut.operand, block.end)]
+    if block.kind == "parameter-free" and 1 in shapes[1] and shapes[1] != shapes[2] and set(shapes[0]) != {1}:
+        yield Fault(
+            "broadcast positions",
+            block.call.name,
+            block.name,
+            f"The shortcut is pooled to {shapes[1]} and added to every one of {shapes[2]} positions: the addition "
+            "broadcasts, and nothing of the stream's own place is carried on.",
+            "Add the block's input itself; context that is pooled belongs into the branch.",
+            "He et al. 2016, eq. 1",
+        )
 
 
 def _nothing_beside(structure: Structure, block: Block) -> Iterator[Fault]:
@@ -96,7 +108,7 @@ def _nothing_beside(structure: Structure, block: Block) -> Iterator[Fault]:
 
 def _detached(structure: Structure, block: Block) -> Iterator[Fault]:
     for path, side in ((block.branch, "branch"), (block.shortcut, "shortcut")):
-        stops = _blocking(structure, block, path)
+        stops = structure.cuts(path, block.start)
         if not stops:
             continue
         if any(structure.nature(call).detached for call in stops):
@@ -108,45 +120,54 @@ def _detached(structure: Structure, block: Block) -> Iterator[Fault]:
         yield Fault(kind, stops[0].name, block.name, wrong, advice, source)
 
 
-def _blocking(structure: Structure, block: Block, path: Path) -> list[Call]:
-    """The calls that cut a side off, if every way along it is cut."""
-    stops = path.of_kind("constant")
-    if not stops:
-        return []
-    reached = {block.start}
-    for call in path.calls:
-        if call not in stops and reached & set(call.inputs):
-            reached |= set(call.outputs)
-    return [] if path.operand in reached else stops
-
-
 def _misaligned(structure: Structure, block: Block) -> Iterator[Fault]:
-    shortcut, branch = (_step(structure, block, path) for path in (block.shortcut, block.branch))
-    if shortcut is None or branch is None or abs(shortcut - branch) < 1e-6:
+    path, tensors = block.shortcut, structure.graph.tensors
+    shapes = [tensors[number].shape for number in (block.start, path.operand)]
+    turned = {"Permute", "Transpose", "Swapaxes", "Moveaxis"} & {type(call.operation).__name__ for call in path.calls}
+    reshaped = [call for call in path.calls if type(call.operation).__name__ == "Reshape"]
+    if reshaped and not turned and len(shapes[0]) == len(shapes[1]) and shapes[0][1:-1] != shapes[1][1:-1]:
+        yield Fault(
+            "shortcut out of place",
+            reshaped[0].name,
+            block.name,
+            f"The shortcut is reshaped from {shapes[0][1:]} to {shapes[1][1:]}: its numbers stay in their order, "
+            "and so come to lie at other positions and channels than they belong to.",
+            "Project the shortcut with a 1x1 convolution of the branch's stride.",
+            "He et al. 2016, section 3.3",
+        )
         return
-    crop = block.shortcut.those("crops")
-    where = crop[0] if crop else (block.shortcut.calls[-1] if block.shortcut.calls else block.call)
+    shortcut, branch = (_step(structure, block, side) for side in (block.shortcut, block.branch))
+    if shortcut is None or branch is None or np.allclose(shortcut, branch):
+        return
+    crop = path.those("crops")
+    where = crop[0] if crop else (path.calls[-1] if path.calls else block.call)
+    words = [_words(steps) for steps in (branch, shortcut)]
     yield Fault(
         "shortcut out of place",
         where.name,
         block.name,
-        f"The branch subsamples by {branch:g}, the shortcut by {shortcut:g}, and is then cut or padded to fit: "
+        f"The branch subsamples by {words[0]}, the shortcut by {words[1]}, and is then cut or padded to fit: "
         "positions are added that do not belong together.",
-        f"Project the shortcut with a 1x1 convolution of stride {branch:g}.",
+        f"Project the shortcut with a 1x1 convolution of stride {words[0]}.",
         "He et al. 2016, section 3.3",
     )
 
 
-def _step(structure: Structure, block: Block, path: Path) -> float | None:
-    """By how much a side subsamples; `None` where that is not known."""
-    steps: dict[int, float | None] = {block.start: 1.0}
+def _words(steps: Steps) -> str:
+    return " x ".join(f"{step:g}" for step in (steps[:1] if len(set(steps)) == 1 else steps))
+
+
+def _step(structure: Structure, block: Block, path: Path) -> Steps | None:
+    """By how much a side subsamples along each axis; `None` where that is not known."""
+    steps: dict[int, Steps | None] = {block.start: (1.0,) * (len(structure.graph.tensors[block.start].shape) - 2)}
     for call in path.calls:
         own = structure.nature(call).stride
         given = [steps[number] for number in call.inputs if number in steps]
         known = [step for step in given if step is not None]
-        for number in call.outputs:
-            # Gates are pooled: beside them a product keeps the other side's place.
-            steps[number] = own * known[0] if own and known and (len(given) > 1 or len(known) == len(given)) else None
+        # Gates are pooled: beside them a product keeps the other side's place.
+        sure = own is not None and known and (len(given) > 1 or len(known) == len(given)) and len(own) == len(known[0])
+        after = tuple(a * b for a, b in zip(own or (), known[0], strict=True)) if sure else None
+        steps |= dict.fromkeys(call.outputs, after)
     return steps.get(path.operand)
 
 
@@ -157,6 +178,11 @@ def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     after = (call for call in graph.calls if graph.comes_from(call.outputs[0], block.end))
     if block.branch.rank <= 3 or not any(structure.nature(call).weights for call in after):
         return  # the heads of an ensemble are added on purpose
+    above = (call for call in graph.calls if graph.comes_from(block.start, call.outputs[0]))
+    if not any(structure.nature(call).weights for call in above):
+        return  # two networks of one input, put together
+    if _views(block) or any(_there_and_back(path) for path in (block.shortcut, block.branch)):
+        return
     changes = graph.tensors[block.start].shape != graph.tensors[block.end].shape
     if changes and len(block.shortcut.those("weights")) == 1 < len(block.branch.those("weights")) and acts:
         yield _activated(block, acts[-1])
@@ -170,6 +196,18 @@ def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
         "Add the block's input itself; where the shape changes, its 1x1 projection.",
         "He et al. 2016b, section 2",
     )
+
+
+def _views(block: Block) -> bool:
+    """Whether one network sees the input in two ways: both sides have the same weights."""
+    layers = [{id(call.operation) for call in path.those("weights")} for path in (block.shortcut, block.branch)]
+    return layers[0] == layers[1]
+
+
+def _there_and_back(path: Path) -> bool:
+    """Whether a side goes to a lower resolution and comes back: scales are put together (Newell et al. 2016)."""
+    steps = [step for nature in path.natures for step in nature.stride or ()]
+    return any(step > 1 for step in steps) and any(step < 1 for step in steps)
 
 
 def _activated(block: Block, call: Call) -> Fault:
@@ -214,7 +252,18 @@ def _scaled(structure: Structure, block: Block) -> Iterator[Fault]:
     path = block.shortcut
     if block.kind not in ("identity", "projection", "parameter-free"):
         return
-    scale = path.scale
+    scale, twice = path.scale, structure.gain(block)
+    if block.kind == "identity" and abs(scale - 1) < 1e-3 and twice > 1.5 and abs(twice - round(twice)) < 1e-3:
+        yield Fault(
+            "shortcut added twice",
+            block.call.name,
+            block.name,
+            f"{structure.graph.name(block.start)} reaches the sum {twice:g} times, by itself and within another side: "
+            f"over n such blocks stream and gradient grow by {twice:g}^n.",
+            "Add the block's input once.",
+            "He et al. 2016b, eq. 6",
+        )
+        return
     if abs(scale - 1) < 1e-3 or abs(scale**2 + block.branch.scale**2 - 1) < 1e-3:  # keeps the variance: Karras et al.
         return
     scaling = path.of_kind("scale")
@@ -308,6 +357,8 @@ _RULES: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (
     _positive_branch,
     _activated_stream,
 )
+# Where the block's input is used elsewhere, too, or more than two sides are added, these still hold.
+_ANYWHERE: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (_detached, _bent, _scaled)
 
 
 # ------------------------------------------------------------------------------------------ rules for the whole model
@@ -328,6 +379,35 @@ def _projected(structure: Structure) -> Iterator[Fault]:
             f"{len(projected)} of {len(same)} such blocks: no path is an identity.",
             "Project only where the shape changes.",
             "He et al. 2016, section 4.1 (C); 2016b, table 1 (1x1 convolution)",
+        )
+
+
+def _dropped(structure: Structure) -> Iterator[Fault]:
+    ends = {block.end for block in structure.residual}
+    same = [block for block in structure.residual if block.kind == "identity" and block.trunk]
+    found = []
+    for block in same:
+        number, rate, where = block.start, 0.0, ""
+        maker = structure.graph.maker[number]
+        while maker is not None and len(maker.inputs) == 1 and number not in ends:
+            nature = structure.nature(maker)
+            if nature.kind != "identity" and not nature.activation:
+                break
+            rate, where = (nature.dropout, maker.name) if nature.dropout else (rate, where)
+            number = maker.inputs[0]
+            maker = structure.graph.maker[number]
+        if rate and number in ends:
+            found.append((block, rate, where))
+    if len(found) < 2 or 2 * len(found) < len(same):  # one, between two parts of a network, is somebody's choice
+        return
+    for block, rate, where in found:
+        yield Fault(
+            "dropout on the stream",
+            where,
+            block.name,
+            f"The sum of the block before is dropped out: {rate:.0%} of the stream are lost in training at each block.",
+            "Move it into the branch, before the addition.",
+            "He et al. 2016b, section 3.1, table 1",
         )
 
 
@@ -433,4 +513,4 @@ def _tamed(structure: Structure, block: Block) -> bool:
     return above or any(not np.asarray(ops.convert_to_numpy(v)).any() for v in last)
 
 
-_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (_projected, _frozen, _concatenated, _growing)
+_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (_projected, _dropped, _frozen, _concatenated, _growing)

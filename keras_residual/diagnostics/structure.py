@@ -18,9 +18,10 @@ from keras import ops
 from keras_residual import layers
 from keras_residual.diagnostics.graph import Call, Graph, gradients
 
-__all__ = ["Block", "Nature", "Path", "Structure", "noise"]
+__all__ = ["Block", "Nature", "Path", "Steps", "Structure", "noise"]
 
 Array = np.ndarray[Any, Any]
+Steps = tuple[float, ...]  # along each spatial axis
 # Layers with an `activation`, linear otherwise.
 _ACTIVATED = ("Conv", "Dense", "EinsumDense", "SeparableConv", "DepthwiseConv", "StandardizedConv", "PointwiseDense")
 _LINEAR = (
@@ -50,9 +51,11 @@ class Nature:
         dropout: The rate at which it drops values; 0 for everything else.
         weights: Whether it has a kernel: weights that mix channels or positions.
         positive: Whether its results are never below zero.
-        stride: By how much it subsamples; below 1 where it enlarges, `None` where that is not known.
+        stride: By how much it subsamples along each spatial axis; below 1 where it enlarges, `None` where that is not
+            known.
         crops: Whether it cuts a window out.
         detached: Whether it is a constant only for the gradient.
+        zero: Whether it is the constant 0.
     """
 
     kind: str
@@ -62,9 +65,10 @@ class Nature:
     dropout: float = 0.0
     weights: bool = False
     positive: bool = False
-    stride: float | None = 1.0
+    stride: Steps | None = ()
     crops: bool = False
     detached: bool = False
+    zero: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +226,8 @@ class Structure:
         shortcut, *rest = sorted(paths, key=lambda path: (path.rank, len(path.calls)))
         branch = next((path for path in rest if path.weights), rest[-1])
         others = tuple(path for path in rest if path is not branch)
+        if any(self.adds_constant(path, start) for path in paths):  # positions, biases: nothing of the stream
+            return None
         kind = _kind(shortcut, branch)
         if kind is None:
             return None
@@ -233,6 +239,35 @@ class Structure:
         calls = {maker.number: maker for maker in (self.graph.maker[number] for number in tensors) if maker}
         natures = tuple(self.nature(call) for call in calls.values())
         return Path(operand, factor, tuple(calls.values()), natures)
+
+    def cuts(self, path: Path, start: int) -> list[Call]:
+        """The calls that cut a side off from where it begins, if every way along it is cut."""
+        stops = path.of_kind("constant")
+        reached = {start}
+        for call in path.calls:
+            if call not in stops and reached & set(call.inputs):
+                reached |= set(call.outputs)
+        return [] if path.operand in reached else stops
+
+    def adds_constant(self, path: Path, start: int) -> bool:
+        """Whether a side is a number of its own for each position: no zeros, and nothing that training would miss."""
+        natures = [self.nature(call) for call in self.cuts(path, start)]
+        return bool(natures) and not any(nature.zero or nature.detached for nature in natures)
+
+    def gain(self, block: Block) -> float:
+        """By what the block's input is multiplied in the sum, over all ways that are identities."""
+        gains = {block.start: 1.0}
+        calls = {call.number: call for path in (block.shortcut, *block.sides) for call in path.calls}
+        for _, call in sorted((calls | {block.call.number: block.call}).items()):
+            given = [gains.get(number, 0.0) for number in call.operands]
+            factors = self.sum_of(call)
+            if factors is not None:
+                value = sum(factor * gain for factor, gain in zip(factors, given, strict=True))
+            else:
+                nature = self.nature(call)
+                value = given[0] * nature.scale if nature.kind in ("identity", "scale") else 0.0
+            gains |= dict.fromkeys(call.outputs, value)
+        return gains[block.end]
 
     # -------------------------------------------------------------------------------------------- what operations do
 
@@ -266,7 +301,8 @@ class Structure:
             "norm": norm,
             "weights": layer and not slopes and any(len(v.shape) >= 2 for v in operation.weights),
             "stride": _stride(call, kind, given, made),
-            "crops": kind.startswith("Cropping") or (kind == "GetItem" and given.shape[1:-1] != made.shape[1:-1]),
+            "crops": kind.startswith(("Cropping", "CenterCrop"))
+            or (kind == "GetItem" and given.shape[1:-1] != made.shape[1:-1]),
         }
         rate = _rate(operation, kind)
         if rate is not None:
@@ -313,9 +349,10 @@ def _kind(shortcut: Path, branch: Path) -> str | None:
 
 
 def _block_name(call: Call) -> str:
+    name, colon, use = call.name.partition(":")
     for ending in (".residual.add", ".add"):
-        if call.name.endswith(ending):
-            return call.name.removesuffix(ending)
+        if name.endswith(ending):
+            return name.removesuffix(ending) + colon + use
     return call.name
 
 
@@ -338,33 +375,48 @@ def _rate(operation: Any, kind: str) -> float | None:
     return 1.0
 
 
-def _stride(call: Call, kind: str, given: Any, made: Any) -> float | None:
-    """By how much positions are subsampled along the first spatial axis; `None` where that is not known."""
+def _stride(call: Call, kind: str, given: Any, made: Any) -> Steps | None:
+    """By how much positions are subsampled along each spatial axis; `None` where that is not known."""
     before, after = given.shape[1:-1], made.shape[1:-1]
-    if len(before) != len(after) or not before or kind == "Reshape":
-        return 1.0 if before == after else None
-    for name in ("strides", "stride"):
-        step = _first(getattr(call.operation, name, None))
-        if step:
-            return 1 / step if "Transpose" in kind else step
+    axes = len(before)
+    if axes != len(after) or not axes or kind == "Reshape":
+        return (1.0,) * axes if before == after else None
+    steps = _sizes(getattr(call.operation, "strides", getattr(call.operation, "stride", None)), axes)
+    if steps is not None:
+        return tuple(1 / step for step in steps) if "Transpose" in kind else steps
     if kind.startswith("UpSampling"):
-        return 1 / _first(call.operation.size)
-    if before == after or kind.startswith(("ZeroPadding", "Cropping")) or kind == "Pad":
-        return 1.0
+        size = _sizes(call.operation.size, axes)
+        return size and tuple(1 / step for step in size)
+    if before == after or kind.startswith(("ZeroPadding", "Cropping", "CenterCrop")) or kind == "Pad":
+        return (1.0,) * axes
     if kind == "GetItem":  # Keras does not keep the slice where it could be read: where do positions go?
-        places: Array = np.zeros(noise(given, 0).shape, "float32")
-        places += np.arange(places.shape[1], dtype="float32").reshape(-1, *[1] * (places.ndim - 2))
-        kept = np.unique(_apply(call, [places], [given]))
-        return float(kept.flat[1] - kept.flat[0]) if kept.size > 1 else None
-    if kind == "Resizing" and before[0] and after[0]:
-        return before[0] / after[0]
+        return _kept(call, given)
+    if kind == "Resizing" and all(before) and all(after):
+        return tuple(old / new for old, new in zip(before, after, strict=True))
     return None
 
 
-def _first(value: Any) -> float:
-    """A size that is given for all axes, or for each of them; 0 for none."""
-    value = value[0] if isinstance(value, (tuple, list)) else value
-    return float(value) if isinstance(value, (int, float)) else 0.0
+def _sizes(value: Any, axes: int) -> Steps | None:
+    """A size that is given for all axes, or for each of them."""
+    if isinstance(value, (int, float)) and value:
+        return (float(value),) * axes
+    if isinstance(value, (tuple, list)) and len(value) == axes:
+        return tuple(map(float, value))
+    return None
+
+
+def _kept(call: Call, given: Any) -> Steps | None:
+    """The steps of a slice, measured: a tensor of positions goes through it."""
+    steps = []
+    for axis in range(1, len(given.shape) - 1):
+        places: Array = np.zeros(noise(given, 0).shape, "float32")
+        shape = [-1 if i == axis else 1 for i in range(places.ndim)]
+        places += np.arange(places.shape[axis], dtype="float32").reshape(shape)
+        kept = np.unique(_apply(call, [places], [given]))
+        if kept.size < 2:
+            return None
+        steps.append(float(kept[1] - kept[0]))
+    return tuple(steps)
 
 
 # ------------------------------------------------------------------------------------------------------- measuring
@@ -383,7 +435,9 @@ def _with_random_weights(operation: Any) -> keras.StatelessScope:
     generator, values = np.random.default_rng(0), []
     for variable in getattr(operation, "variables", ()):
         if "float" in keras.backend.standardize_dtype(variable.dtype):
-            value = 0.5 + 0.5 * generator.random(tuple(variable.shape))
+            shape = tuple(variable.shape)
+            # Kernels have both signs, or sums of them would; scales and variances are positive.
+            value = generator.normal(size=shape) if len(shape) > 1 else 0.5 + 0.5 * generator.random(shape)
             values.append((variable, ops.convert_to_tensor(value, variable.dtype)))
     return keras.StatelessScope(state_mapping=values)
 
@@ -423,7 +477,7 @@ def _measure(call: Call, given: Any, made: Any, own: dict[str, Any]) -> Nature:
     size, tolerance = max(np.abs(f[1]).max(), 1e-6), 1e-3 if "float32" in str(given.dtype) else 5e-2
     positive = min(x.min() for x in f) >= 0 and not np.allclose(f[1], f[2])
     if np.abs(f[1] - f[2]).max() < 1e-6 * size:
-        return Nature("constant", **own)
+        return Nature("constant", zero=not f[1].any(), **own)
     scope, at = _with_random_weights(call.operation), [ops.convert_to_tensor(a, given.dtype)]
     _, (slope,) = gradients(lambda x: ops.sum(call(x)[0] ** 2), at, scope)
     if not np.asarray(ops.convert_to_numpy(ops.cast(slope, "float32"))).any():
@@ -436,5 +490,5 @@ def _measure(call: Call, given: Any, made: Any, own: dict[str, Any]) -> Nature:
         if abs(scale) > 1e-6 and np.abs(f[1] - scale * a).max() < tolerance * size:
             return Nature("identity" if abs(scale - 1) < 1e-3 else "scale", scale, **own)
         if abs(scale) <= 1e-6:
-            return Nature("constant", **own)
+            return Nature("constant", zero=True, **own)
     return Nature("linear", **own)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-__all__ = ["Recipe", "recipe"]
+__all__ = ["RECIPES", "Recipe", "recipe"]
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
 SCHEDULES = ("cosine", "step", "constant", "plateau")
@@ -355,7 +355,8 @@ _PRESETS = [
     ),
 ]
 
-RECIPES = {preset.name: preset for preset in _PRESETS}
+RECIPES: dict[str, Recipe] = {preset.name: preset for preset in _PRESETS}
+"""The published recipes by name; `.source` is the paper and table, `.omitted` what is not done here."""
 
 
 def recipe(name: str) -> Recipe:
