@@ -52,7 +52,7 @@ TABLES = {
         ("ConvNeXtV2Tiny", {}, "4.47"),
         ("ConvNeXtV2Base", {}, "15.4"),
         ("ConvNeXtV2Large", {}, "34.4"),
-        ("ConvNeXtV2Huge", {}, "115"),
+        ("ConvNeXtV2Huge", {"input_shape": (224, 224, 3)}, "115"),
     ],
 }
 QUICK = ("18", "50", "Small16", "Atto")  # the others take seconds to build
