@@ -149,14 +149,14 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
 
 def _save(figure: Any, path: Path) -> None:
-    import matplotlib
-    from matplotlib import font_manager
+    from matplotlib import font_manager, rc_context
+    from matplotlib.text import Text
 
     installed = set(font_manager.get_font_names())
     fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
-    with written_whole(path) as temporary, warnings.catch_warnings(), matplotlib.rc_context({"font.family": fonts}):
+    with written_whole(path) as temporary, warnings.catch_warnings(), rc_context({"font.family": fonts}):
         # a name that no font here can write stands in the tables all the same
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        for text in figure.findobj(matplotlib.text.Text):
+        for text in figure.findobj(Text):
             text.set_fontfamily(fonts)
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
