@@ -326,20 +326,28 @@ def test_the_command_killed_at_random_moments(tmp_path):
     _, err = process.communicate()
     assert process.returncode == 0, err[-2000:]
     generator = np.random.default_rng(int(os.environ.get("KR_SEED", "0")))
-    wanted, kills, reached = int(os.environ.get("KR_KILLS", "10")), 0, []
+    wanted, kills, reached = int(os.environ.get("KR_KILLS", "10")), 0, [0]
+
+    def step():
+        """Of the last checkpoint; an epoch has four."""
+        return max((int(p.stem[5:]) for p in (tmp_path / "killed").glob("training/step-*")), default=0)
+
     for number in range(wanted + 1):
         process = command(photos, tmp_path / "killed", "--deterministic")
         if number < wanted:
-            # most of the time goes into imports: two of ten moments are there, the others from the first epoch on
+            # most of the time goes into imports: two of ten moments are there, the others some epochs later
+            until = step() + 4 * generator.integers(0, 4)
             if number % 5:
                 for line in process.stdout:
                     if line.startswith("recipe"):
                         break
-            time.sleep(generator.uniform(0, 5.0 if number % 5 else 10.0))
+                while step() < until and process.poll() is None:
+                    time.sleep(0.01)
+            time.sleep(generator.uniform(0, 1.0 if number % 5 else 10.0))
             process.kill()
             kills += process.wait() == -signal.SIGKILL
             process.communicate()
-            reached.append(max((int(p.stem[5:]) for p in (tmp_path / "killed").glob("training/step-*")), default=0))
+            reached.append(step())
         else:
             _, err = process.communicate()
             assert process.returncode == 0, err[-2000:]
