@@ -71,13 +71,17 @@ def __getattr__(name: str) -> Any:
         module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
         value = module if _HOMES[name] == name else getattr(module, name)
     elif not name[0].isupper():  # builders are capitalised; the rest are submodules, found by the import system
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}. Builders are capitalised, as ResNet18: "
+            f"{__name__}.list_models() lists them, {__name__}.create() knows timm's names."
+        )
     else:
         importlib.import_module(f"{__name__}.models")
-        from keras_residual.registry import entries
+        from keras_residual.registry import entries, nearest
 
         if name not in entries():
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            near = f" Nearest: {', '.join(nearest(name))}." if nearest(name) else ""
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{near}")
         value = entries()[name].builder
     globals()[name] = value
     return value

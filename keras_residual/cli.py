@@ -33,13 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _import_quietly() -> None:
-    """Imports Keras without what TensorFlow's C++ libraries say before their log level is read."""
+    """Imports Keras without what TensorFlow's C++ libraries say whatever their log level is."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
-            import keras as _  # noqa: F401
+            import keras
+
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                tf.config.list_physical_devices()  # looks for GPUs, and calls it an error where there are none
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

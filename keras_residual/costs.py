@@ -29,19 +29,21 @@ class Costs:
     activations: int
 
 
-def costs(model: keras.Model | str, input_shape: tuple[int, ...] | None = None) -> Costs:
+def costs(model: keras.Model | str, **arguments: Any) -> Costs:
     """Counts the costs of a model, or of a registered model by its name, without allocating its weights.
 
     Args:
         model: A model with a known input size, or a name.
-        input_shape: With a name: the shape of one sample; the row's if `None`.
+        **arguments: With a name: the builder's arguments, for example `input_shape=(32, 32, 3)`.
 
     Raises:
         ValueError: If a spatial size is unknown.
     """
-    if input_shape is not None and not isinstance(model, str):
-        raise ValueError("input_shape goes with a model's name. Build the model at that size instead.")
-    whole: keras.Model = _build(model, input_shape) if isinstance(model, str) else model
+    if arguments and not isinstance(model, str):
+        raise ValueError(
+            f"Builder's arguments go with a model's name, not with a model. Received: {sorted(arguments)}."
+        )
+    whole: keras.Model = _build(model, arguments) if isinstance(model, str) else model
     shapes = [tensor.shape[1:] for tensor in whole.inputs]
     if any(None in shape for shape in shapes):
         raise ValueError(
@@ -60,12 +62,12 @@ def costs(model: keras.Model | str, input_shape: tuple[int, ...] | None = None) 
     return Costs(params, macs, activations)
 
 
-def _build(name: str, input_shape: tuple[int, ...] | None) -> keras.Model:
+def _build(name: str, arguments: dict[str, Any]) -> keras.Model:
     """A model whose variables have shapes but no values."""
 
     def build() -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
-            return models.create(name, input_shape=input_shape)
+            return models.create(name, **arguments)
 
     # Keras would allocate the variables when the next scope of this thread ends: so the thread is one of its own.
     with ThreadPoolExecutor(1) as thread:

@@ -56,7 +56,8 @@ def draw_curves(
             axis.legend(fontsize=8)
     shown = [key for key in ("accuracy", "val_accuracy") if history.get(key)]
     low = min((min(history[key][len(history[key]) // 4 :]) for key in shown), default=0.0)
-    axes[1].set_ylim(max(0.0, min(low, 1.0 if constant is None else constant) - 0.02), 1.01)
+    bottom = max(0.0, min(low, 1.0 if constant is None else constant) - 0.02)
+    axes[1].set_ylim(bottom, 1 + 0.1 * (1 - bottom))  # room for a line at 1, and no tick above it
     axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}")
     figure.suptitle(title)
     _save(figure, path)

@@ -18,6 +18,8 @@ __all__ = [
     "Conv2D",
     "Conv3D",
     "GlobalResponseNorm",
+    "GroupNorm",
+    "LayerNorm",
     "LayerScale",
     "Parameter",
     "PointwiseDense",
@@ -170,9 +172,66 @@ class BatchNorm(keras.layers.BatchNormalization):
         outputs = ops.batch_normalization(x, mean, variance, -1, beta, gamma, self.epsilon)
         return ops.cast(outputs, self.compute_dtype)
 
+    def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
+        if mask is not None or self.synchronized:
+            return super()._moments(inputs, mask)
+        axes = tuple(range(len(inputs.shape) - 1))
+        return tuple(ops.squeeze(moment, axes) for moment in primitives.moments(inputs, axes))
+
     def _update(self, mean: Any, variance: Any) -> None:
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             average.assign(average + (ops.cast(new, average.dtype) - average) * (1.0 - self.momentum))
+
+
+@register
+class LayerNorm(keras.layers.LayerNormalization):
+    """Layer normalisation over the channels of `(N, ..., C)`: weights, their names and the config are those of
+    `keras.layers.LayerNormalization`. On TensorFlow its gradient is faster, and second derivatives are right.
+
+    Raises:
+        ValueError: For `axis` other than the last.
+    """
+
+    def __init__(self, axis: int = -1, epsilon: float = 1e-6, **kwargs: Any) -> None:
+        if axis not in (-1, [-1]):
+            raise ValueError(
+                f"LayerNorm normalises the last axis. Received: axis={axis}. Use keras.layers.LayerNormalization."
+            )
+        super().__init__(axis=-1, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs: Any) -> Any:
+        size = inputs.shape[-1]
+        gamma = self.gamma if self.scale else np.ones(size, "float32")
+        beta = self.beta if self.center else np.zeros(size, "float32")
+        return ops.cast(primitives.layer_norm(inputs, gamma, beta, self.epsilon), self.compute_dtype)
+
+
+@register
+class GroupNorm(keras.layers.GroupNormalization):
+    """Group normalisation of `(N, ..., C)`, the last axis in groups: weights, their names and the config are those of
+    `keras.layers.GroupNormalization`. On TensorFlow its second derivatives are right.
+
+    Raises:
+        ValueError: For `axis` other than the last.
+    """
+
+    def __init__(self, groups: int = 32, axis: int = -1, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        if axis != -1:
+            raise ValueError(
+                f"GroupNorm normalises the last axis. Received: axis={axis}. Use keras.layers.GroupNormalization."
+            )
+        super().__init__(groups=groups, axis=axis, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs: Any) -> Any:
+        dtype = keras.backend.result_type(inputs.dtype, "float32")
+        shape = ops.shape(inputs)
+        x = ops.reshape(ops.cast(inputs, dtype), (-1, *shape[1:-1], self.groups, inputs.shape[-1] // self.groups))
+        rank = len(x.shape)
+        mean, variance = primitives.moments(x, (*range(1, rank - 2), rank - 1))
+        x = ops.reshape((x - mean) * ops.rsqrt(variance + self.epsilon), (-1, *shape[1:]))
+        x = x * ops.cast(self.gamma, dtype) if self.scale else x
+        x = x + ops.cast(self.beta, dtype) if self.center else x
+        return ops.cast(x, self.compute_dtype)
 
 
 @register

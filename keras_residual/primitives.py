@@ -104,34 +104,60 @@ def _as_images(x: Any) -> tuple[Any, Any]:
     return tf.reshape(x, (-1, 1, 1, x.shape[-1])), restore
 
 
+def moments(x: Any, axes: Any) -> tuple[Any, Any]:
+    """Mean and biased variance over `axes`, which stay with size 1.
+
+    On TensorFlow those of Keras stop the mean's gradient within the variance: right for first derivatives, silently
+    wrong for second ones (gradient penalties, Hessians).
+    """
+    mean = ops.mean(x, axes, keepdims=True)
+    return mean, ops.mean(ops.square(x - mean), axes, keepdims=True)
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+    """Normalises the last axis of `x` `(N, ..., C)`, computed in float32 at least; `gamma` and `beta` are `(C,)`."""
+    dtype = keras.backend.result_type(x.dtype, "float32")
+    wide, gamma, beta = ops.cast(x, dtype), ops.cast(gamma, dtype), ops.cast(beta, dtype)
+    if native_kernels(x):
+        return ops.cast(_layer_norm_native(wide, gamma, beta, epsilon), x.dtype)
+    mean, variance = moments(wide, -1)
+    return ops.cast((wide - mean) * ops.rsqrt(variance + epsilon) * gamma + beta, x.dtype)
+
+
+if TYPE_CHECKING or _TENSORFLOW:
+
+    def _layer_norm_native(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
+        @tf.custom_gradient
+        def normalise(x: Any, gamma: Any, beta: Any) -> Any:
+            centred = x - tf.reduce_mean(x, -1, keepdims=True)
+            inverse = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+            normal = centred * inverse
+
+            def gradient(upstream: Any) -> Any:
+                # Half the passes over x of what TensorFlow makes of the lines above
+                product, axes = upstream * normal, list(range(len(x.shape) - 1))
+                along, across = (tf.matmul(t, gamma[:, None]) / x.shape[-1] for t in (upstream, product))
+                slope = (upstream * gamma - along - normal * across) * inverse
+                return slope, tf.reduce_sum(product, axes), tf.reduce_sum(upstream, axes)
+
+            return normal * gamma + beta, gradient
+
+        return normalise(x, gamma, beta)
+
+
 def gelu(x: Any) -> Any:
     """Exact GELU, `x * Phi(x)`. The native gradient keeps the CDF instead of computing it again."""
-    if not native_kernels(x):
-        return ops.gelu(x, approximate=False)
-    return _gelu_native(x)
+    return x * _normal_cdf(x) if native_kernels(x) else ops.gelu(x, approximate=False)
 
 
 if TYPE_CHECKING or _TENSORFLOW:
 
     @tf.custom_gradient
-    def _gelu_native(x: Any) -> Any:
-        cdf = 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5))
-
+    def _normal_cdf(x: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            return _gelu_gradient(upstream, x, cdf)
+            return upstream * (tf.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
 
-        return x * cdf, gradient
-
-    @tf.custom_gradient
-    def _gelu_gradient(upstream: Any, x: Any, cdf: Any) -> Any:
-        pdf = tf.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-        slope = cdf + x * pdf
-
-        def gradient(upper: Any) -> Any:
-            # The whole dependence on x goes through here: for gelu'' the CDF is a value, not a variable.
-            return upper * slope, upper * upstream * (2.0 - x * x) * pdf, None
-
-        return upstream * slope, gradient
+        return 0.5 + 0.5 * tf.math.erf(x * math.sqrt(0.5)), gradient
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False) -> Any:

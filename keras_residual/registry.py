@@ -7,6 +7,7 @@ This module imports neither Keras nor any family. Families register themselves h
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -91,8 +92,13 @@ def variant(family: Callable[Concatenate[C, P], R], config: C) -> Callable[P, R]
         ValueError: If the name or the timm name is taken.
     """
 
+    known = list(inspect.signature(family).parameters)[1:]
+
     @functools.wraps(family)
     def builder(*args: P.args, **kwargs: P.kwargs) -> R:
+        unknown = [name for name in kwargs if name not in known]
+        if unknown:  # timm's num_classes and in_chans, most of all
+            raise TypeError(f"{config.name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
         return family(config, *args, **kwargs)
 
     builder.__name__ = builder.__qualname__ = config.name
@@ -123,6 +129,12 @@ def entries() -> dict[str, Entry]:
 def resolve(name: str) -> tuple[str, int | None] | None:
     """Returns the registered spelling of a name or timm name, and the image size of an alias; or `None`."""
     return _names.get(name.lower())
+
+
+def nearest(name: str) -> list[str]:
+    """Registered names that are spelt much like this one."""
+    lower = {key.lower(): key for key in _entries}
+    return [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=5)]
 
 
 def _document(family: Callable[..., Any], config: Config) -> str:

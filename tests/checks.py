@@ -158,6 +158,33 @@ def check_gradients(entry):
         assert np.abs(values).max() > 0, f"the gradient of {variable.path} is zero"
 
 
+@check("families")
+def check_second_derivatives(entry):
+    """Two tapes agree with differences of gradients, in training: what gradient penalties and Hessians rest on."""
+    smooth = {"activation": "softplus"} if "activation" in inspect.signature(entry.builder).parameters else {}
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        model = build(entry, **smooth)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    x, direction = (tf.constant(tools.noise(sample(entry).shape, seed), "float64") for seed in (1, 2))
+    target = tf.constant(tools.noise((2, 10), 3), "float64")
+
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.square(model(x, training=not dropout) - target))
+        return tape.gradient(loss, x)
+
+    dropout = getattr(entry.config, "dropout", 0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        along = tf.reduce_sum(slope(x) * direction)
+    step = 1e-6 * direction
+    assert tools.distance(tape.gradient(along, x), (slope(x + step) - slope(x - step)) / 2e-6) < 1e-4
+
+
 @check("half")
 def check_default_initialisation(entry):
     """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""

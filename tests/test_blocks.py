@@ -546,7 +546,113 @@ MISTAKES = {
         ValueError,
         ["must agree", "(64, 64, 3)", "(32, 32, 3)", "Leave input_shape out"],
     ),
+    "stride of each axis": (lambda: blocks.basic(image(), 16, stride=(2, 2)), ValueError, ["one positive", "(2, 2)"]),
+    "stride of zero": (lambda: blocks.basic(image(), 16, stride=0), ValueError, ["positive integer", "stride=0"]),
+    "kernel of each axis": (lambda: blocks.conv_norm(image(), 8, (3, 3)), ValueError, ["one positive", "(3, 3)"]),
+    "even kernel": (lambda: blocks.conv_norm(image(), 8, 4), ValueError, ["odd size", "kernel=4", "blocks.patches"]),
+    "filters of a bottleneck": (lambda: blocks.bottleneck(image(), "64"), ValueError, ["filters", "'64'"]),
+    "filters are no integer": (lambda: blocks.preact_bottleneck(image(), 64.0), ValueError, ["filters", "64.0"]),
+    "norm by name": (
+        lambda: blocks.basic(image(), 16, norm="batch"),
+        TypeError,
+        ["`norm`", "blocks.batch_norm", "'batch'"],
+    ),
+    "norm is one layer": (
+        lambda: blocks.preact_basic(image(), 16, norm=keras.layers.BatchNormalization()),
+        TypeError,
+        ["`norm` is a function", "each time", "BatchNormalization"],
+    ),
+    "norm is a class": (
+        lambda: kr.ViTTiny16(norm=keras.layers.LayerNormalization),
+        TypeError,
+        ["`norm` is a function", "lambda x, name", "LayerNormalization"],
+    ),
+    "shortcut by name": (
+        lambda: blocks.basic(image(), 32, shortcut="projection"),
+        TypeError,
+        ["`shortcut` is a function", "blocks.projection", "'projection'"],
+    ),
+    "identity where the shape changes": (
+        lambda: blocks.basic(image(), 32, stride=2, shortcut=blocks.identity),
+        ValueError,
+        ["same shape", "blocks.projection(x, 32, stride=2)"],
+    ),
+    "attention by name": (
+        lambda: blocks.basic(image(), 16, attention="se"),
+        TypeError,
+        ["`attention` is a function", "blocks.squeeze_excite", "'se'"],
+    ),
+    "stem by name": (lambda: kr.ResNet18(stem="small"), TypeError, ["ResNet18", "`stem`", "small_stem", "'small'"]),
+    "scale by name": (
+        lambda: blocks.residual(image(), image(), scale="0.1"),
+        TypeError,
+        ["a number or a layer", "LayerScale()", "'0.1'"],
+    ),
+    "scale is a class": (
+        lambda: blocks.residual(image(), image(), scale=layers.LayerScale),
+        TypeError,
+        ["a number or a layer", "LayerScale"],
+    ),
+    "activation is a class": (
+        lambda: blocks.basic(image(), 16, activation=keras.layers.ReLU),
+        ValueError,
+        ["a function or one of the known names", "ReLU"],
+    ),
+    "activation is a number": (
+        lambda: blocks.basic(image(), 16, activation=3),
+        ValueError,
+        ["a function or one of the known names", "3"],
+    ),
+    "attention of an image": (
+        lambda: blocks.attention_block(image(), 4),
+        ValueError,
+        ["(N, L, C)", "(None, 8, 8, 16)", "Reshape"],
+    ),
+    "no heads": (lambda: blocks.attention(image((4, 8)), 0), ValueError, ["positive integer", "heads=0"]),
+    "halves of an odd number": (lambda: blocks.swiglu(image((4, 8)), 33), ValueError, ["even", "hidden=33"]),
+    "classes first": (lambda: kr.ResNet18(10), ValueError, ["include_top", "10", "classes=10"]),
+    "shape first": (lambda: kr.ResNet18((64, 64, 3)), ValueError, ["include_top", "(64, 64, 3)", "input_shape="]),
+    "classes are a fraction": (lambda: kr.ResNet18(classes=10.0), ValueError, ["number of classes", "10.0"]),
+    "channels first": (
+        lambda: kr.ResNet18(input_shape=(3, 224, 224)),
+        ValueError,
+        ["(3, 224, 224)", "Channels come last", "(224, 224, 3)"],
+    ),
+    "patches do not fit": (
+        lambda: kr.ViTTiny16(input_shape=(100, 100, 3)),
+        ValueError,
+        ["patch, 16", "(100, 100)", "(96, 96)"],
+    ),
+    "timm's argument": (
+        lambda: kr.ResNet18(num_classes=10),
+        TypeError,
+        ["ResNet18() has no argument 'num_classes'", "weights, input_tensor, input_shape, pooling, classes,", "stem"],
+    ),
+    "numbers as input_tensor": (
+        lambda: kr.ResNet18(input_tensor=np.zeros((1, 64, 64, 3))),
+        TypeError,
+        ["ResNet18", "Functional API", "(1, 64, 64, 3)", "Call the finished model"],
+    ),
+    "weights are no source": (lambda: kr.ResNet20(weights=True), TypeError, ["a file, a directory", "True"]),
+    "smaller than anything": (lambda: kr.ResNet18(input_shape=(3, 40, 3)), ValueError, ["stride, 32", "(3, 40, 3)"]),
+    "zeros for fewer channels": (
+        lambda: blocks.padded_identity(image(), 8),
+        ValueError,
+        ["only add channels", "16 channels", "filters=8", "projection"],
+    ),
+    "stages of another network": (
+        lambda: kr.features(keras.Sequential([image(), keras.layers.ReLU()], name="theirs")),
+        ValueError,
+        ["theirs has none", "no image network of this package"],
+    ),
+    "no such builder": (lambda: kr.Resnet50, AttributeError, ["'Resnet50'", "ResNet50"]),
+    "builder in lower case": (lambda: kr.resnet50, AttributeError, ["'resnet50'", "capitalised", "create()"]),
     "unknown model": (lambda: kr.create("ResNet5"), ValueError, ["'ResNet5'", "Nearest", "ResNet50"]),
+    "a checkpoint's name": (
+        lambda: kr.create("resnet18.a1_in1k"),
+        ValueError,
+        ["'resnet18.a1_in1k'", "from_pretrained"],
+    ),
     "unknown level": (lambda: kr.features("ResNet18", levels=(1, 9)), ValueError, ["levels", "(1, 9)", "(1, 2, 3, 4)"]),
 }
 
@@ -560,6 +666,17 @@ def test_mistakes_are_explained(mistake):
     text = str(caught.value)
     missing = [part for part in said if part not in text]
     assert not missing, f"the error lacks {missing}:\n{text}"
+
+
+def test_numbers_of_numpy_will_do():
+    """What people have: the largest label plus one, the shape of their array, a rate in float32."""
+    labels, x = np.array([0, 4, 2]), np.zeros((2, 64, 48, 3))
+    model = kr.ResNet18(classes=labels.max() + 1, input_shape=np.array(x.shape)[1:], drop_path=np.float32(0.1))
+    assert model.input_shape == (None, 64, 48, 3)
+    assert model.output_shape == (None, 5)
+    assert type(model.output_shape[1]) is int
+    assert kr.ResNet18(input_shape=tf.TensorShape([64, 48, 3])).input_shape == (None, 64, 48, 3)
+    assert kr.features("ResNet18", levels=2).output_shape == (None, 28, 28, 128)
 
 
 def test_unknown_sizes_may_be_added():

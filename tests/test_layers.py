@@ -19,6 +19,8 @@ LAYERS = {
     "Conv2D": ({"filters": 8, "kernel_size": 3, "groups": 2}, [(2, 5, 5, 4)]),
     "Conv3D": ({"filters": 8, "kernel_size": 3, "groups": 2}, [(2, 5, 5, 5, 4)]),
     "GlobalResponseNorm": ({"epsilon": 0.1}, [(2, 3, 5, 4)]),
+    "GroupNorm": ({"groups": 2, "axis": -1, "epsilon": 0.1}, [(2, 3, 5, 4)]),
+    "LayerNorm": ({"axis": -1, "epsilon": 0.1}, [(2, 3, 4)]),
     "LayerScale": ({"init": 0.5}, [(2, 3, 4)]),
     "PointwiseDense": ({"units": 6}, [(2, 3, 4)]),
     "PositionEmbedding": ({"grid": (2, 3), "prefix": 1}, [(2, 7, 4)]),

@@ -1,11 +1,16 @@
 """The fast primitives against float64 references: values, gradients, and second derivatives of custom gradients."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import ops
 
+import keras_residual as kr
 from keras_residual import layers, primitives
 
 from . import tools
@@ -38,7 +43,7 @@ def derivatives(function, inputs, order, dtype="float32", mode=eager):
                 loss = tf.reduce_sum(y * weights(y.shape, 10, y.dtype))
             first = inner.gradient(loss, values)
             again = tf.add_n([tf.reduce_sum(g * weights(g.shape, 20 + i, g.dtype)) for i, g in enumerate(first)])
-        second = outer.gradient(again, values) if order == 2 else ()
+        second = outer.gradient(again, values, unconnected_gradients="zero") if order == 2 else ()
         return y, first, second
 
     def weights(shape, seed, dtype):
@@ -133,6 +138,16 @@ def test_grouped_layer_is_keras_own(rank):
     x = normal(2, *(5,) * rank, 8)
     assert tools.distance(a(x), b(x)) < 1e-5
     assert tools.distance(a.predict(x, verbose=0), b(x)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(6))
+def test_every_convolution_is_safe_and_right(part):
+    """In a process of its own, which a native crash would end; `part` is one of six shares of the networks."""
+    command = [sys.executable, "-m", "tests.native_child", *kr.list_models()[part::6]]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]} {done.stderr[-1000:]}"
+    assert len(done.stdout.splitlines()) > 20
 
 
 # ---------------------------------------------------------------------------------------------- batch normalisation
@@ -324,6 +339,80 @@ def test_attention_float64_and_bfloat16(causal):
 
     compare(ours, composed_attention(causal), QKV, order=2, dtype="float64", limit=1e-12)
     compare(ours, composed_attention(causal), QKV, dtype="bfloat16", limit=5e-2)
+
+
+# ------------------------------------------------------------------------------------ layer norm, second derivatives
+
+
+def direct_norm(x, axes, epsilon):
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    return (x - mean) / tf.sqrt(tf.reduce_mean((x - mean) ** 2, axes, keepdims=True) + epsilon)
+
+
+def direct_layer_norm(x, gamma, beta):
+    return direct_norm(x, -1, 1e-6) * gamma + beta
+
+
+def our_layer_norm(x, gamma, beta):
+    return primitives.layer_norm(x, gamma, beta, 1e-6)
+
+
+LAYER_NORM = [1 + 3 * normal(2, 4, 5), 1 + 0.2 * normal(5, seed=1), normal(5, seed=2)]
+
+
+def in_groups(x):
+    """Group normalisation of 8 channels in 2 groups by its definition."""
+    return tf.reshape(direct_norm(tf.reshape(x, (2, 3, 3, 2, 4)), (1, 2, 4), 1e-5), x.shape)
+
+
+def made(kind, **options):
+    """A layer for each dtype, called in training."""
+    found = {dtype: kind(dtype=dtype, **options) for dtype in ("float32", "float64")}
+    for layer in found.values():
+        layer.build((None, 3, 3, 8))
+    return lambda x: found[x.dtype.name](x, training=True)
+
+
+# Ours, its definition, inputs
+TWICE = {
+    "gelu": (primitives.gelu, lambda x: ops.gelu(x, approximate=False), [normal(20)]),
+    "attention": (lambda q, k, v: primitives.attention(q, k, v), composed_attention(False), QKV),
+    "layer norm": (our_layer_norm, direct_layer_norm, LAYER_NORM),
+    "layer norm of one axis less": (our_layer_norm, direct_layer_norm, [LAYER_NORM[0][0], *LAYER_NORM[1:]]),
+    "group norm": (made(layers.GroupNorm, groups=2), in_groups, [normal(2, 3, 3, 8)]),
+    "batch norm": (made(layers.BatchNorm), lambda x: direct_norm(x, (0, 1, 2), 1e-5), [normal(2, 3, 3, 8)]),
+}
+
+
+PLACES = [(a, b) for a in MODES for b in MODES]
+QUICK = [(eager, eager), (eager, graph), (xla, eager)]
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        pytest.param(*p, id="-".join(m.__name__ for m in p), marks=[] if p in QUICK else pytest.mark.slow)
+        for p in PLACES
+    ],
+)
+@pytest.mark.parametrize("case", TWICE)
+def test_second_derivatives(case, outer, inner):
+    """Both tapes outside of a function that is compiled by itself, too, as of a model that is called compiled."""
+    function, definition, inputs = TWICE[case]
+    compare(inner(function), definition, inputs, order=2, limit=2e-5, mode=outer)
+
+
+@pytest.mark.parametrize("case", TWICE)
+def test_second_derivatives_in_float64(case):
+    function, definition, inputs = TWICE[case]
+    compare(function, definition, inputs, order=2, limit=1e-10, dtype="float64")
+
+
+def test_layer_norm_bfloat16():
+    x, gamma, beta = LAYER_NORM
+    y = our_layer_norm(tf.cast(x, "bfloat16"), tf.constant(gamma), tf.constant(beta))
+    assert y.dtype == "bfloat16"
+    assert tools.distance(tf.cast(y, "float32"), direct_layer_norm(x, gamma, beta)) < 3e-2
 
 
 def test_attention_of_large_scores_stays_finite():

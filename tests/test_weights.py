@@ -219,6 +219,32 @@ def test_nothing_is_adapted_unasked(arguments):
     assert unchanged(model, before)
 
 
+STRANGERS = ["ResNet18", "ResNet50", "SEResNet50", "ResNet50D", "ResNet20", "ViTTiny16"]
+
+
+@pytest.fixture(scope="module")
+def strangers():
+    return {name: tiny(name, seed=1) for name in STRANGERS}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("other", STRANGERS)
+def test_weights_of_another_network(name, other, strangers):
+    """One error that accounts for every key, and nothing is loaded."""
+    if name == other:
+        pytest.skip("not another one")
+    state, model = state_of(strangers[other]), strangers[name]
+    before, shapes = snapshot(model), {slot.key: slot.shape for slot in slots(model)}
+    with pytest.raises(WeightsError, match="nothing was loaded") as caught:
+        kr.load_weights(model, state)
+    assert unchanged(model, before)
+    report, common = caught.value.report, shapes.keys() & state.keys()
+    assert set(report.missing) == shapes.keys() - state.keys()
+    assert set(report.unexpected) == state.keys() - shapes.keys()
+    assert {line.split(" ")[0] for line in report.misshapen} == {k for k in common if state[k].shape != shapes[k]}
+    assert f"missing ({len(report.missing)})" in str(caught.value) or not report.missing
+
+
 def test_without_top(tmp_path):
     source = tiny("ResNet18", seed=1)
     kr.save_weights(source, tmp_path / "a.safetensors")
@@ -277,6 +303,23 @@ def test_a_repository_of_something_else(hub, config, message):
 def test_a_repository_that_is_not_there(hub):
     with pytest.raises(FileNotFoundError, match="cannot be reached"):
         kr.from_pretrained("someone/nothing")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(hub, monkeypatch):
+    """For each name huggingface_hub tries again for half a minute."""
+    import huggingface_hub
+
+    asked = []
+
+    def silent(repository, name, *, revision=None, local_files_only=False):
+        asked.append(local_files_only)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no answer")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", silent)
+    with pytest.raises(FileNotFoundError, match="cannot be reached"):
+        kr.ResNet10T(weights="someone/nothing")
+    assert asked == [False] + [True] * (len(asked) - 1)
+    assert len(asked) > 1
 
 
 # ------------------------------------------------------------------------------------------------------------ damage

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from typing import Any
@@ -38,9 +37,10 @@ def find(name: str) -> registry.Entry:
     known = registry.entries()
     found = registry.resolve(name) if isinstance(name, str) else None
     if found is None:
-        lower = {key.lower(): key for key in known}
-        near = [lower[key] for key in difflib.get_close_matches(str(name).lower(), lower, n=5)]
+        near = registry.nearest(str(name))
         hint = f"Nearest: {', '.join(near)}." if near else "keras_residual.list_models() lists them."
+        if registry.resolve(str(name).removeprefix("timm/").partition(".")[0]):
+            hint = "A checkpoint, such as 'timm/resnet18.a1_in1k', loads by keras_residual.from_pretrained."
         raise ValueError(f"The name must be that of a registered model, or its timm name. Received: {name!r}. {hint}")
     return known[found[0]]
 
@@ -84,11 +84,13 @@ def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), *
             f"Builder's arguments go with a model's name, not with a model. Received: {sorted(arguments)}."
         )
     whole: keras.Model = create(model, **{"include_top": False, **arguments}) if isinstance(model, str) else model
+    levels = (levels,) if isinstance(levels, int) else tuple(levels)
     stages = {layer.level: layer for layer in whole.layers if isinstance(layer, layers.StageOutput)}
     missing = [level for level in levels if level not in stages]
     if missing or not levels:
         raise ValueError(
-            f"levels are stages of the model. Received: {tuple(levels)}; {whole.name} has {tuple(sorted(stages))}."
+            f"levels are stages of the model. Received: {levels}; {whole.name} has "
+            f"{tuple(sorted(stages)) or 'none: it is no image network of this package'}."
         )
     outputs = [_feature_map(stages[level]) for level in levels]
     return keras.Model(whole.input, outputs, name=f"{whole.name}_features")

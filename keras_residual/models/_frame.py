@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_residual import blocks
+from keras_residual.blocks import rules
 from keras_residual.models import _checkpoints
 from keras_residual.registry import Config
 
@@ -48,8 +50,14 @@ class Frame:
             )
         if pooling not in (None, "avg", "max"):
             raise ValueError(f"pooling is None, 'avg' or 'max'. Received: {pooling!r}.")
-        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
+        if not isinstance(include_top, bool):
+            raise ValueError(
+                f"include_top is True or False. Received: {include_top!r}. Name the arguments: classes=10, "
+                "input_shape=(224, 224, 3)."
+            )
+        if isinstance(classes, bool) or not isinstance(classes, numbers.Integral) or classes < 0:
             raise ValueError(f"classes is a number of classes, or 0 for no classifier. Received: {classes!r}.")
+        classes = int(classes)
         self.config, self.include_top, self.weights = config, include_top, source
         self.pooling, self.classes, self.classifier_activation = pooling, classes, classifier_activation
         self.name = name or config.name
@@ -58,7 +66,12 @@ class Frame:
 
     def _input(self, tensor: Any, shape: tuple[int | None, ...] | None) -> Any:
         if tensor is not None:
-            blocks._require_tensor(tensor, "input_tensor", self.name)
+            rules.require_tensor(tensor, "input_tensor", self.name)
+            if not keras.backend.is_keras_tensor(tensor):
+                raise TypeError(
+                    f"{self.name}: input_tensor is a tensor of the Functional API, such as keras.Input(...). Received: "
+                    f"numbers of shape {tuple(tensor.shape)}. Call the finished model on them."
+                )
             if shape is not None and tuple(tensor.shape[1:]) != tuple(shape):
                 raise ValueError(
                     f"{self.name}: input_tensor and input_shape must agree. Received: {tuple(tensor.shape[1:])} and "
@@ -67,36 +80,43 @@ class Frame:
             self._check_shape(tuple(tensor.shape[1:]))
             return tensor
         shape = self.config.input_shape if shape is None else shape
-        self._check_shape(shape)
-        return keras.Input(shape, name="input")
+        return keras.Input(self._check_shape(shape), name="input")
 
-    def _check_shape(self, shape: Any) -> None:
+    def _check_shape(self, shape: Any) -> tuple[int | None, ...]:
         default = self.config.input_shape
         vector = len(default) == 1
         ranks = (1,) if vector else (2, 3, 4)
-        if not isinstance(shape, (tuple, list)) or len(shape) not in ranks or shape[-1] is None:
+        # Whatever has sizes will do: a tuple, a list, an array's or TensorFlow's shape
+        sized = hasattr(shape, "__iter__") and not isinstance(shape, (str, dict))
+        shape = tuple(shape) if sized else shape
+        if not sized or len(shape) not in ranks or shape[-1] is None:
             expected = "(features,)" if vector else "(steps, C), (H, W, C) or (D, H, W, C), with a known C"
             raise ValueError(
                 f"{self.name}: input_shape is one sample's shape without the batch, {expected}, for example "
                 f"{default}. Received: {shape!r}."
             )
-        if any(size is not None and (not isinstance(size, int) or size < 1) for size in shape):
+        if any(size is not None and (not isinstance(size, numbers.Integral) or size < 1) for size in shape):
             raise ValueError(f"{self.name}: sizes in input_shape are positive integers or None. Received: {shape!r}.")
         if None in shape and not self.config.dynamic_size:
             raise ValueError(
                 f"{self.name} has position embeddings of a fixed grid, so its input size must be known. Received: "
                 f"input_shape={tuple(shape)}. Give the size, for example {default}; any multiple of the patch works."
             )
+        return tuple(None if size is None else int(size) for size in shape)
 
     def require_size(self, x: Any, stride: int, remedy: str = _SMALL_STEM) -> None:
         """Raises unless each spatial size of `x` survives a further subsampling by `stride`."""
         for axis in range(1, len(x.shape) - 1):
             if x.shape[axis] is not None and x.shape[axis] < stride:
                 given = tuple(self.x.shape[1:])
-                least = stride * -(-given[axis - 1] // x.shape[axis])
+                sizes = zip(given[:-1], x.shape[1:-1], strict=True)
+                ratio = max(-(-before // after) for before, after in sizes if before and after)
+                least = stride << (ratio - 1).bit_length()  # stems subsample by powers of two
+                swapped = given[0] in (1, 3, 4) and given[-1] not in (1, 3, 4)
+                advice = f"Channels come last: input_shape={(*given[1:], given[0])}." if swapped else remedy
                 raise ValueError(
                     f"{self.name}: the input must not be smaller than the network's stride, {least}. Received: "
-                    f"input_shape={given}. {remedy}"
+                    f"input_shape={given}. {advice}"
                 )
 
     def model(
@@ -168,11 +188,10 @@ class Frame:
         rank = len(x.shape) - 2
         if rank == 0:
             return x
-        return blocks._pooling("GlobalAverage", rank)(name="global_pool")(x)
+        return rules.pooling("GlobalAverage", rank)(name="global_pool")(x)
 
 
 def _resolve(activation: Any) -> Any:
     """The activation function itself, or the error that `blocks.activate` gives."""
-    if isinstance(activation, str):
-        blocks.activate(keras.Input((1,)), activation, name="classifier_activation")
+    blocks.activate(keras.Input((1,)), activation, name="classifier_activation")
     return activation

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_residual import blocks
-from keras_residual.blocks import Activation, Norm, Tensor
+from keras_residual.blocks import Activation, Norm, Tensor, rules
 from keras_residual.layers import StageOutput
 from keras_residual.models._frame import Frame
 from keras_residual.registry import Config, variant
@@ -109,8 +109,8 @@ def residual_mlp(
     depth = _size("depth", config.depth if depth is None else depth)
     dropout = config.dropout if dropout is None else dropout
     residual_dropout = config.residual_dropout if residual_dropout is None else residual_dropout
-    blocks._require_rate(dropout, "dropout")
-    blocks._require_rate(residual_dropout, "residual_dropout")
+    rules.require_rate(dropout, "dropout")
+    rules.require_rate(residual_dropout, "residual_dropout")
     norm, activation = norm or config.norm, activation or config.activation
 
     x = _dense(frame.x, width, "stem")

@@ -30,6 +30,7 @@ from keras_residual.blocks import (
     plain_basic,
     pooled_projection,
     projection,
+    rules,
     squeeze_excite,
 )
 from keras_residual.layers import StageOutput
@@ -187,14 +188,15 @@ def resnet(
         classifier_activation,
         name,
     )
-    norm = norm or config.norm
+    norm, stem = norm or config.norm, stem or config.stem
+    rules.require_function(stem, "stem", frame.name)
     options: dict[str, Any] = {"shortcut": config.shortcut, "norm": norm, "activation": activation}
     options |= {"attention": config.attention, "downsample": config.downsample, "zero_init": zero_init}
     stages = config.block if isinstance(config.block, tuple) else (config.block,) * len(config.depths)
     if stride_in != "3x3" and bottleneck not in stages:
         raise ValueError(f"stride_in is an option of bottleneck blocks. {config.name} has basic ones: leave it out.")
 
-    x = (stem or config.stem)(frame.x, norm=norm, activation=activation, downsample=config.downsample)
+    x = stem(frame.x, norm=norm, activation=activation, downsample=config.downsample)
     frame.require_size(x, 2 ** (len(config.depths) - 1))
     rates = iter(blocks.drop_path_rates(drop_path, sum(config.depths)))
     for stage, (block, depth, width) in enumerate(zip(stages, config.depths, config.widths, strict=True), start=1):

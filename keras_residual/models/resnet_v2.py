@@ -22,6 +22,7 @@ from keras_residual.blocks import (
     group_norm,
     preact_basic,
     preact_bottleneck,
+    rules,
 )
 from keras_residual.layers import PointwiseDense, StageOutput
 from keras_residual.models._frame import Frame
@@ -79,7 +80,7 @@ def small_stem(
 def zero_padded_max_pool(x: Tensor, *, name: str) -> Tensor:
     """3x3 max pooling of stride 2 where zeros beside the edge compete: BiT's, of values before an activation."""
     x = blocks.pad(x, 1, name=f"{name}.pad")
-    return blocks._pooling("Max", len(x.shape) - 2)(3, 2, name=name)(x)
+    return rules.pooling("Max", len(x.shape) - 2)(3, 2, name=name)(x)
 
 
 def projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor:
@@ -91,7 +92,7 @@ def pooled_projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..
     """Average pooling, then a 1x1 convolution (He et al. 2019, ResNet-D)."""
     if stride > 1:
         # "same" is torch's ceil mode: windows that hang over the edge average what they cover.
-        pool = blocks._pooling("Average", len(y.shape) - 2)
+        pool = rules.pooling("Average", len(y.shape) - 2)
         y = pool(stride, stride, padding="same", name=f"{name}.pool")(y)
     return conv(y, filters, 1, bias=False, name=f"{name}.conv")
 

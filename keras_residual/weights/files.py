@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,10 +22,17 @@ from typing import Any
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+DIGEST = "keras_residual.sha256"  # where a safetensors file of ours has its `digest`, beside torch's "format"
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit. The model is unchanged."""
+    """A file of weights that cannot be read, or does not fit. The model is unchanged.
+
+    Attributes:
+        report: Of weights that do not fit the `Report` with all names, of which the message has the first.
+    """
+
+    report: Any = None
 
 
 def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -58,10 +66,11 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
 
 
 def _bound(path: Path, declared: int, count: int, limit: int) -> None:
+    limit = min(limit, 50 * path.stat().st_size + 100_000_000)  # weights that were trained hardly compress
     if declared > limit or count > 100_000:
         raise WeightsError(
-            f"{str(path)!r} declares {count:,} arrays of {declared:,} bytes; this model can need {limit:,}. "
-            "Nothing was loaded."
+            f"{str(path)!r} declares {count:,} arrays of {declared:,} bytes; by this model and by the size of the file "
+            f"it can be {limit:,}. Nothing was loaded."
         )
 
 
@@ -78,7 +87,24 @@ def _safetensors(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     with safe_open(path, framework="numpy") as file:
         names = list(file.keys())
         _bound(path, size - length, len(names), limit)
-        return {name: file.get_tensor(name) for name in names}
+        arrays = {name: file.get_tensor(name) for name in names}
+        stated = (file.metadata() or {}).get(DIGEST)
+    if stated is not None and stated != digest(arrays):
+        raise WeightsError(
+            f"{str(path)!r} is damaged: its tensors are not those that were saved, by the SHA-256 in its header. "
+            "Nothing was loaded. Fetch it again."
+        )
+    return arrays
+
+
+def digest(arrays: Arrays) -> str:
+    """SHA-256 of the names, dtypes, shapes and bytes of arrays: the format itself has no checksum."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name}\0{array.dtype.name}\0{arrays[name].shape}\0".encode())
+        found.update(array.reshape(-1).view("uint8").data)
+    return found.hexdigest()
 
 
 def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -165,7 +191,8 @@ def _h5(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
-    """The datasets of an HDF5 file that hold their own numbers: external and linked ones could be any file."""
+    """The datasets of an HDF5 file that hold their own numbers: external and linked ones could be any file, and what
+    lies in several groups may have more paths than anyone can walk."""
     import h5py
 
     found: list[tuple[str, Any]] = []
@@ -176,6 +203,8 @@ def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
             if not isinstance(link, h5py.HardLink) or depth > 20:
                 raise WeightsError(f"{str(path)!r} links to other places ({prefix}{key}). Nothing was loaded.")
             item = group[key]
+            if h5py.h5o.get_info(item.id).rc > 1:
+                raise WeightsError(f"{str(path)!r} holds {prefix}{key} in several places. Nothing was loaded.")
             if isinstance(item, h5py.Group):
                 walk(item, f"{prefix}{key}/", depth + 1)
             elif item.external or item.is_virtual:

@@ -93,6 +93,11 @@ def load_weights(
             finite. The model is unchanged.
     """
     places = {slot.key: slot for slot in slots(model)}
+    if not isinstance(source, (str, os.PathLike, Mapping)):
+        raise TypeError(
+            "Weights come from a file, a directory, a repository such as 'timm/resnet18.a1_in1k', or a mapping of "
+            f"arrays. Received: {source!r}."
+        )
     if isinstance(source, Mapping):
         name, state = "a mapping", dict(source)
     else:
@@ -109,7 +114,8 @@ def load_weights(
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Writes all weights as safetensors in timm's names and layout. The file appears whole or not at all.
+    """Writes all weights as safetensors in timm's names and layout. The file appears whole or not at all, and carries
+    a SHA-256 of its tensors, by which `load_weights` knows a damaged one.
 
     Args:
         model: A model of this package.
@@ -129,7 +135,7 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
         if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's state dict has it; nobody reads it
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
     with files.written_whole(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        save_file(state, temporary, metadata={"format": "pt", files.DIGEST: files.digest(state)})
 
 
 def _limit(places: Mapping[str, Slot]) -> int:
@@ -148,7 +154,9 @@ def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], na
     misshapen = [k for k in state if k in keys and tuple(state[k].shape) != tuple(keys[k].variable.shape)]
     if unknown or misshapen:
         report = Report(name, unexpected=tuple(unknown), misshapen=tuple(misshapen))
-        raise WeightsError(f"The file's layers must be the model's; nothing was loaded. Received:\n{report}")
+        error = WeightsError(f"The file's layers must be the model's; nothing was loaded. Received:\n{report}")
+        error.report = report
+        raise error
     return {keys[key].key: keys[key].to_torch(value) for key, value in state.items() if key in keys}
 
 
@@ -192,9 +200,11 @@ def _fit(
         adapted=tuple(adapted),
     )
     if report.missing or report.unexpected or report.misshapen:
-        raise WeightsError(
+        error = WeightsError(
             f"The weights must fit {model.name} exactly; nothing was loaded. Received:\n{report}{_hint(report, places)}"
         )
+        error.report = report
+        raise error
     return [(places[key], places[key].to_keras(state[key])) for key in report.loaded], report
 
 

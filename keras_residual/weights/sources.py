@@ -155,10 +155,10 @@ def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: st
     missing: Exception | None = None
     for name in names:
         try:
-            return _verified(Path(hf_hub_download(repository, name, revision=revision)), str(source))
-        except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError: offline and not in the cache
-            missing = error
-            continue
+            # Where the Hub did not answer for one name, it is not asked for the next: each time takes half a minute.
+            offline = isinstance(missing, LocalEntryNotFoundError)
+            path = hf_hub_download(repository, name, revision=revision, local_files_only=offline)
+            return _verified(Path(path), str(source))
         except EntryNotFoundError as error:
             missing = error
             continue

@@ -6,6 +6,7 @@ import timm
 
 import keras_residual as kr
 from keras_residual import blocks, layers
+from keras_residual.blocks import conv, conv_blocks
 
 from . import reference
 from .test_resnet import LIMIT, STAGES
@@ -15,7 +16,7 @@ def asymmetric_padding(monkeypatch):
     def convolution(x, filters, kernel, *, stride=1, groups=1, dilation=1, bias=True, name):
         return keras.layers.Conv2D(filters, kernel, strides=stride, padding="same", use_bias=bias, name=name)(x)
 
-    monkeypatch.setattr(blocks, "convolution", convolution)
+    monkeypatch.setattr(conv, "convolution", convolution)
 
 
 def keras_epsilon(monkeypatch):
@@ -41,7 +42,7 @@ def shared_padding_in_the_pool(monkeypatch):
 
 def no_activation_after_the_addition(monkeypatch):
     original = blocks.residual
-    monkeypatch.setattr(blocks, "residual", lambda *a, **k: original(*a, **{**k, "activation": None}))
+    monkeypatch.setattr(conv_blocks, "residual", lambda *a, **k: original(*a, **{**k, "activation": None}))
 
 
 MUTATIONS = [

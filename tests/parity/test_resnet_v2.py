@@ -11,6 +11,7 @@ import torch
 
 import keras_residual as kr
 from keras_residual import blocks, layers, models, registry
+from keras_residual.blocks import conv_blocks
 from keras_residual.models import resnet_v2
 
 from . import reference
@@ -162,14 +163,14 @@ def stride_on_the_first_convolution(monkeypatch):
 
 
 def projection_of_the_raw_input(monkeypatch):
-    original = blocks._preact
+    original = conv_blocks._preact
 
     def raw(x, filters, stride, shortcut, conv, norm, activation, name, norms):
         y, h = original(x, filters, stride, lambda y, filters, **options: y, conv, norm, activation, name, norms)
         same = stride == 1 and x.shape[-1] == filters
         return y, h if same else shortcut(x, filters, stride=stride, conv=conv, name=f"{name}.downsample")
 
-    monkeypatch.setattr(blocks, "_preact", raw)
+    monkeypatch.setattr(conv_blocks, "_preact", raw)
 
 
 def no_last_activation(monkeypatch):

@@ -1,0 +1,83 @@
+"""The blocks residual networks are made of: functions from Functional-API tensors to tensors.
+
+Every block of every family, convolutional or Transformer, ends in :func:`residual`, the one equation of this
+package: `activation(shortcut + drop_path(scale(branch)))`. Tensors are channels last, `(N, *spatial, C)`; the rank
+of a convolution, pooling or normalisation is the tensor's. `name` prefixes the names of the layers that a block
+creates; left out, a fresh one is made up.
+"""
+
+from keras_residual.blocks.channel_attention import efficient_channel_attention, squeeze_excite
+from keras_residual.blocks.conv import (
+    average_pool,
+    batch_norm,
+    blur_pool,
+    conv_norm,
+    convolution,
+    depthwise,
+    group_norm,
+    layer_norm,
+    max_pool,
+    pad,
+    patches,
+    rms_norm,
+    simple_norm,
+)
+from keras_residual.blocks.conv_blocks import basic, bottleneck, convnext, plain_basic, preact_basic, preact_bottleneck
+from keras_residual.blocks.equation import activate, drop_path_rates, residual
+from keras_residual.blocks.rules import Activation as Activation
+from keras_residual.blocks.rules import Attention as Attention
+from keras_residual.blocks.rules import Downsample as Downsample
+from keras_residual.blocks.rules import Norm as Norm
+from keras_residual.blocks.rules import PreactShortcut as PreactShortcut
+from keras_residual.blocks.rules import Shortcut as Shortcut
+from keras_residual.blocks.rules import Tensor as Tensor
+from keras_residual.blocks.shortcuts import identity, padded_identity, pooled_projection, projection
+from keras_residual.blocks.transformer_blocks import (
+    attention,
+    attention_block,
+    dense,
+    mlp,
+    mlp_block,
+    pointwise,
+    split_swiglu,
+    swiglu,
+)
+
+__all__ = [
+    "activate",
+    "attention",
+    "attention_block",
+    "average_pool",
+    "basic",
+    "batch_norm",
+    "blur_pool",
+    "bottleneck",
+    "conv_norm",
+    "convnext",
+    "convolution",
+    "dense",
+    "depthwise",
+    "drop_path_rates",
+    "efficient_channel_attention",
+    "group_norm",
+    "identity",
+    "layer_norm",
+    "max_pool",
+    "mlp",
+    "mlp_block",
+    "pad",
+    "padded_identity",
+    "patches",
+    "plain_basic",
+    "pointwise",
+    "pooled_projection",
+    "preact_basic",
+    "preact_bottleneck",
+    "projection",
+    "residual",
+    "rms_norm",
+    "simple_norm",
+    "split_swiglu",
+    "squeeze_excite",
+    "swiglu",
+]
