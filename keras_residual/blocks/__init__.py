@@ -1,6 +1,6 @@
 """The blocks residual networks are made of: functions from Functional-API tensors to tensors.
 
-Every block of every family, convolutional or Transformer, ends in :func:`residual`, the one equation of this
+Every block of every family, convolutional or Transformer, ends in `residual`, the one equation of this
 package: `activation(shortcut + drop_path(scale(branch)))`. Tensors are channels last, `(N, *spatial, C)`; the rank
 of a convolution, pooling or normalisation is the tensor's. `name` prefixes the names of the layers that a block
 creates; left out, a fresh one is made up.
