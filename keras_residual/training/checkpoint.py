@@ -89,7 +89,7 @@ class Snapshot:
         """
         from safetensors.numpy import save_file
 
-        metadata = {"form": _FORM, "state": json.dumps(self.state, sort_keys=True), "sha256": self.digest()}
+        metadata = {"form": _FORM, "state": json.dumps(self.state), "sha256": self.digest()}
         try:
             with written_whole(path) as part:
                 save_file(self.arrays, part, metadata)

@@ -107,6 +107,18 @@ def digest(arrays: Arrays) -> str:
     return found.hexdigest()
 
 
+def order_metadata(path: Path) -> None:
+    """Sorts a safetensors file's metadata, which the library writes in another order each time: equal weights are to
+    be equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))  # the header is padded with blanks anyway
+
+
 def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     import ml_dtypes
 
