@@ -146,6 +146,7 @@ def on_tensorflow(job: dict[str, Any]) -> Runner:
 
 
 def on_torch(job: dict[str, Any]) -> Runner:
+    os.environ["KERAS_BACKEND"] = "jax"  # for the names alone; TensorFlow need not be there
     import torch
 
     if importlib.util.find_spec("torchvision") and not torch.cuda.is_available():
@@ -196,6 +197,13 @@ def on_torch(job: dict[str, Any]) -> Runner:
     return train, peak
 
 
+def give_back() -> None:
+    """PyTorch keeps what it has freed; on one card the others need it, in their turns."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def worker(job: dict[str, Any]) -> None:
     """A turn answers with the seconds of its steps, the peak of memory and the seconds of the first step."""
 
@@ -210,7 +218,15 @@ def worker(job: dict[str, Any]) -> None:
 
         first = timed(1)
         run(2)
-        return lambda: (timed(job["steps"]), peak(), first)
+
+        def turn() -> tuple[float, float, float]:
+            run(1)  # takes the memory again that was given back
+            measured = timed(job["steps"]), peak(), first
+            give_back()
+            return measured
+
+        give_back()
+        return turn
 
     work(start)
 

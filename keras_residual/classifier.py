@@ -257,7 +257,8 @@ def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str]]:
 def _named(images: Any) -> list[tuple[str, Any]]:
     if isinstance(images, (str, os.PathLike)):
         path = Path(images)
-        images = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        below = (p for p in path.rglob("[!.]*") if p.is_file())  # not .DS_Store and the like
+        images = sorted(below) if path.is_dir() else [path]
     if isinstance(images, np.ndarray) and images.ndim == 3:
         images = [images]
     named = []
@@ -276,9 +277,10 @@ def _read(source: Any) -> Any:
     if not isinstance(source, Path):
         return source
     from keras_residual.data import UnreadableError, decode
+    from keras_residual.data.scan import content
 
     try:
-        return decode(source.read_bytes())
+        return decode(content(str(source)))
     except (UnreadableError, OSError) as error:
         return str(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,16 @@ from typing import Any
 import numpy as np
 
 from keras_residual.weights.files import written_whole
+
+# Fonts for class names that the first one cannot write, on the usual systems.
+_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "Arial Unicode MS",
+    "Yu Gothic",
+)
 
 __all__ = ["draw_confusion", "draw_curves", "draw_mistakes"]
 
@@ -40,6 +51,8 @@ def draw_curves(
                 epochs = range(1, len(history[key]) + 1)
                 axis.plot(epochs, history[key], style, marker=marker, markersize=4, label=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
+        if len(history[name]) == 1:  # else the axis has parts of an epoch
+            axis.set_xlim(0, 2)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
@@ -87,7 +100,7 @@ def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Pa
         axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="minor", length=0)
-    long = max(map(len, labels)) > 3
+    long = 0.09 * min(18, max(map(len, labels))) > 0.75 * side / len(labels)  # inches of a name, and of its place
     every = -(-len(labels) // 60)  # more names than that cannot be read
     places, names = range(0, len(labels), every), [_short(label) for label in labels[::every]]
     axis.set_xticks(places, names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
@@ -111,7 +124,7 @@ def draw_mistakes(
         columns: Images in a row.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = _canvas(rows, columns, (1.9 * columns, 2.3 * rows + 0.5))
+    figure, axes = _canvas(rows, columns, (1.9 * columns, (2.3 * rows if len(images) else 0) + 0.5))
     cells = np.ravel(axes)
     for cell in cells:
         cell.set_axis_off()
@@ -136,5 +149,14 @@ def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
 
 def _save(figure: Any, path: Path) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    from matplotlib import font_manager, rc_context
+    from matplotlib.text import Text
+
+    installed = set(font_manager.get_font_names())
+    fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
+    with written_whole(path) as temporary, warnings.catch_warnings(), rc_context({"font.family": fonts}):
+        # a name that no font here can write stands in the tables all the same
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        for text in figure.findobj(Text):
+            text.set_fontfamily(fonts)
+        figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from keras_residual.classifier import Classifier
 from keras_residual.models import find
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.weights import Preprocess, Weights, preprocessing
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import remove_parts, written_whole
 
 __all__ = ["finetune"]
 
 _FINISHED, _TO_TRAIN = "finished", "to train"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_RUN = "run.json"
+_FILES = ("config.json", "model.keras", "weights.safetensors", "labels.txt", "history.csv", "metrics.json")
+_FILES += ("curves.png", "confusion.png", "mistakes.png", "predictions.csv")
 
 
 def finetune(
@@ -69,7 +73,7 @@ def finetune(
         seed: Of the split, of new weights, of the order of images and of augmentation.
         validation: Part of the images that validates, or a source of its own.
         recipe: Name of a preset of `keras_residual.training`, or a `Recipe`; `"finetune"` if `None`.
-        size: Height and width of the images; the checkpoint's if `None`.
+        size: Height and width of the images; the checkpoint's if `None`, in training that of a recipe you name.
         batch_size: Images in a step.
         learning_rate: The highest one, for this batch size.
         head_epochs: Epochs, of all, in which only the head is trained.
@@ -102,6 +106,7 @@ def finetune(
     """
     from keras_residual.data import load
     from keras_residual.training import best_precision, distributed, fit, start
+    from keras_residual.training import recipe as preset
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
@@ -114,17 +119,26 @@ def finetune(
             f"A run keeps its options as JSON, so they are numbers, strings and booleans. Received: {options!r} "
             f"({error}). For others build the network yourself and call keras_residual.fit."
         ) from None
-    found = load(data, validation=validation, seed=seed)
-    say(f"data        {found}")
-    for words in found.warnings:
-        say(f"warning     {words}")
-    if not len(found.validation):
-        raise ValueError("Fine-tuning chooses its best epoch by validation images. Received: none. Say validation=0.2.")
+    if not 0 <= seed < 1 << 32:
+        raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
+    if isinstance(recipe, str):  # what is wrong with names is said before the images are read, which may take minutes
+        recipe = preset(recipe)
     source = _source(model, weights)
     record = None if source is None else _record(source)
     name = find(record.architecture if record else model).config.name
     row = find(name).config
     folder = Path(output if output is not None else Path("runs") / name)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
+    found = load(data, validation=validation, seed=seed, progress=_Reading(say))
+    say(f"data        {found}")
+    for words in found.warnings:
+        say(f"warning     {words}")
+    if not len(found.validation):
+        raise ValueError(
+            "Fine-tuning chooses its best epoch by validation images. Received: none. Say validation=0.2, or give more "
+            "images: a class of one image has none to spare."
+        )
     settings = _settings(recipe, len(found.train), row, source is None)
     changes = {"epochs": epochs, "learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
     if head_epochs is None:  # of few epochs most train everything, unless a recipe says otherwise
@@ -137,7 +151,12 @@ def finetune(
     if settings.drop_path and "drop_path" not in options:
         options["drop_path"] = settings.drop_path
     prepare = _preprocess(record, row, size, found.train.channels)
-    settings = settings.replace(size=prepare.size[0], head_epochs=min(settings.head_epochs, settings.epochs - 1))
+    settings = settings.replace(head_epochs=min(settings.head_epochs, settings.epochs - 1))
+    if size is not None or recipe is None:
+        settings = settings.replace(size=None, growth=())  # images have one size, in training and evaluation
+    sizes = {settings.image_size(epoch, settings.epochs) or prepare.size[0] for epoch in range(settings.epochs)}
+    fixed = sizes == {prepare.size[0]} or not row.dynamic_size
+    shape = (*(prepare.size if fixed else (None, None)), found.train.channels)
     counts = np.bincount(found.train.labels, minlength=len(found.labels))
     balance = _class_weights(counts, class_weights)
 
@@ -150,6 +169,7 @@ def finetune(
         "options": options,
         "weights": None if source is None else str(source),
         "recipe": settings.to_dict(),
+        "size": list(prepare.size),
         "class_weights": balance,
         "seed": seed,
         "validation": validation if isinstance(validation, float) else str(validation),
@@ -159,7 +179,7 @@ def finetune(
     with distributed.explained():
         finished = distributed.first(lambda: _begin(folder, about, overwrite)) == _FINISHED
     if finished:
-        say(f"finished    {folder} holds this very run. overwrite=True trains it again.")
+        say(f"finished    {folder} holds this very run; overwrite=True (--overwrite) trains it again.")
         distributed.alone()
         return Classifier.load(folder)
     if process_id == 0:
@@ -168,28 +188,29 @@ def finetune(
         say(f"left out    {len(found.skipped)} images, listed in {folder / 'skipped.csv'}")
 
     keras.utils.set_random_seed(seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
-    try:
-        with scope:
-            network = _network(name, source, record, len(found.labels), (*prepare.size, found.train.channels), options)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    history = fit(
-        network,
-        settings,
-        found.train,
-        found.validation,
-        seed=seed,
-        directory=folder / "training",
-        preprocess=prepare,
-        class_weight=balance,
-        fingerprint=found.fingerprint,
-        patience=patience,
-        jit=jit,
-        deterministic=deterministic,
-        logs=folder / "tensorboard",
-    )
+    with _forgotten_if_refused(folder) if process_id == 0 else contextlib.nullcontext():
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
+        try:
+            with scope:
+                network = _network(name, source, record, len(found.labels), shape, options)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        history = fit(
+            network,
+            settings,
+            found.train,
+            found.validation,
+            seed=seed,
+            directory=folder / "training",
+            preprocess=prepare,
+            class_weight=balance,
+            fingerprint=found.fingerprint,
+            patience=patience,
+            jit=jit,
+            deterministic=deterministic,
+            logs=folder / "tensorboard",
+        )
     classifier = Classifier(distributed.single(network), prepare, found.labels, name, options)
     if process_id:
         return classifier
@@ -211,11 +232,25 @@ def finetune(
         f"{found.labels[int(counts.argmax())]!r}: {measured['majority_accuracy']:.2%}), macro F1 "
         f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
     )
-    say(
-        f"written to  {folder}/: model.keras, weights.safetensors, labels.txt, history.csv, metrics.json, curves.png, "
-        "confusion.png, mistakes.png, predictions.csv, tensorboard/"
-    )
+    say(f"written to  {folder}/: {', '.join(_FILES)}, tensorboard/")
     return classifier
+
+
+class _Reading:
+    """Says how far the first reading of images is: after some seconds, and now and then from there on."""
+
+    def __init__(self, say: Callable[[str], None], first: float = 5.0, then: float = 15.0) -> None:
+        self.say, self.due, self.then = say, first, then
+        self.begun, self.known = time.monotonic(), None
+
+    def __call__(self, done: int, of: int) -> None:
+        self.known = done if self.known is None else self.known  # many of them from the cache
+        seconds = time.monotonic() - self.begun
+        if seconds > self.due:
+            rate = (done - self.known) / seconds
+            left = f", {(of - done) / rate:,.0f} s left" if rate and done < of else ""
+            self.say(f"reading     {done:,} of {of:,} images, {rate:,.0f} images/s{left}")
+            self.due = seconds + self.then
 
 
 def _nothing(line: str) -> None:
@@ -240,7 +275,9 @@ def _record(source: Any) -> Weights | None:
     return None if Path(source).is_file() else Weights.read(source)
 
 
-def _network(name: str, source: Any, record: Any, classes: int, shape: tuple[int, ...], options: Any) -> keras.Model:
+def _network(
+    name: str, source: Any, record: Any, classes: int, shape: tuple[int | None, ...], options: Any
+) -> keras.Model:
     if record is not None:
         return from_pretrained(source, classes=classes, input_shape=shape, **options)
     builder = find(name).builder
@@ -253,7 +290,7 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
     if record is not None:
         layer = preprocessing(record)
     else:
-        layer = Preprocess(row.input_shape[:2], IMAGENET_MEAN, IMAGENET_STD, 0.875 if row.input_shape[0] > 64 else 1.0)
+        layer = Preprocess(row.input_shape[:2], crop=0.875 if row.input_shape[0] > 64 else 1.0)
     given = layer.get_config()
     if channels != len(layer.mean):  # as timm does where it sums the first kernel's channels
         given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
@@ -264,13 +301,10 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
 
 def _settings(recipe: Any, images: int, row: Any, from_scratch: bool) -> Any:
     """A recipe, fitted to the size of the data as BiT's HyperRule does, within what one waits for."""
-    from keras_residual.training import Recipe
     from keras_residual.training import recipe as preset
 
-    if isinstance(recipe, Recipe):
-        return recipe
     if recipe is not None:
-        return preset(recipe)
+        return recipe
     chosen = preset("finetune")
     # HyperRule: 500 steps of 512 images below 20,000 images, 10,000 below 500,000, 20,000 beyond; MixUp but for the
     # smallest. 30 epochs at the most: the rule would see 300 images 850 times.
@@ -310,40 +344,58 @@ def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
     Raises:
         ValueError: If another run lies there; the error names each difference.
     """
-    path = folder / "run.json"
+    path, finished = folder / _RUN, (folder / "config.json").is_file()
     wanted = json.loads(json.dumps(about))
-    if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        differences = [f"{key}: {a!r} there, {b!r} now" for key, a, b in _differences(there, wanted)]
-        if differences:
+    if folder.is_dir():
+        remove_parts(folder)
+    if path.is_file():
+        different = _different(json.loads(path.read_text(encoding="utf-8")), wanted)
+        if not different and not (finished and overwrite):
+            return _FINISHED if finished else _TO_TRAIN
+        if not overwrite:
             raise ValueError(
                 f"A run directory holds one run. Received: {str(folder)!r}, which holds another one:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(different)
                 + "\nName another directory (output=, --output), or replace it (overwrite=True, --overwrite)."
             )
-        return _FINISHED if (folder / "config.json").is_file() else _TO_TRAIN
-    if folder.exists() and any(folder.iterdir()) and not path.is_file():
-        raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
-    if overwrite:
         _clear(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
         part.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return _TO_TRAIN
 
 
+@contextlib.contextmanager
+def _forgotten_if_refused(folder: Path) -> Iterator[None]:
+    """A run that fails before its first checkpoint leaves nothing that the mended command would have to overwrite."""
+    try:
+        yield
+    except Exception:
+        if not any(folder.glob("training/**/step-*.safetensors")):
+            _clear(folder)
+            (folder / _RUN).unlink()
+            with contextlib.suppress(OSError):  # something of the user's is there
+                folder.rmdir()
+        raise
+
+
 def _clear(folder: Path) -> None:
-    """Removes what a run has written, and nothing else."""
+    """Removes what a run has written, and nothing else; `config.json` first, by which a run is finished."""
     import shutil
 
-    for name in ("training", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("run.json", "config.json", "weights.safetensors", "model.keras", "labels.txt", "metrics.json"):
+    for name in (*_FILES, "skipped.csv"):
         (folder / name).unlink(missing_ok=True)
+    for name in ("training", "tensorboard", "inspect"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted({*a, *b})
-        return [found for key in keys for found in _differences(a.get(key), b.get(key), f"{where}{key}.")]
-    return [] if a == b else [(where.rstrip("."), a, b)]
+def _different(there: Any, wanted: Any) -> list[str]:
+    """What differs, in words."""
+    from keras_residual.training.checkpoint import differences
+
+    found = [line for line in differences(there, wanted) if not line.startswith("fingerprint:")]
+    if there.get("fingerprint") != wanted["fingerprint"]:
+        found.append("images: some were added, removed or changed, or validate that did not")
+    return found

@@ -163,10 +163,12 @@ def check_second_derivatives(entry):
     """Two tapes agree with differences of gradients, in training: what gradient penalties and Hessians rest on."""
     smooth = {"activation": "softplus"} if "activation" in inspect.signature(entry.builder).parameters else {}
     policy = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")  # the inputs' dtype
     keras.config.set_dtype_policy("float64")
     try:
         model = build(entry, **smooth)
     finally:
+        keras.config.set_floatx("float32")
         keras.config.set_dtype_policy(policy)
     x, direction = (tf.constant(tools.noise(sample(entry).shape, seed), "float64") for seed in (1, 2))
     target = tf.constant(tools.noise((2, 10), 3), "float64")

@@ -682,3 +682,9 @@ def test_numbers_of_numpy_will_do():
 def test_unknown_sizes_may_be_added():
     a, b = keras.Input((None, None, 8)), keras.Input((4, None, 8))
     assert blocks.residual(a, b).shape[-1] == 8
+
+
+def test_an_image_without_channels_is_questioned():
+    with pytest.warns(UserWarning, match=r"224 steps with 224 channels.*\(224, 224, 3\)") as found:
+        kr.ResNet10T(input_shape=(224, 224))
+    assert found[0].filename == __file__

@@ -52,10 +52,10 @@ TABLES = {
         ("ConvNeXtV2Tiny", {}, "4.47"),
         ("ConvNeXtV2Base", {}, "15.4"),
         ("ConvNeXtV2Large", {}, "34.4"),
-        ("ConvNeXtV2Huge", {}, "115"),
+        ("ConvNeXtV2Huge", {"input_shape": (224, 224, 3)}, "115"),
     ],
 }
-QUICK = ("18", "34", "50", "Small16", "Atto", "ConvNeXtTiny")  # the others take seconds to build
+QUICK = ("18", "50", "Small16", "Atto")  # the others take seconds to build
 CASES = [
     pytest.param(
         *case,
@@ -90,8 +90,8 @@ def test_by_hand():
     assert found.params == 12 * 18 + 12 + 12 * 25 + 12 + 2 * 12 + 12 * 36 + 36 + 12 * 12 + 12 + 12 * 7 + 7
 
 
-def test_costs_at_another_size_and_width():
-    half, whole = (costs("ResNet18", input_shape=(size, size, 3), include_top=False) for size in (112, 224))
+def test_costs_at_another_size():
+    half, whole = (costs("ResNet18", input_shape=(size, size, 3), include_top=False) for size in (64, 128))
     assert whole.macs == 4 * half.macs
     assert whole.params == half.params
 

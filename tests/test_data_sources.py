@@ -331,6 +331,14 @@ def test_manifest(images):
     )
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_manifest_of_a_spreadsheet(images, delimiter):
+    lines = [f"images/{c}/{p.name}{delimiter}{c}" for c in ("ant", "bee") for p in sorted((images / c).iterdir())]
+    text = "\n".join([f"path{delimiter}label", *lines])
+    found = load(table(images.parent / "sheet.csv", text))
+    assert (found.labels, len(found.train)) == (("ant", "bee"), 16)
+
+
 def test_manifest_with_splits_and_a_missing_file(images):
     text = "path,label,split\n"
     for i, split in enumerate(["train"] * 6 + ["val", "valid", "test"]):

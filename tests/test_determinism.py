@@ -23,7 +23,8 @@ def trained(name, seed):
     return [np.asarray(v) for v in model.weights], history["loss"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "ResNet18")) for n in NETWORKS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_three_runs_are_one(name):
     first, losses = trained(name, 0)
     for _ in range(2):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -193,6 +195,79 @@ def test_dense_layers_on_sequences_are_products_that_fuse(tmp_path, policy):
     biases = [made_by[node.input[0].partition(":")[0]] for node in core.node_def if node.op == "BiasAdd"]
     assert biases == ["MatMul", "MatMul"]
     assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
+FUSED = """
+    import sys
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
+    from tensorflow.python.grappler import tf_optimizer
+
+    for version in sys.argv[1:]:
+        serving = tf.saved_model.load(version).signatures["serving_default"]
+        (core,) = (f for f in serving.graph.as_graph_def().library.function if "pruned" in f.signature.name)
+        network = function_def_to_graph(core, [serving.inputs[0].shape])
+        definition = network.as_graph_def()
+        for node in definition.node:
+            node.device = "/job:localhost/replica:0/task:0/device:CPU:0"
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(definition, name="")
+            graph.add_to_collection("train_op", graph.get_tensor_by_name(network.outputs[0].name))
+            meta = tf.compat.v1.train.export_meta_graph(graph=graph)
+        config = config_pb2.ConfigProto()
+        config.graph_options.rewrite_options.min_graph_nodes = -1
+        nodes = tf_optimizer.OptimizeGraph(config, meta).node
+        print(*sorted(f"{node.attr['epsilon'].f:.6f}" for node in nodes if node.op == "_MklLayerNorm"), end=" ")
+        print(*sorted(node.attr["fused_ops"].list.s[-1].decode() for node in nodes if node.op == "_FusedMatMul"))
+"""
+
+
+def test_layer_normalisations_and_gelu_are_one_operation(tmp_path):
+    """As TensorFlow rewrites the graph where oneDNN is on. It puts 0.001 in the place of the epsilon of other forms of
+    the normalisation: values so small tell one from another."""
+    versions = []
+    between = keras.layers.ReLU, keras.layers.ReLU, lambda: keras.layers.DepthwiseConv2D(3, padding="same")
+    for shape, kind in zip(((16,), (7, 16), (5, 6, 16)), between, strict=True):
+        inputs = keras.Input(shape)
+        x = keras.layers.LayerNormalization(epsilon=1e-6)(kind()(inputs))
+        x = keras.layers.LayerNormalization(epsilon=0.5)(kind()(x))
+        outputs = keras.layers.LayerNormalization(epsilon=1e-3)(kind()(x))
+        outputs = kr.blocks.mlp(outputs, 8, name="mlp")
+        model = randomise(keras.Model(inputs, outputs))
+        versions.append(kr.export(model, tmp_path))
+        x = 0.01 * noise((3, *shape))
+        assert distance(ask(versions[-1], x)["outputs"], model(x, training=False)) < 1e-5
+        assert ask(versions[-1], x[:0])["outputs"].shape == (0, *shape)
+    command = [sys.executable, "-c", textwrap.dedent(FUSED), *map(str, versions)]
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines() == ["0.000001 0.001000 0.500000 BiasAdd GeluExact"] * 3, done.stderr[-2000:]
+
+
+def test_gelu_that_others_use_too_stays(tmp_path):
+    """A dense layer whose output is wanted, one used twice, one without a bias, and a GELU of two dense layers."""
+    inputs, gelu = keras.Input((6, 16)), keras.layers.Activation(kr.layers.gelu)
+    wanted, shared = keras.layers.Dense(16), keras.layers.Dense(16)
+    x = wanted(inputs)
+    x = x + keras.layers.Activation(kr.layers.gelu)(x)
+    x = keras.layers.Activation(kr.layers.gelu)(shared(x)) + keras.layers.Activation(kr.layers.gelu)(shared(inputs))
+    x = gelu(keras.layers.Dense(16)(x)) + gelu(keras.layers.Dense(16)(inputs))
+    x = keras.layers.Activation(kr.layers.gelu)(keras.layers.Dense(16, use_bias=False)(x))
+    model = randomise(keras.Model(inputs, keras.layers.Activation(kr.layers.gelu)(keras.layers.Dense(16, "relu")(x))))
+    x = noise((3, 6, 16))
+    assert distance(ask(kr.export(model, tmp_path), x)["outputs"], model(x, training=False)) < 1e-5
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+
+
+def test_layer_normalisations_of_other_kinds_stay(tmp_path):
+    inputs = keras.Input((6, 16))
+    x = keras.layers.LayerNormalization(axis=1)(inputs)
+    x = keras.layers.LayerNormalization(scale=False)(keras.layers.LayerNormalization(center=False)(x))
+    x = keras.layers.LayerNormalization(dtype="mixed_bfloat16")(keras.layers.LayerNormalization(axis=(1, 2))(x))
+    model = randomise(keras.Model(inputs, keras.layers.Activation("linear", dtype="float32")(x)))
+    x = noise((3, 6, 16))
+    assert distance(ask(kr.export(model, tmp_path), x)["outputs"], model(x, training=False)) < 1e-5
 
 
 def test_several_outputs_are_refused(tmp_path):
@@ -398,38 +473,52 @@ def test_a_full_disk(tmp_path, model):
 KILLED = """
     import os, signal, sys, threading, time
     import keras_residual as kr
-    model = kr.ResNet20(input_shape=(32, 32, 3))
-    start = time.monotonic()
-    kr.export(model, sys.argv[1] + "/warm")
-    moment = float(sys.argv[2]) * (time.monotonic() - start)
-    print("ready", flush=True)
-    threading.Thread(target=lambda: (time.sleep(moment), os.kill(os.getpid(), signal.SIGKILL))).start()
-    while True:
-        kr.export(model, sys.argv[1] + "/model")
+    from keras_residual.exporting import bundle  # TensorFlow, too: imported once, and forked before it starts threads
+    for moment in sys.stdin:
+        child = os.fork()
+        if not child:
+            model = kr.ResNet20(input_shape=(32, 32, 3))
+            print("ready", flush=True)
+            if moment == "never\\n":
+                start = time.monotonic()
+                kr.export(model, sys.argv[1])
+                print(time.monotonic() - start, flush=True)
+                os._exit(0)
+            threading.Timer(float(moment), os.kill, (os.getpid(), signal.SIGKILL)).start()
+            while True:
+                kr.export(model, sys.argv[1])
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
 def test_sigkill_never_leaves_half_a_version(tmp_path):
-    """Twenty kills at random moments of the first exports, with a reader that polls meanwhile, as a server does."""
-    generator, polled = np.random.default_rng(0), 0
-    wanted = None
-    for _ in range(20):
-        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), str(generator.uniform(0, 2.5))]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    """Fifty kills at random moments of the first exports, with a reader that polls meanwhile, as a server does."""
+    generator, whole, seen = np.random.default_rng(0), None, set()
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+
+        def ask(moment):
+            print(moment, file=process.stdin, flush=True)
             assert process.stdout.readline() == "ready\n"
-            seen = set()
-            while process.poll() is None:
-                for version in (tmp_path / "model").glob("[0-9]*"):
+
+        ask("never")
+        seconds = float(process.stdout.readline())
+        assert process.stdout.readline() == "0\n"
+        for _ in range(50):
+            ask(generator.uniform(0, 2 * seconds))
+            while not select.select([process.stdout], [], [], 0)[0]:
+                for version in tmp_path.glob("[0-9]*"):
                     if version not in seen:
                         seen.add(version)
                         files = {str(path.relative_to(version)) for path in version.rglob("*")}
-                        wanted = wanted or files
-                        assert files == wanted
-                        polled += 1
-    versions = sorted((tmp_path / "model").glob("[0-9]*"))
-    assert polled
-    for version in versions:
+                        whole = whole or files
+                        assert files == whole
+            assert process.stdout.readline() == f"{-signal.SIGKILL}\n"
+        process.stdin.close()
+    assert len(seen) > 1, "some were killed after their first version"
+    for version in seen:
         verify(version)
-    kr.export(kr.ResNet20(input_shape=(32, 32, 3)), tmp_path / "model")
-    assert not list((tmp_path / "model").glob(".*.part")), "what the killed ones left is cleared away"
+    kr.export(kr.ResNet20(input_shape=(32, 32, 3)), tmp_path)
+    assert not list(tmp_path.glob(".*.part")), "what the killed ones left is cleared away"

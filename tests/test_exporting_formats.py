@@ -107,9 +107,10 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- other readers of a SavedModel
 
 
-def test_openvino_reads_the_directory(tmp_path):
+@pytest.mark.parametrize("name", ["ResNet18", "ViTTiny16"])
+def test_openvino_reads_the_directory(name, tmp_path):
     openvino = pytest.importorskip("openvino")
-    model, x, expected = twin(registry.entries()["ResNet18"])
+    model, x, expected = twin(registry.entries()[name])
     version = kr.export(model, tmp_path)
     compiled = openvino.Core().compile_model(
         openvino.convert_model(str(version)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}

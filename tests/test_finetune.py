@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,8 +18,10 @@ import keras_residual as kr
 from keras_residual.classifier import Classifier
 from keras_residual.cli import main
 from keras_residual.finetuning import finetune
+from keras_residual.training.checkpoint import Snapshot
 from keras_residual.weights import slots
 
+from . import GIVEN
 from .conftest import offline_hub
 from .data_images import png
 
@@ -177,7 +185,7 @@ def test_the_same_call_again_does_not_train(run, photos):
 
 def test_another_run_is_not_overwritten(run, photos):
     folder, _, _ = run
-    with pytest.raises(ValueError, match=r"seed: 0 there, 1 now[\s\S]*overwrite"):
+    with pytest.raises(ValueError, match=r"seed: 0 then, 1 now[\s\S]*overwrite"):
         call(photos, folder, [], seed=1)
     assert (folder / "config.json").exists()
 
@@ -187,6 +195,62 @@ def test_a_directory_of_someone_else_is_left_alone(photos, tmp_path):
     with pytest.raises(ValueError, match="empty directory"):
         finetune(photos, "ResNet20", None, 1, output=tmp_path, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_was_refused_is_forgotten_and_what_began_is_gone_on_with(run, photos, tmp_path, monkeypatch):
+    class EnoughError(Exception):
+        pass
+
+    def fit(network, recipe, *data, directory, **options):
+        directory.mkdir(exist_ok=True)
+        (directory / "step-0000000001.safetensors").write_text("")
+        raise EnoughError
+
+    def start(**options):
+        options = {"weights": run[0], "epochs": 3, "output": tmp_path / "run", "size": 32, "say": str, **options}
+        finetune(photos, **options)
+
+    with pytest.raises(ValueError, match="batch_size=5000 for 192 images"):
+        start(batch_size=5000)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    with pytest.raises(EnoughError):
+        start()
+    with pytest.raises(ValueError, match=r"recipe\.epochs: 3 then, 4 now"):
+        start(epochs=4)
+    (tmp_path / "run" / "training" / "mine").write_text("")
+    with pytest.raises(EnoughError):
+        start(overwrite=True)  # the same run: it goes on, or a kill would cost all of it
+    assert (tmp_path / "run" / "training" / "mine").exists()
+    with pytest.raises(EnoughError):
+        start(overwrite=True, epochs=4)
+    assert not (tmp_path / "run" / "training" / "mine").exists()
+    (photos.parent / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="which is a file"):
+        start(output=photos.parent / "file")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "size", "trained", "shape"),
+    [
+        ("resnet_strikes_back_a3", None, 160, (None, None, 3)),
+        ("resnet_strikes_back_a3", 64, None, (64, 64, 3)),
+        (None, None, None, (64, 64, 3)),
+    ],
+)
+def test_sizes(run, photos, tmp_path, monkeypatch, recipe, size, trained, shape):
+    """A named recipe trains at its own size and is measured at the checkpoint's, unless the user says a size."""
+
+    class EnoughError(Exception):
+        pass
+
+    def fit(network, recipe, *data, preprocess, **options):
+        raise EnoughError(recipe.size, network.input_shape[1:], preprocess.size)
+
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    with pytest.raises(EnoughError) as stop:
+        finetune(photos, weights=run[0], recipe=recipe, size=size, output=tmp_path / "run")
+    assert stop.value.args == (trained, shape, (64, 64))
 
 
 def test_commands(run, photos, capsys):
@@ -239,6 +303,61 @@ def test_few_epochs_leave_most_for_all_layers(run, photos, tmp_path, monkeypatch
     with pytest.raises(EnoughError) as stop:
         finetune(photos, weights=run[0], epochs=epochs, recipe=recipe, output=tmp_path / "short", size=32)
     assert stop.value.args == (epochs, head)
+
+
+def command(photos, output, *more):
+    """The real command, in a process of its own, as a user starts it: on a set without a validation of its own."""
+    options = ["--model", "TestResNet", "--weights", "none", "--size", "32", "--epochs", "30", "--batch-size", "8"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_residual.cli", "finetune", photos, *options, "--output", output, *more],
+        cwd=Path(__file__).parents[1],
+        env={**GIVEN, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_moments(tmp_path):
+    """While it reads, compiles, trains, saves or reports: the run is that of an undisturbed one in the end."""
+    photos = make_photos(tmp_path / "photos", each=16)
+    process = command(photos, tmp_path / "whole", "--deterministic")
+    _, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    generator = np.random.default_rng(int(os.environ.get("KR_SEED", "0")))
+    wanted, kills, reached = int(os.environ.get("KR_KILLS", "10")), 0, [0]
+
+    def step():
+        """Of the last checkpoint; an epoch has four."""
+        return max((int(p.stem[5:]) for p in (tmp_path / "killed").glob("training/step-*")), default=0)
+
+    for number in range(wanted + 1):
+        process = command(photos, tmp_path / "killed", "--deterministic")
+        if number < wanted:
+            # most of the time goes into imports: two of ten moments are there, the others some epochs later
+            until = step() + 4 * generator.integers(0, 4)
+            if number % 5:
+                for line in process.stdout:
+                    if line.startswith("recipe"):
+                        break
+                while step() < until and process.poll() is None:
+                    time.sleep(0.01)
+            time.sleep(generator.uniform(0, 1.0 if number % 5 else 10.0))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            process.communicate()
+            reached.append(step())
+        else:
+            _, err = process.communicate()
+            assert process.returncode == 0, err[-2000:]
+    print("steps of the last checkpoint at each kill:", reached)
+    assert kills >= 0.8 * wanted, reached
+    assert len(set(reached)) > 2, reached
+    for name in ("weights.safetensors", "history.csv", "metrics.json", "predictions.csv", "labels.txt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    whole, killed = (Snapshot.read(max((tmp_path / n / "training").glob("step-*"))) for n in ("whole", "killed"))
+    assert whole.digest() == killed.digest()
 
 
 @pytest.mark.slow

@@ -137,7 +137,7 @@ def test_row_and_column_format(server, network):
         status, answer = rest(server, path, {"instances": x.tolist()})
         assert (status, list(answer)) == (200, ["predictions"])
         assert distance(answer["predictions"], expected) < 1e-5
-    for inputs in (x.tolist(), {"inputs": x.tolist()}):
+    for inputs in (x.tolist(), {"inputs": x.tolist()}, {"inputs": x.tolist(), "something": "else"}):
         _, answer = rest(server, "/v1/models/net:predict", {"inputs": inputs})
         assert distance(answer["outputs"], expected) < 1e-5, "a single output has no name"
     _, answer = rest(server, "/v1/models/net:predict", {"instances": [{"inputs": row} for row in x.tolist()]})
@@ -162,6 +162,9 @@ def test_encoded_images(server):
     del body["instances"]
     _, answer = rest(server, "/v1/models/colours:predict", {**body, "inputs": {"inputs": [b64(c) for c in contents]}})
     assert answer["outputs"]["labels"] == [row["labels"] for row in rows]
+    loose = [{"b64": f" {b64(content)['b64'].rstrip('=')}\n"} for content in contents]  # which C++ takes, too
+    _, answer = rest(server, "/v1/models/colours:predict", {"signature_name": "serving_bytes", "inputs": loose})
+    assert answer["outputs"]["labels"] == [row["labels"] for row in rows]
     pixels = np.full((1, 30, 40, 3), (0, 200, 100)).tolist()
     for signature in ("serving_default", "serving_uint8"):
         _, answer = rest(server, "/v1/models/colours:predict", {"signature_name": signature, "instances": pixels})
@@ -171,13 +174,14 @@ def test_encoded_images(server):
 def test_classify(server):
     body = {
         "signature_name": "classify",
-        "context": {"image/encoded": b64(png((250, 100, 0))), "height": 30, "names": ["a", "b"], "scale": 0.5},
+        "context": {"image/encoded": b64(png((250, 100, 0))), "height": 30, "names": ["a", "b"], "upright": True},
         "examples": [{}, {"image/encoded": b64(png((0, 50, 200)))}],
     }
     status, answer = rest(server, "/v1/models/colours:classify", body)
     assert status == 200
-    assert [[label for label, _ in row] for row in answer["result"]] == [["rot", "grün"], ["blau", "grün"]]
-    assert sum(score for _, score in answer["result"][0]) == pytest.approx(1, abs=1e-3)
+    assert list(answer) == ["results"], "as the server says; the manual of TensorFlow Serving has it both ways"
+    assert [[label for label, _ in row] for row in answer["results"]] == [["rot", "grün"], ["blau", "grün"]]
+    assert sum(score for _, score in answer["results"][0]) == pytest.approx(1, abs=1e-3)
     status, answer = rest(server, "/v1/models/colours:classify", {"examples": [{}]})
     assert status == 400
     assert "classification signature" in answer["error"]
@@ -220,7 +224,8 @@ def test_status_and_metadata(server):
         ("/v1/models/net:predict", {"instances": [None]}, 400, "not a float32 tensor"),
         ("/v1/models/net:predict", {"instances": [True]}, 400, "not a float32 tensor"),
         ("/v1/models/net:predict", {"instances": [[[1.0, 2.0]]]}, 400, "(?, 12, 16); received float32 (1, 1, 2)"),
-        ("/v1/models/net:predict", {"inputs": {"x": [1]}}, 400, "Missing but required: {inputs}"),
+        ("/v1/models/net:predict", {"inputs": {"x": [1]}}, 400, "Missing named input: inputs"),
+        ("/v1/models/net:predict", {"instances": [{"x": [1]}]}, 400, "Missing but required: {inputs}"),
         ("/v1/models/net:predict", {"instances": [{"inputs": 1}, {"x": 1}]}, 400, "same inputs"),
         ("/v1/models/net:predict", {"signature_name": "no", "instances": [1]}, 400, 'Serving signature key "no" not'),
         ("/v1/models/net:predict", {"signature_name": 3, "instances": [1]}, 400, "string"),
@@ -230,14 +235,27 @@ def test_status_and_metadata(server):
         ("/v1/models/colours:predict", {"signature_name": "serving_bytes", "inputs": [1]}, 400, "neither text nor"),
         ("/v1/models/colours:classify", {"signature_name": "classify", "examples": []}, 400, "at least one"),
         ("/v1/models/colours:classify", {"signature_name": "classify", "examples": [{"a": {}}]}, 400, 'feature "a"'),
+        ("/v1/models/colours:classify", {"signature_name": "classify", "examples": [{"a": [1, 0.5]}]}, 400, '"a"'),
+        ("/v1/models/colours:classify", {"signature_name": "classify", "examples": [{"a": 2**64}]}, 400, '"a"'),
         ("/v1/models/net:regress", {"examples": [{}]}, 400, "regression"),
         ("/v1/models/none:predict", {"instances": [1]}, 404, "Servable not found for request: Latest(none)"),
         ("/v1/models/net/versions/7:predict", {"instances": [1]}, 404, "Specific(net, 7)"),
-        ("/v1/models/net/labels/canary:predict", {"instances": [1]}, 404, "canary"),
+        (
+            "/v1/models/net/labels/canary:predict",
+            {"instances": [1]},
+            400,
+            "Unrecognized servable version label: canary",
+        ),
+        ("/v1/models/net/labels/canary", None, 400, "Unrecognized servable version label: canary"),
+        ("/v1/models/net/versions/18446744073709551615", None, 400, "Failed to convert version"),
         ("/v1/models/net:guess", {}, 400, "Malformed request: POST /v1/models/net:guess"),
-        ("/v1/models/none", None, 404, "none"),
+        ("/v1/models/net/metadata", {}, 400, "Malformed request: POST /v1/models/net/metadata"),
+        ("/v1/models/net/version/50", None, 400, "Malformed request"),
+        ("/v1/models/net/versions/1/labels/a", None, 400, "Malformed request"),
+        ("/v1/models/none", None, 404, "Could not find any versions of model none"),
+        ("/v1/models/none/metadata", None, 404, "Servable not found for request: Latest(none)"),
         ("/v1/models/net/versions/7", None, 404, "version 7 of model net"),
-        ("/v1/models", None, 400, "Malformed request: GET /v1/models"),
+        ("/v1/models", None, 400, "Missing model name"),
         ("/v1/models/../../etc/passwd", None, 400, "Malformed"),
     ],
 )
@@ -312,6 +330,16 @@ def test_it_is_ready_when_every_model_is(models, tmp_path):
         wait(lambda: ready() == 200)
 
 
+def test_a_fault_of_its_own_is_told_and_survived(server, monkeypatch, caplog):
+    from keras_residual.serving import rest as module
+
+    monkeypatch.setattr(module.tensors, "answer", lambda *_, **__: 1 / 0)
+    answer = rest(server, "/v1/models/net:predict", {"instances": noise((1, 12, 16)).tolist()})
+    assert answer == (500, {"error": "ZeroDivisionError: division by zero"})
+    assert "Traceback" in caplog.text
+    assert rest(server, "/v1/models/net")[0] == 200
+
+
 def test_it_is_for_this_machine_alone(server):
     assert server.host == "127.0.0.1"
     assert server._socket.getsockname()[0] == "127.0.0.1"
@@ -336,7 +364,8 @@ def test_grpc_predict(server, network):
     for version in (None, 1):
         response = stub(server).Predict(predict_request("net", x, version=version), timeout=30)
         assert distance(tf.make_ndarray(response.outputs["outputs"]), network(x, training=False)) < 1e-5
-        assert (response.model_spec.name, response.model_spec.version.value) == ("net", 1)
+        spec = response.model_spec
+        assert (spec.name, spec.version.value, spec.signature_name) == ("net", 1, "serving_default")
     request = predict_request("colours", [png((250, 100, 0)), b"?"], "serving_bytes")
     request.output_filter.append("labels")
     response = stub(server).Predict(request, timeout=30)
@@ -404,6 +433,14 @@ def test_grpc_damaged_and_large_requests(server):
     with pytest.raises(grpc.RpcError) as raised:
         stub(server).Predict(predict_request("net", noise((4000, 12, 16))), timeout=30)
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for kind, values in (("float_val", [0.0]), ("string_val", [b"x" * 1000])):  # a bomb: one value for all elements
+        request = predict_request("net", np.array(values))
+        getattr(request.inputs["inputs"], kind)[:] = values
+        request.inputs["inputs"].dtype = 1 if kind == "float_val" else 7
+        request.inputs["inputs"].ClearField("tensor_content")
+        request.inputs["inputs"].tensor_shape.dim[0].size = 10**12
+        with pytest.raises(grpc.RpcError, match=r"not a whole tensor: (4,000,000,000,000 bytes|1 strings)"):
+            stub(server).Predict(request, timeout=30)
     request = predict_request("net", noise((1, 12, 16)))
     request.output_filter.append("no")
     with pytest.raises(grpc.RpcError, match="alias not found"):

@@ -20,7 +20,7 @@ from .test_serving import LABELS, colours, prepare, running
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[1]), c => c.charCodeAt(0));
 const data = new DataTransfer();
-data.items.add(new File([bytes], "dropped.png", {type: "image/png"}));
+for (const name of ["dropped.png", "another.png"]) data.items.add(new File([bytes], name, {type: "image/png"}));
 arguments[0].dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 """
 
@@ -61,9 +61,14 @@ def test_an_image_gets_its_labels(browser, tmp_path):
         content = base64.b64encode((tmp_path / "blue.png").read_bytes()).decode()
         browser.execute_script(DROP, browser.find_element(By.ID, "drop"), content)
         shown("blau")
+        shown("One image at a time: dropped.png is the first of 2.")
         assert browser.find_elements(By.TAG_NAME, "tr")[0].text.startswith("blau")
         picture = browser.find_element(By.ID, "image")
         WebDriverWait(browser, 20).until(lambda _: picture.get_property("naturalWidth") == 40)
         browser.save_screenshot(str(tmp_path / "page.png"))
+        browser.set_window_size(360, 800)  # a telephone: nothing sticks out
+        width, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+        assert width <= inner
+        browser.save_screenshot(str(tmp_path / "narrow.png"))
         errors = [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]]
         assert not errors, errors

@@ -191,7 +191,7 @@ def test_mix_probability():
 
 def test_erasing():
     images = ops.convert_to_tensor(np.tile(np.array([0.0, 200.0], "float32"), (400, 20, 10, 1)).reshape(400, 20, 20, 1))
-    erased = np.asarray(augment.erase(images, Random(0, np.arange(400)), 0.5)) == 100.0
+    erased = np.asarray(augment.erase(images, Random(0, np.arange(400)), 0.5, 99.0)) == 99.0
     share = erased.mean((1, 2, 3))
     assert 0.4 < (share > 0).mean() < 0.6
     assert share[share > 0].min() > 0.01

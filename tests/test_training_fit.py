@@ -154,6 +154,34 @@ def test_accumulation_is_the_larger_batch():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_targets_of_the_binary_loss():
+    """Each class that is mixed in is one, whatever its part; smoothing comes last, or the threshold would undo it."""
+    import tensorflow as tf
+
+    mixing = {"mixup": 1.0, "flip": False}
+    for settings, zero, one in (
+        (kr.training.recipe("deit3"), 0.0, 1.0),
+        (kr.training.recipe("resnet_strikes_back_a1"), 0.1 / 3, 0.9 + 0.1 / 3),
+        (Recipe(loss="binary", **mixing), None, None),
+    ):
+        step, batches = prepare(network(), settings.replace(batch_size=8, size=None, drop_path=0.0), data())
+        several = 0
+        for inputs, labels in batches.take(12):
+            # the gradient by the logits is (sigmoid(z) - t) / (N * classes): at z = 0 it gives the targets away
+            logits = tf.zeros((8, CLASSES))
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                loss = step.compute_loss(inputs, labels, logits)
+            targets = 0.5 - tape.gradient(loss, logits).numpy() * 8 * CLASSES
+            if zero is None:
+                several += ((targets > 0.01) & (targets < 0.99)).any()
+                np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-4)
+            else:
+                np.testing.assert_allclose(np.unique(np.round(targets, 3)), [zero, one], atol=1e-3)
+                several += ((targets > 0.5).sum(-1) == 2).any()
+        assert several > 3
+
+
 def test_orders():
     """Each epoch has all images once, in another order; the same from any step on."""
     from keras_residual.training.arrays import Arrays
@@ -215,6 +243,12 @@ def test_progressive_size():
     recipe = RECIPE.replace(epochs=4, growth=((0.0, 16), (0.5, 24)))
     fit(model, recipe, Sized(), **QUIET)
     assert Sized.asked == [(16, 0), (24, 4)]
+
+
+def test_a_network_of_another_size_is_told(tmp_path):
+    source = kr.data.load(data(), validation=0.0).train
+    with pytest.raises(ValueError, match=r"16 x 16.*takes \(8, 8, 3\).*replace\(size=8, growth=\(\)\)"):
+        fit(network(), RECIPE.replace(growth=((0.0, 8), (0.5, 16))), source, **QUIET)
 
 
 def test_the_step_compiles():
@@ -307,6 +341,15 @@ def test_bad_input_is_refused_before_the_first_step(case, jit):
     assert_same(before, weights(model))
 
 
+@pytest.mark.parametrize("change", [{"policy": "trivialaugment"}, {"color_jitter": 0.3}])
+def test_colours_are_changed_where_they_are_0_to_255(change):
+    """Solarising 0..1 at 128, or inverting it to 254..255, would be silently wrong."""
+    recipe = RECIPE.replace(epochs=1, **change)
+    with pytest.raises(ValueError, match=r"images of 0\.\.255.*preprocess=\(mean, std\)"):
+        fit(network(), recipe, (X / np.float32(255), Y), **QUIET)
+    fit(network(), recipe, (X[:16], Y[:16]), **QUIET)
+
+
 @pytest.mark.parametrize("validation", [(X, Y + 1), (X[:, :4], Y)])
 def test_validation_is_checked_too(validation):
     with pytest.raises(ValueError, match="validation images"):
@@ -366,25 +409,38 @@ class Cut(BaseException):
 
 
 class CutAt(keras.callbacks.Callback):
-    def __init__(self, step):
+    """After so many steps of this process, or `"epoch"`: between its first epoch and the next."""
+
+    def __init__(self, place):
         super().__init__()
-        self.left = step
+        self.place, self.done = place, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
+        self.done += 1
+        if self.done == self.place:
+            raise Cut
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.place == "epoch":
             raise Cut
 
 
-def outcome(folder, recipe, dtype, cuts=(), **options):
-    """Weights, history and all other state after a training that was cut off after so many steps, each time."""
+def outcome(folder, recipe, dtype=None, cuts=(), noise=1.0, images=data, **options):
+    """Weights, history and all other state after a training that was cut off at some places."""
     options = {"directory": folder, "deterministic": True, "progress": False, "save_steps": 4, **options}
     for cut in cuts:
+        model = network(dtype=dtype, noise=noise)
         with pytest.raises(Cut):
-            fit(network(dtype=dtype), recipe, data(), data(24, 1), callbacks=[CutAt(cut)], **options)
-    model = network(dtype=dtype)
-    history = fit(model, recipe, data(), data(24, 1), **options)
+            fit(model, recipe, images(), data(24, 1), callbacks=[CutAt(cut)], **options)
+    model = network(dtype=dtype, noise=noise)
+    history = fit(model, recipe, images(), data(24, 1), **options)
     return weights(model), history, Snapshot.read(max(folder.glob("step-*")))
+
+
+def assert_equal_outcomes(whole, pieces):
+    assert_same(whole[0], pieces[0])
+    assert whole[1] == pieces[1]
+    assert whole[2].digest() == pieces[2].digest()
 
 
 @pytest.mark.parametrize(
@@ -394,13 +450,47 @@ def test_resumed_is_bit_equal(case, tmp_path):
     """Cut in the first epoch before anything is saved, in the middle of an epoch, and right after one."""
     recipe, dtype = CASES[case]
     whole = outcome(tmp_path / "whole", recipe, dtype, patience=9)
-    pieces = outcome(tmp_path / "pieces", recipe, dtype, cuts=(3, 14, 7), patience=9)
-    assert_same(whole[0], pieces[0])
-    assert whole[1] == pieces[1]
-    assert whole[2].digest() == pieces[2].digest()
+    assert_equal_outcomes(whole, outcome(tmp_path / "pieces", recipe, dtype, cuts=(3, 14, 7), patience=9))
     again = network(dtype=dtype)  # what is finished is read, not trained
     fit(again, recipe, data(), data(24, 1), directory=tmp_path / "pieces", patience=9, progress=False, save_steps=4)
     assert_same(whole[0], weights(again))
+
+
+PLAIN = RECIPE.replace(schedule="constant", warmup=0, flip=False)
+# One thing at a time, beside what is always there: an order of its own in each epoch.
+FEATURES = {
+    "plain": {"recipe": PLAIN, "noise": 0.0},
+    "shuffled files": {"recipe": PLAIN, "noise": 0.0, "images": lambda: kr.data.load(data(), validation=0.0).train},
+    "dropout": {"recipe": PLAIN},
+    "augmentation": {
+        "recipe": RECIPE.replace(policy="randaugment", erasing=0.3, mixup=0.3, cutmix=1.0, crop="pad", padding=1),
+        "noise": 0.0,
+    },
+    "mixed precision": {"recipe": RECIPE, "dtype": "mixed_bfloat16"},
+    "averages": {"recipe": RECIPE.replace(ema=0.9)},
+    "plateau schedule": {"recipe": RECIPE.replace(schedule="plateau", patience=1, epochs=5)},
+    "early stopping": {"recipe": RECIPE.replace(learning_rate=1.0, epochs=20), "patience": 2, "monitor": "val_loss"},
+}
+KINDS = {"epoch": ("epoch",), "mid-epoch": (14,), "twice": (6, 15)}
+
+
+@pytest.fixture(scope="module", params=FEATURES)
+def feature(request, tmp_path_factory):
+    """A feature, and a training with it that nobody disturbs."""
+    options = FEATURES[request.param]
+    whole = outcome(tmp_path_factory.mktemp("whole"), **options)
+    if "patience" in options:
+        assert whole[1].epochs < options["recipe"].epochs
+    if options["recipe"].schedule == "plateau":
+        assert len(set(whole[1]["learning_rate"])) > 1
+    return options, whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_feature_resumes_bit_equal(feature, kind, tmp_path):
+    options, whole = feature
+    assert_equal_outcomes(whole, outcome(tmp_path, cuts=KINDS[kind], **options))
 
 
 def test_cut_while_it_validates(tmp_path):
@@ -421,15 +511,45 @@ def test_cut_while_it_validates(tmp_path):
     assert resumed.epochs == 2
 
 
-@pytest.mark.slow
-def test_early_stopping_resumes(tmp_path):
-    recipe = RECIPE.replace(learning_rate=1.0, epochs=20)
-    options = {"patience": 2, "monitor": "val_loss"}
-    whole = outcome(tmp_path / "whole", recipe, None, **options)
-    assert whole[1].epochs < 20
-    pieces = outcome(tmp_path / "pieces", recipe, None, cuts=(14, 6), **options)
-    assert_same(whole[0], pieces[0])
-    assert whole[1] == pieces[1]
+def test_the_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
+    """Killed after the best weights are written, before the checkpoint that knows of them; then one is damaged."""
+    from keras_residual.training.checkpoint import Checkpoints
+
+    save, files = Checkpoints.save, []
+
+    def cut(self, snapshot, kind="step"):
+        if kind == "step" and snapshot.state["step"] == 36:
+            self.close()
+            raise Cut
+        save(self, snapshot, kind)
+
+    recipe = RECIPE.replace(epochs=6, learning_rate=0.01)
+    options = {"directory": tmp_path, "monitor": "val_loss", "progress": False}
+    monkeypatch.setattr(Checkpoints, "save", cut)
+    with pytest.raises(Cut):
+        fit(network(), recipe, data(), data(24, 1), **options)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert (tmp_path / "best-0000000036.safetensors").exists(), "the fourth epoch was to be the best"
+    found = Checkpoints(tmp_path).load()
+    assert found.state["step"] == 27
+    assert found.best.state["step"] == found.state["best"]["step"] == 9 * (found.state["best"]["epoch"] + 1) <= 27
+
+    class Look(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            files.append(sorted(path.name for path in tmp_path.iterdir()))
+
+    model = network()
+    history = fit(model, recipe, data(), data(24, 1), callbacks=[Look()], **options)
+    assert "best-0000000036.safetensors" not in files[0]
+    last = Checkpoints(tmp_path).load()
+    assert last.state["best"]["epoch"] == history.best_epoch
+    assert_same(weights(model), [last.best.arrays[name] for name in sorted(last.best.arrays)])
+    path = tmp_path / f"best-{last.state['best']['step']:010d}.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.warns(RuntimeWarning, match="best weights until step 54 are lost"):
+        found = Checkpoints(tmp_path).load()
+    assert found.state["step"] == 54
+    assert found.best is found.state["best"]["value"] is None
 
 
 @pytest.fixture(scope="module")
@@ -526,6 +646,21 @@ def test_another_version_is_told(trained, monkeypatch):
 def test_two_checkpoints_are_kept(trained):
     assert [int(path.stem.split("-")[1]) for path in sorted(trained.glob("step-*"))] == [18, 27]
     assert not list(trained.glob(".*"))
+
+
+def test_what_a_killed_process_left_half_written_is_removed(trained, tmp_path):
+    """Else each kill while it writes would cost as much room as a checkpoint."""
+    from keras_residual.training.checkpoint import Checkpoints
+    from keras_residual.weights.files import written_whole
+
+    copied(trained, tmp_path)
+    with written_whole(tmp_path / "step-0000000036.safetensors") as part:
+        part.write_bytes(b"half")
+        left = tmp_path / part.name.replace(str(os.getpid()), "1")
+        left.write_bytes(b"half")
+    (tmp_path / "step-0000000036.safetensors").unlink()
+    assert Checkpoints(tmp_path).steps() == [27, 18]
+    assert not left.exists()
 
 
 CHILD = """

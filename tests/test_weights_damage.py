@@ -16,7 +16,7 @@ from keras_residual.weights import WeightsError, files
 
 from .test_weights import snapshot, state_of, tiny, unchanged
 
-CASES = int(os.environ.get("KR_DAMAGE", "42"))  # of each kind and format
+CASES = int(os.environ.get("KR_DAMAGE", "24"))  # of each kind and format
 
 
 def of_us(path, model):

@@ -82,7 +82,7 @@ def check(data: bytes, max_pixels: int = decoding.MAX_PIXELS) -> Record:
 def check_file(path: str, max_pixels: int = decoding.MAX_PIXELS) -> Record:
     """Checks one file. What is no regular file is never opened: a FIFO would wait for ever."""
     try:
-        data = _content(path)
+        data = content(path)
     except UnreadableError as error:
         return Record(str(error))
     except OSError as error:
@@ -223,7 +223,7 @@ def _stamp(path: str) -> list[int] | None:
     return [found.st_mtime_ns, found.st_size] if stat.S_ISREG(found.st_mode) else None
 
 
-def _content(path: str) -> bytes:
+def content(path: str) -> bytes:
     """The content of a regular file.
 
     Raises:

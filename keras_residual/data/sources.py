@@ -154,7 +154,11 @@ def _classes(folders: list[str], wanted: Sequence[str] | None, partial: bool, wh
     if len(names) < 2:
         raise ValueError(
             f"A folder of images has a folder for each class, and at least two of them. Received: {where!r} with "
-            + (f"the one folder {names[0]!r}. If its folders are the classes, give that one." if names else "none.")
+            + (
+                f"the one folder {names[0]!r}. If its folders are the classes, give that one."
+                if names
+                else "none. Put the images of each class into a folder of its own."
+            )
         )
     return tuple(names)
 
@@ -342,7 +346,9 @@ def _names(given: Sequence[Any], file: str) -> list[str]:
 def _csv(file: str) -> dict[str, list[Any]]:
     try:
         with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            rows = list(csv.reader(lines))
+            first = lines.readline()  # spreadsheets write semicolons in half of the world
+            lines.seek(0)
+            rows = list(csv.reader(lines, delimiter=next((d for d in ",;\t" if d in first), ",")))
     except csv.Error as error:
         raise ValueError(f"{shown(file)!r} is not a CSV table: {error}.") from None
     if not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ def convert(
     network = fold_batch_norm(model) if fold else model
     if path.suffix == ".tflite":
         network = _with_fusable_gelu(network)
-    served = graph.serve(network, None, None, True, 1, 0)
+    served = graph.serve(network, None, None, True, 1, 0, native=False)
     name = "probabilities" if served.activation else "outputs"
     spec = served.signatures["serving_default"].input_signature[0]
     answer: Any = served.signatures["serving_default"]
@@ -85,9 +86,9 @@ def convert(
                     "representative samples only. Give more of them, as the network sees them in use.",
                     stacklevel=2,
                 )
-        for file in sorted(Path(folder).glob(f"{path.stem}.*")):  # the weights first
-            with written_whole(path.with_suffix(file.suffix)) as place:
-                place.write_bytes(file.read_bytes())
+        with contextlib.ExitStack() as whole:  # OpenVINO's two files: both are written before one takes its place
+            for file in sorted(Path(folder).glob(f"{path.stem}.*")):
+                shutil.copyfile(file, whole.enter_context(written_whole(path.with_suffix(file.suffix))))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_residual import layers
 from keras_residual.exporting import images
+from keras_residual.exporting.fusing import fusable
 
 __all__ = ["Served", "quiet", "serve"]
 
@@ -48,6 +47,7 @@ def serve(
     freeze: bool,
     top_k: int,
     max_pixels: int,
+    native: bool = True,
 ) -> Served:
     """Traces a model's signatures.
 
@@ -58,13 +58,14 @@ def serve(
         freeze: Whether weights become constants.
         top_k: How many classes `classes`, `scores` and `labels` have.
         max_pixels: The largest image that is decoded.
+        native: Whether layers take forms that TensorFlow alone looks for; see `keras_residual.exporting.fusing`.
     """
     features, last = _features(model), _last_activation(model)
     activation, count = "", model.outputs[0].shape[-1] or 0
     if len(model.outputs[0].shape) == 2:
         activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
     outputs = [model.outputs[0]] if features is None else [model.outputs[0], features]
-    whole, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze)
+    whole, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze, native)
 
     def core(x: Any) -> list[Any]:
         """An empty batch fails in oneDNN's fused convolutions: it goes through as one row, which is cut off again."""
@@ -146,7 +147,7 @@ def serve(
     return Served(root, signatures, activation, freeze)
 
 
-def _core(model: keras.Model, freeze: bool) -> tuple[Callable[[Any], Any], list[Any]]:
+def _core(model: keras.Model, freeze: bool, native: bool) -> tuple[Callable[[Any], Any], list[Any]]:
     """The network as one function of all signatures, and the variables that belong to it."""
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
 
@@ -154,7 +155,7 @@ def _core(model: keras.Model, freeze: bool) -> tuple[Callable[[Any], Any], list[
         return model(x, training=False)
 
     network: Any = tf.function(call, input_signature=[spec], autograph=False)
-    with _matrix_products(model):
+    with fusable(model, native):
         concrete = network.get_concrete_function()
     if not freeze:
         # The variables themselves: tracking the model would store its optimizer, and each weight twice (keras #23553).
@@ -162,33 +163,6 @@ def _core(model: keras.Model, freeze: bool) -> tuple[Callable[[Any], Any], list[
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     return convert_variables_to_constants_v2(concrete), []
-
-
-@contextlib.contextmanager
-def _matrix_products(model: keras.Model) -> Iterator[None]:
-    """Meanwhile, dense layers on sequences and maps are traced as one product of two matrices and the bias.
-
-    That is what TensorFlow fuses, and whose constant weights oneDNN lays out for the processor once. Keras' way has a
-    reshape between product and bias, where neither happens: one image through a ViT-S takes half as long again.
-    """
-    kinds = (keras.layers.Dense, layers.PointwiseDense)  # exactly these: a subclass may do anything
-    dense = [layer for layer in model._flatten_layers() if type(layer) in kinds]
-    dense = [layer for layer in dense if layer.quantization_mode is None and not getattr(layer, "lora_enabled", False)]
-
-    def product(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-        y = keras.ops.matmul(keras.ops.reshape(inputs, (-1, inputs.shape[-1])), layer.kernel)
-        if layer.bias is not None:
-            y = tf.nn.bias_add(y, keras.ops.convert_to_tensor(layer.bias))
-        y = keras.ops.reshape(y, (*keras.ops.shape(inputs)[:-1], layer.units))
-        return y if layer.activation is None else layer.activation(y)
-
-    try:
-        for layer in dense:
-            layer.call = functools.partial(product, layer)
-        yield
-    finally:
-        for layer in dense:
-            layer.__dict__.pop("call", None)  # the class's again
 
 
 _PASSED = (

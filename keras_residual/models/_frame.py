@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,12 @@ class Frame:
             raise ValueError(
                 f"{self.name} has position embeddings of a fixed grid, so its input size must be known. Received: "
                 f"input_shape={tuple(shape)}. Give the size, for example {default}; any multiple of the patch works."
+            )
+        if len(shape) == 2 and shape[0] == shape[1]:
+            warnings.warn(
+                f"{self.name}: input_shape={shape} is a signal of {shape[0]} steps with {shape[1]} channels. An image "
+                f"has three numbers, for example {(*shape, default[-1])}.",
+                stacklevel=6,
             )
         return tuple(None if size is None else int(size) for size in shape)
 

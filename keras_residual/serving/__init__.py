@@ -17,7 +17,7 @@ __all__ = ["Server", "serve"]
 
 
 class Server:
-    """REST and gRPC on the models of a directory.
+    """REST and gRPC on the models of a directory. A SavedModel is a program: serve only what you trust.
 
     Args:
         directory: A model's directory, as `keras_residual.export` writes it, or one that holds several of them.

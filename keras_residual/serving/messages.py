@@ -11,21 +11,22 @@ from grpc import StatusCode
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, get_model_status_pb2
 
-from keras_residual.serving.models import Model, ServingError, Version, input_specs
+from keras_residual.serving.models import Model, Models, ServingError, Version, input_specs
 
 __all__ = ["classification", "metadata", "status"]
 
 
-def status(model: Model, number: int | None) -> Any:
+def status(models: Models, name: str, number: int | None) -> Any:
     """A `GetModelStatusResponse` of a model's versions, or of one of them.
 
     Raises:
-        ServingError: If there is no such version.
+        ServingError: If there is no such model or version.
     """
-    versions = [v for v in model.all() if number in (None, v.number)]
+    model = models.models.get(name)
+    versions = [] if model is None else [v for v in model.all() if number in (None, v.number)]
     if not versions:
-        what = f"model {model.name}" if number is None else f"version {number} of model {model.name}"
-        raise ServingError(StatusCode.NOT_FOUND, f"Could not find {what}")
+        what = "any versions" if number is None else f"version {number}"
+        raise ServingError(StatusCode.NOT_FOUND, f"Could not find {what} of model {name}")
     response = get_model_status_pb2.GetModelStatusResponse()
     for version in versions:
         entry = response.model_version_status.add(version=version.number, state=int(version.state))

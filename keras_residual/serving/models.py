@@ -232,7 +232,8 @@ def versions_in(path: Path) -> dict[int, Path]:
     """Version number -> directory, of those that hold a SavedModel."""
     if not path.is_dir():
         return {}
-    return {int(p.name): p for p in path.iterdir() if p.name.isdecimal() and (p / "saved_model.pb").is_file()}
+    numbers = {int(p.name): p for p in path.iterdir() if p.name.isdecimal() and (p / "saved_model.pb").is_file()}
+    return {number: p for number, p in numbers.items() if number < 2**63}  # an int64 in the messages
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import re
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,6 +24,7 @@ from keras_residual.serving.models import Models, ServingError, input_specs
 
 __all__ = ["application"]
 
+LOG = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
 # TensorFlow Serving's answers to a graph's and a request's faults
 STATUS = {
@@ -65,6 +67,9 @@ def application(models: Models, pool: Executor, max_bytes: int, seconds: float) 
             return JSONResponse({"error": f"The request took longer than {seconds:g} s"}, 504)
         except ClientDisconnect:
             return Response(status_code=499)
+        except Exception as error:  # a fault of the server or the model: its sender hears of it, the server stays up
+            LOG.exception("%s %s", request.method, request.scope["path"])
+            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
 
     async def page(request: Request) -> Response:
         known = {}
@@ -111,20 +116,25 @@ def _answer(models: Models, method: str, path: str, body: bytes) -> Response:
         content = _ask(models, found, body)
     elif method == "GET" and (found := LOOK.fullmatch(path)):
         content = _look(models, found)
+    elif method == "GET" and path.lower() == "/v1/models":
+        raise ServingError(StatusCode.INVALID_ARGUMENT, "Missing model name in request.")
     else:
         raise ServingError(StatusCode.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
     return Response(content, media_type="application/json")
 
 
-def _place(models: Models, found: re.Match[str]) -> tuple[Any, int | None]:
+def _place(found: re.Match[str]) -> tuple[str, int | None]:
     if found["label"]:
-        raise ServingError(StatusCode.NOT_FOUND, f'Unrecognized servable version label: "{found["label"]}"')
+        label = unquote(found["label"])
+        raise ServingError(StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
+    if int(found["version"] or 0) >= 2**63:
+        raise ServingError(StatusCode.INVALID_ARGUMENT, f"Failed to convert version: {found['version']} to numeric.")
     # Version 0 is how OpenVINO's client writes "the newest"; exports are numbered from 1.
-    return models[unquote(found["name"])], int(found["version"] or 0) or None
+    return unquote(found["name"]), int(found["version"] or 0) or None
 
 
 def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
-    model, number = _place(models, found)
+    name, number = _place(found)
     verb = found["verb"].lower()
     if verb == "regress":
         raise ServingError(StatusCode.INVALID_ARGUMENT, "Expected a regression signature; there is none.")
@@ -132,21 +142,22 @@ def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
     signature = request.get("signature_name", "")
     if not isinstance(signature, str):
         raise ServingError(StatusCode.INVALID_ARGUMENT, "'signature_name' must be a string")
-    with model.hold(number) as version:
+    with models[name].hold(number) as version:
         if verb == "classify":
             result = messages.classification(version, signature, tensors.examples(request))
             rows = [[[c.label, c.score] for c in row.classes] for row in result.classifications]
-            return json.dumps({"result": rows}, ensure_ascii=False).encode()
+            # The manual of TensorFlow Serving says "result"; its server, and the manual's example, "results".
+            return json.dumps({"results": rows}, ensure_ascii=False).encode()
         inputs = tensors.arrays(request, input_specs(version.signature(signature)))
         return tensors.answer(version.run(signature, inputs), by_row="instances" in request)
 
 
 def _look(models: Models, found: re.Match[str]) -> bytes:
-    model, number = _place(models, found)
+    name, number = _place(found)
     options: Any = {"always_print_fields_with_no_presence": True, "preserving_proto_field_name": True}
     if not found["metadata"]:
-        return json_format.MessageToJson(messages.status(model, number), **options).encode()
-    with model.hold(number) as version:
-        spec, signatures = messages.metadata(model, version).model_spec, messages.signatures(version)
+        return json_format.MessageToJson(messages.status(models, name, number), **options).encode()
+    with models[name].hold(number) as version:
+        spec, signatures = messages.metadata(models[name], version).model_spec, messages.signatures(version)
     parts = (json_format.MessageToJson(message, **options) for message in (spec, signatures))
     return '{{\n"model_spec": {},\n"metadata": {{"signature_def": {}}}\n}}\n'.format(*parts).encode()

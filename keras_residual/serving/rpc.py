@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def server(models: Models, pool: ThreadPoolExecutor, max_bytes: int) -> grpc.Ser
     options = [("grpc.max_receive_message_length", max_bytes), ("grpc.max_send_message_length", -1)]
     # A port that is taken is an error, not shared.
     made = grpc.server(pool, options=[*options, ("grpc.so_reuseport", 0)])
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(models), made)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Prediction(models, max_bytes), made)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(models), made)
     return made
 
@@ -50,15 +51,32 @@ def _told(method: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
+def _check(tensor: Any, max_bytes: int) -> None:
+    """A message of a few bytes may stand for a tensor of any size, filled with its last value.
+
+    Raises:
+        ValueError: If it is larger than a message may be.
+    """
+    sizes, dtype = [dim.size for dim in tensor.tensor_shape.dim], tf.as_dtype(tensor.dtype)
+    count = math.prod(sizes)
+    if min(sizes, default=0) < 0 or tensor.tensor_shape.unknown_rank:
+        raise ValueError(f"its shape is {sizes}")
+    if dtype == tf.string and len(tensor.string_val) != count:
+        raise ValueError(f"{len(tensor.string_val)} strings for the shape {sizes}")
+    if count * dtype.size > max_bytes:
+        raise ValueError(f"{count * dtype.size:,} bytes; the largest that is taken has {max_bytes:,}")
+
+
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, max_bytes: int) -> None:
+        self.models, self.max_bytes = models, max_bytes
 
     @_told
     def Predict(self, request: Any) -> Any:
         inputs = {}
         for name, tensor in request.inputs.items():
             try:
+                _check(tensor, self.max_bytes)
                 inputs[name] = tf.make_ndarray(tensor)
             except (TypeError, ValueError) as error:
                 raise ServingError(
@@ -118,7 +136,7 @@ class _Model(model_service_pb2_grpc.ModelServiceServicer):
 
     @_told
     def GetModelStatus(self, request: Any) -> Any:
-        return messages.status(self.models[request.model_spec.name], _number(request.model_spec))
+        return messages.status(self.models, request.model_spec.name, _number(request.model_spec))
 
     @_told
     def HandleReloadConfigRequest(self, request: Any) -> Any:
@@ -127,7 +145,9 @@ class _Model(model_service_pb2_grpc.ModelServiceServicer):
 
 def _number(spec: Any) -> int | None:
     if spec.WhichOneof("version_choice") == "version_label":
-        raise ServingError(grpc.StatusCode.NOT_FOUND, f'Unrecognized servable version label: "{spec.version_label}"')
+        raise ServingError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
+        )
     return spec.version.value or None
 
 
@@ -140,6 +160,7 @@ def _held(models: Models, spec: Any) -> Iterator[Version]:
 
 
 def _spec(request: Any, version: Version) -> Any:
-    spec = type(request.model_spec)(name=request.model_spec.name, signature_name=request.model_spec.signature_name)
+    signature = request.model_spec.signature_name or "serving_default"
+    spec = type(request.model_spec)(name=request.model_spec.name, signature_name=signature)
     spec.version.value = version.number
     return spec

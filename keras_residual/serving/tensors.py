@@ -49,7 +49,14 @@ def arrays(request: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, An
     only = next(iter(specs)) if len(specs) == 1 else ""
     if "inputs" in request:
         given = request["inputs"]
-        columns = given if _is_named(given) else {only: given}
+        if _is_named(given):  # what else is in it is ignored, as by TensorFlow Serving
+            if missing := [name for name in specs if name not in given]:
+                raise ServingError(
+                    StatusCode.INVALID_ARGUMENT, f"Missing named input: {', '.join(missing)} in 'inputs' object"
+                )
+            columns = {name: given[name] for name in specs}
+        else:
+            columns = {only: given}
     else:
         rows = request["instances"]
         if not isinstance(rows, list) or not rows:
@@ -103,7 +110,8 @@ def _bytes(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
-        return base64.b64decode(value["b64"], validate=True)
+        text = "".join(value["b64"].split())  # white space and missing padding are taken, as by TensorFlow Serving
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     raise ValueError('a value is neither text nor {"b64": "..."}')
 
 
@@ -158,13 +166,13 @@ def _example(row: Mapping[str, Any]) -> tf.train.Example:
     features = {}
     for name, value in row.items():
         values = value if isinstance(value, list) else [value]
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in values):
-            features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-        elif all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in values):
-            features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        else:
-            try:
+        try:
+            if all(isinstance(item, int) for item in values):  # true and false are 1 and 0
+                features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=map(int, values)))
+            elif all(isinstance(item, float) for item in values):  # TensorFlow Serving takes no 1 among them, but 1.0
+                features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+            else:
                 features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=_bytes(values)))
-            except (ValueError, TypeError) as error:
-                raise ServingError(StatusCode.INVALID_ARGUMENT, f'feature "{name}": {error}') from None
+        except (ValueError, TypeError) as error:
+            raise ServingError(StatusCode.INVALID_ARGUMENT, f'feature "{name}": {error}') from None
     return tf.train.Example(features=tf.train.Features(feature=features))

@@ -300,8 +300,8 @@ def affine(images: Images, matrix: tuple[Any, ...], fill: Any) -> Images:
     return ops.reshape(result, (-1, height, width, channels)) + fill
 
 
-def erase(images: Images, random: Random, probability: float) -> Images:
-    """Random erasing (Zhong et al. 2020) to the images' own mean: 2 to 33 % of the area, sides 0.3 to 3.3."""
+def erase(images: Images, random: Random, probability: float, fill: Any) -> Images:
+    """Random erasing (Zhong et al. 2020) to one colour: 2 to 33 % of the area, sides 0.3 to 3.3."""
     height, width = images.shape[1:3]
     area = (0.02 + 0.31 * random.uniform("erased area")) * height * width
     ratio = ops.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * random.uniform("erased ratio"))
@@ -313,7 +313,7 @@ def erase(images: Images, random: Random, probability: float) -> Images:
     inside = ((rows >= top) & (rows < top + tall[:, None]))[:, :, None]
     inside = inside & ((columns >= left) & (columns < left + wide[:, None]))[:, None, :]
     chosen = ops.reshape(random.uniform("erased") < probability, (-1, 1, 1, 1))
-    return ops.where(chosen & inside[..., None], ops.mean(images, (1, 2), keepdims=True), images)
+    return ops.where(chosen & inside[..., None], fill, images)
 
 
 # --------------------------------------------------------------------------------------------------------- policies
@@ -414,7 +414,7 @@ def augment(recipe: Recipe, images: Images, random: Random, fill: Any = 128.0) -
         recipe: What is done.
         images: `(N, H, W, C)` of 0..255; of any range and rank if the recipe only mixes.
         random: Of the seed and the images' positions.
-        fill: What comes into the picture from outside: a number, or one a channel.
+        fill: What comes into the picture from outside, and what is erased: a number, or one a channel.
 
     Returns:
         Images of the same shape, float32.
@@ -442,7 +442,7 @@ def augment(recipe: Recipe, images: Images, random: Random, fill: Any = 128.0) -
         for name, change in (("brightness", brightness), ("contrast", contrast), ("color", color)):
             x = change(x, 1 + recipe.color_jitter * (2 * random.uniform("jitter " + name) - 1))
     if recipe.erasing:
-        x = erase(x, random, recipe.erasing)
+        x = erase(x, random, recipe.erasing, fill)
     return mix(recipe, x, random)
 
 

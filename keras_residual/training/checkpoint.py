@@ -18,12 +18,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual.weights.files import written_whole
+from keras_residual.weights.files import remove_parts, written_whole
 
 __all__ = ["CheckpointError", "Checkpoints", "ResumeError", "Snapshot"]
 
 _FORM = "keras_residual checkpoint 1"
-_NAME = re.compile(r"step-(\d+)\.safetensors")
+_NAME = re.compile(r"(step|best)-(\d+)\.safetensors")
 
 
 class CheckpointError(OSError):
@@ -41,10 +41,12 @@ class Snapshot:
     Attributes:
         arrays: Copies of all variables, by `kind/number/path`.
         state: The rest: step, history, early stopping. JSON keeps floats exactly.
+        best: The weights of the best epoch so far, which lie in a file of their own.
     """
 
     arrays: dict[str, np.ndarray[Any, Any]]
     state: dict[str, Any]
+    best: Snapshot | None = None
 
     @classmethod
     def take(cls, variables: dict[str, Any], state: dict[str, Any]) -> Snapshot:
@@ -87,17 +89,14 @@ class Snapshot:
         """
         from safetensors.numpy import save_file
 
-        metadata = {"form": _FORM, "state": json.dumps(self.state, sort_keys=True), "sha256": self.digest()}
+        metadata = {"form": _FORM, "state": json.dumps(self.state), "sha256": self.digest()}
         try:
             with written_whole(path) as part:
                 save_file(self.arrays, part, metadata)
-        except Exception as error:  # safetensors reports a full disk by an exception of its own
-            if isinstance(error, OSError) or "I/O" in str(error) or "os error" in str(error):
-                raise CheckpointError(
-                    f"The checkpoint {str(path)!r} could not be written: {error}. Earlier ones are as they were: make "
-                    "room and start the same training again, and it goes on from the last."
-                ) from error
-            raise
+        except OSError as error:
+            raise CheckpointError(
+                f"{error} Make room and start the same training again: it goes on from the last checkpoint."
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Snapshot:
@@ -137,17 +136,16 @@ class Checkpoints:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.glob(".*.part"):  # of a run that was killed while writing
-                part.unlink()
+            remove_parts(folder)
         except OSError as error:
             raise CheckpointError(f"The directory {str(folder)!r} cannot be written to: {error}.") from error
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: list[concurrent.futures.Future[None]] = []
 
-    def steps(self) -> list[int]:
-        """Steps there are files of, the last first."""
+    def steps(self, kind: str = "step") -> list[int]:
+        """Steps there are files of, the last first; of kind `"best"`, those of the best epochs' weights."""
         found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        return sorted((int(match[2]) for match in found if match and match[1] == kind), reverse=True)
 
     def load(self, among: set[int] | None = None) -> Snapshot | None:
         """The last whole checkpoint, or `None`; of each damaged one there is a warning."""
@@ -155,24 +153,40 @@ class Checkpoints:
             if among is not None and step not in among:
                 continue
             try:
-                return Snapshot.read(self._path(step))
+                return self._with_best(Snapshot.read(self._path(step)))
             except ValueError as error:
                 warnings.warn(f"{error} The one before it is used instead.", RuntimeWarning, stacklevel=3)
         return None
 
-    def save(self, snapshot: Snapshot, name: str | None = None) -> None:
-        """Writes a snapshot, in the background; under its step, or under a name that is then replaced.
+    def _with_best(self, snapshot: Snapshot) -> Snapshot:
+        best = snapshot.state.get("best", {})
+        if best.get("step") is None:
+            return snapshot
+        try:
+            return dataclasses.replace(snapshot, best=Snapshot.read(self._path(best["step"], "best")))
+        except ValueError as error:
+            words = (
+                f"{error} The best weights until step {snapshot.state['step']:,} are lost: later ones are chosen from."
+            )
+            warnings.warn(words, RuntimeWarning, stacklevel=4)
+            lost = {**best, "value": None, "epoch": None, "step": None}
+            return dataclasses.replace(snapshot, state={**snapshot.state, "best": lost})
+
+    def save(self, snapshot: Snapshot, kind: str = "step") -> None:
+        """Writes a snapshot, in the background; the best epoch's weights before the checkpoint that refers to them.
 
         Raises:
             CheckpointError: If an earlier one could not be written.
         """
         self.raise_errors()
-        self._pending.append(self._worker.submit(self._write, snapshot, name))
+        self._pending.append(self._worker.submit(self._write, snapshot, kind))
 
-    def _write(self, snapshot: Snapshot, name: str | None) -> None:
-        snapshot.write(self.folder / name if name else self._path(snapshot.state["step"]))
-        for step in self.steps()[2:]:
-            self._path(step).unlink(missing_ok=True)
+    def _write(self, snapshot: Snapshot, kind: str) -> None:
+        snapshot.write(self._path(snapshot.state["step"], kind))
+        if kind == "step":  # by now the last two of each are what the last two checkpoints need
+            for each in ("step", "best"):
+                for step in self.steps(each)[2:]:
+                    self._path(step, each).unlink(missing_ok=True)
 
     def raise_errors(self, wait: bool = False) -> None:
         """Raises what went wrong in the background; with `wait` after all is written."""
@@ -187,10 +201,12 @@ class Checkpoints:
         """Whether something is being written."""
         return any(not future.done() for future in self._pending)
 
-    def clear(self) -> None:
-        """Removes all checkpoints."""
-        for path in [*self.folder.glob("step-*.safetensors"), self.folder / "best.safetensors"]:
-            path.unlink(missing_ok=True)
+    def clear(self, after: int = -1) -> None:
+        """Removes all checkpoints, or those of later steps."""
+        for kind in ("step", "best"):
+            for step in self.steps(kind):
+                if step > after:
+                    self._path(step, kind).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -210,8 +226,8 @@ class Checkpoints:
             raise
         self.close()
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:010d}.safetensors"
+    def _path(self, step: int, kind: str = "step") -> Path:
+        return self.folder / f"{kind}-{step:010d}.safetensors"
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "") -> list[str]:
@@ -222,5 +238,11 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "") 
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{where}{key}.")
         elif a != b:
-            found.append(f"{where}{key}: {a!r} then, {b!r} now")
+            found.append(f"{where}{key}: {_short(a)} then, {_short(b)} now")
     return found
+
+
+def _short(value: Any, most: int = 80) -> str:
+    """The value as Python writes it; of a thousand classes' names, the first."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import itertools
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_residual.training import distributed
-from keras_residual.training.arrays import Arrays, read, views
+from keras_residual.training.arrays import Arrays
 from keras_residual.training.board import Board
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
-from keras_residual.training.inputs import check_batch, check_images, check_labels, layers_of
 from keras_residual.training.loop import Keeper, Progress, signals
-from keras_residual.training.optimizers import Schedule, layer_rates, optimizer
-from keras_residual.training.recipes import Recipe, recipe
-from keras_residual.training.step import Normalize, Step, logits_of
-from keras_residual.weights import Preprocess, Weights
+from keras_residual.training.recipes import Recipe
+from keras_residual.training.run import Run
+from keras_residual.training.step import Step
 
 __all__ = ["History", "fit", "prepare"]
-
-IMAGENET: Normalize = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class History(dict[str, list[float]]):
@@ -39,8 +31,8 @@ class History(dict[str, list[float]]):
         epochs: Epochs trained.
         best_epoch: The epoch, from 0 on, whose weights the network has; `None` for the last.
         decision: Where and how it ran.
-        compile_seconds: Duration of the first call; `None` if nothing was left to train.
-        images_per_second: Training images a second, without compilation and validation.
+        compile_seconds: Duration of the first call of each phase; `None` if nothing was left to train.
+        images_per_second: Training images a second, without compilation and validation; of the last phase.
         save_seconds: What each checkpoint held up the training.
     """
 
@@ -128,7 +120,7 @@ def fit(
         NonFiniteError: If the loss or a weight becomes NaN or infinite; the last good weights are put back.
         CheckpointError: If a checkpoint cannot be written.
     """
-    run = _Run(model, recipe, train, validation, epochs, batch_size, seed, preprocess, classes, class_weight)
+    run = Run(model, recipe, train, validation, epochs, batch_size, seed, preprocess, classes, class_weight)
     if keep not in ("best", "last"):
         raise ValueError(f"keep is 'best' or 'last'. Received: {keep!r}.")
     if monitor not in ("val_accuracy", "val_loss", "accuracy", "loss"):
@@ -212,310 +204,11 @@ def prepare(
 
     `compiled_hlo(step, next(iter(batches)))` shows what XLA makes of it.
     """
-    run = _Run(model, recipe, train, None, seed=seed, **options)
+    run = Run(model, recipe, train, None, seed=seed, **options)
     decision = decide(run.network, jit, steps_per_execution)
     run.make_step()
     run.compile(run.phases()[-1], decision)
     return run.step, run.batches(0, run.recipe.image_size(0, run.recipe.epochs))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Phase:
-    """Epochs with the same trained layers, optimiser and image size."""
-
-    first: int
-    last: int
-    size: int | None
-    head: bool
-    begun: int  # the first epoch of this optimiser
-    ended: int
-
-
-class _Run:
-    """One training: what it is of, and its parts."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        settings: Recipe | str,
-        train: Any,
-        validation: Any = None,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        seed: int = 0,
-        preprocess: Any = "auto",
-        classes: int | None = None,
-        class_weight: Sequence[float] | None = None,
-    ) -> None:
-        if not isinstance(model, keras.Model):
-            raise TypeError(f"fit trains a keras.Model. Received: {type(model).__name__}.")
-        if not 0 <= seed < 1 << 32:
-            raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
-        settings = recipe(settings) if isinstance(settings, str) else settings
-        changes = {"epochs": epochs, "batch_size": batch_size}
-        self.recipe = settings.replace(**{key: value for key, value in changes.items() if value is not None})
-        self.model, self.seed = model, seed
-        self.network = logits_of(model)
-        outputs = int(self.network.output_shape[-1])
-        self.train_data = read(train, "training images")
-        self.validation = None if validation is None else read(validation, "validation images")
-        self.batch = self.recipe.batch_size
-        check_labels(self.train_data.labels, outputs, "training images", classes)
-        if self.validation is not None:
-            check_labels(self.validation.labels, outputs, "validation images", classes, whole=False)
-        self.preprocess, self.normalize = _normalization(preprocess, self.train_data, model)
-        shape = tuple(model.input_shape[1:])
-        for data, what in ((self.train_data, "training images"), (self.validation, "validation images")):
-            if isinstance(data, Arrays):
-                if len(data.images) != len(data.labels):
-                    raise ValueError(
-                        f"{what}: each has one label. Received: {len(data.images)} images, {len(data.labels)} labels."
-                    )
-                check_images(_sample(data.images), shape, self.normalize is not None, what)
-        check_batch(model, self.recipe, self.batch, max(_strategy_replicas(model), distributed.replicas()))
-        self.steps = self.train_data.steps_per_epoch(self.batch)
-        if len(shape) != 3 and (self.recipe.cutmix or self.recipe.policy or self.recipe.erasing):
-            raise ValueError(
-                f"CutMix, policies and erasing are for images. Received: recipe {self.recipe.name!r} for inputs of "
-                f"shape {shape}. Replace them: recipe.replace(cutmix=0.0, policy=None, erasing=0.0)."
-            )
-        if class_weight is not None and len(class_weight) != outputs:
-            raise ValueError(f"class_weight has a number for each of {outputs} classes. Received: {len(class_weight)}.")
-        self.class_weight = None if class_weight is None else tuple(map(float, class_weight))
-        self._wanted = {id(layer): layer.trainable for layer in layers_of(self.network)}
-        rates = [layer.rate for layer in model.layers if layer.name.endswith(".drop_path")]
-        if self.recipe.drop_path and max(rates, default=0.0) != self.recipe.drop_path:
-            warnings.warn(
-                f"Recipe {self.recipe.name!r} has drop_path={self.recipe.drop_path}, {model.name!r} was built with "
-                f"{max(rates, default=0.0)}: the network decides. Build it with drop_path={self.recipe.drop_path}.",
-                stacklevel=4,
-            )
-
-    # ------------------------------------------------------------------------------------------------------ what
-
-    def about(self, fingerprint: str | None) -> dict[str, Any]:
-        """What makes it this training and no other."""
-        from keras_residual import __version__
-
-        weights = [f"{layer.name}/{v.name}{tuple(v.shape)}" for layer in self.model.layers for v in layer.weights]
-        return {
-            "data": fingerprint or _fingerprint(self.train_data),
-            "classes": int(self.network.output_shape[-1]),
-            "images": len(self.train_data),
-            "seed": self.seed,
-            "architecture": f"{self.model.name} {hashlib.sha256(repr(weights).encode()).hexdigest()[:12]}",
-            "recipe": self.recipe.to_dict(),
-            "preprocess": None if self.normalize is None else [list(values) for values in self.normalize],
-            "class_weight": None if self.class_weight is None else list(self.class_weight),
-            "backend": keras.backend.backend(),
-            "version": __version__,
-        }
-
-    def phases(self) -> list[_Phase]:
-        """The training, cut where the optimiser or the image size changes."""
-        epochs, head = self.recipe.epochs, self.recipe.head_epochs
-        sizes = [self.recipe.image_size(epoch, epochs) for epoch in range(epochs)]
-        cuts = sorted({0, head, epochs, *(e for e in range(1, epochs) if sizes[e] != sizes[e - 1])})
-        return [
-            _Phase(a, b, sizes[a], a < head, 0 if a < head else head, head if a < head else epochs)
-            for a, b in itertools.pairwise(cuts)
-        ]
-
-    def make_step(self) -> None:
-        """Makes the network in training, and its random generators a function of the seed."""
-        with _scope(self.model):
-            self.step = Step(self.network, self.recipe, self.seed, self.normalize, self.class_weight)
-        generators = [v for v in self.step.variables if v.path.endswith("seed_generator_state")]
-        for number, variable in enumerate(generators):
-            state = np.random.SeedSequence((self.seed, number)).generate_state(1)[0] >> 1
-            variable.assign(np.array([state, 0]).astype(variable.dtype))
-
-    def variables(self) -> dict[str, Any]:
-        """Everything that changes in training, by a name that is the same in each run."""
-        step = self.step
-        kinds = {"metrics": step.metrics_variables, "optimizer": step.optimizer.variables}
-        known = {id(v) for values in kinds.values() for v in values}
-        kinds["model"] = [v for v in step.variables if id(v) not in known]
-        return {f"{kind}/{i:05d}": v for kind, values in kinds.items() for i, v in enumerate(values)}
-
-    def evaluated(self) -> dict[str, Any]:
-        """The weights of the network that is evaluated: the averages, where there are some."""
-        return {f"weight/{i:05d}": v for i, v in enumerate((self.step.averaged or self.network).weights)}
-
-    # ------------------------------------------------------------------------------------------------------- how
-
-    @contextlib.contextmanager
-    def as_trained(self) -> Iterator[None]:
-        """Which layers are trained is the recipe's business here, and the user's again afterwards."""
-        layers = [*layers_of(self.model), self.model]
-        before = [(layer, layer.trainable) for layer in layers]
-        norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-        synchronized = [layer.synchronized for layer in norms]
-        for layer in norms:
-            layer.synchronized = _strategy_replicas(self.model) > 1 or layer.synchronized
-        try:
-            yield
-        finally:
-            for layer, value in zip(norms, synchronized, strict=True):
-                layer.synchronized = value
-            for layer, value in reversed(before):  # the model sets all of its layers, so that they come after it
-                layer.trainable = value
-
-    def compile(self, phase: _Phase, decision: Decision) -> None:
-        """Chooses the trained layers of a phase and compiles anew, as Keras needs it then."""
-        frozen = self.recipe.batch_norm == "frozen"
-        head = set(map(id, head_layers(self.network)))
-        weighted = [layer for layer in layers_of(self.network) if layer.weights and not hasattr(layer, "layers")]
-        trainable = {id(layer): layer.trainable for layer in weighted}
-        for layer in weighted:
-            if phase.head and id(layer) not in head:
-                layer.trainable = False
-            elif self._wanted.setdefault(id(layer), trainable[id(layer)]):
-                layer.trainable = not (frozen and isinstance(layer, keras.layers.BatchNormalization))
-        epochs = phase.ended - phase.begun
-        peak = self.recipe.rate(self.batch)
-        if phase.head and self.recipe.head_rate is not None:
-            peak = self.recipe.head_rate
-        schedule = Schedule(peak, epochs * self.steps, self.recipe, self.steps)
-        rates = layer_rates(self.network, self.recipe.layer_decay) if self.recipe.layer_decay != 1 else None
-        with _scope(self.model):
-            self.step.compile(
-                optimizer(self.recipe, schedule, self.step, rates),
-                metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-                jit_compile=decision.jit,
-                steps_per_execution=decision.steps_per_execution,
-            )
-            # a loop of XLA's costs more than it saves, until some of its steps are one piece
-            self.step.unrolled_steps_per_execution = min(4, decision.steps_per_execution)
-            # so that all variables are there before the first step: a checkpoint is put into them
-            self.step._compile_metrics.build(np.zeros((1,), "int32"), np.zeros((1, self.step.classes), "float32"))
-
-    def train(self, keeper: Keeper, decision: Decision, callbacks: list[Any], snapshot: Snapshot | None) -> None:
-        """All phases that are left, from the checkpoint on."""
-        compiled: tuple[int, bool] | None = None
-        for phase in self.phases():
-            if keeper.step >= phase.last * self.steps or keeper.stopped:
-                if snapshot is not None and phase is self.phases()[-1] and compiled is None:
-                    self.compile(self._phase_of(keeper.step), decision)  # finished: only its weights are wanted
-                    keeper.put(snapshot)
-                continue
-            if compiled != (phase.begun, phase.head):
-                self.compile(phase, decision)
-                compiled = (phase.begun, phase.head)
-                keeper.set_model(self.step)
-                if snapshot is not None:
-                    keeper.put(snapshot)
-                    snapshot = None
-            if keeper.good is None:
-                keeper.good = Snapshot.take(self.variables(), keeper.state())
-            first = keeper.step // self.steps
-            if keeper.step % self.steps:
-                # the rest of the epoch that was cut off: an epoch of fewer steps to Keras
-                self._fit(phase, first, first + 1, (first + 1) * self.steps - keeper.step, keeper, callbacks)
-                first += 1
-            if first < phase.last and not keeper.stopped:
-                self._fit(phase, first, phase.last, self.steps, keeper, callbacks)
-
-    def _phase_of(self, step: int) -> _Phase:
-        return next(p for p in self.phases() if step <= p.last * self.steps)
-
-    def _fit(self, phase: _Phase, first: int, last: int, steps: int, keeper: Keeper, callbacks: list[Any]) -> None:
-        self.step.fit(
-            self.batches(keeper.step, phase.size),
-            initial_epoch=first,
-            epochs=last,
-            steps_per_epoch=steps,
-            validation_data=self.validation_batches(),
-            shuffle=False,  # the batches have an order of their own
-            callbacks=callbacks,
-            verbose=0,
-        )
-
-    def batches(self, start: int, size: int | None) -> Any:
-        """Endless `((images, index), labels)` from a step on; `index` counts images through all of training."""
-        import tensorflow as tf
-
-        part = distributed.part()
-        each = self.batch // part[1]
-        wanted = size or self.recipe.size
-        if wanted is None and self.preprocess is not None:
-            wanted = self.preprocess.size
-        if wanted is None:
-            wanted = tuple(self.model.input_shape[1:-1])
-            if None in wanted and not isinstance(self.train_data, Arrays):
-                raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
-        data = views(self.train_data, self.recipe, wanted, self.batch, seed=self.seed, start=start, part=part)
-
-        def counted(step: Any, batch: Any) -> Any:
-            images, labels = batch
-            first = step * self.batch + part[0] * each
-            return (images, tf.cast(first + tf.range(each, dtype=tf.int64), tf.uint32)), labels
-
-        counter = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-        options = data.options()
-        return tf.data.Dataset.zip(counter, data).map(counted).with_options(options).prefetch(2)
-
-    def validation_batches(self) -> Any:
-        """All validation images, once."""
-        if self.validation is None:
-            return None
-        shape = tuple(self.model.input_shape[1:-1])
-        size = self.preprocess if self.preprocess is not None else self.recipe.size if None in shape else shape
-        return distributed.whole(self.validation.evaluation(self.batch, size))
-
-
-def head_layers(network: keras.Model) -> list[Any]:
-    """The classifier: the dense layers that give the outputs, several where a network has several heads."""
-    classes = network.output_shape[-1]
-    weighted = [layer for layer in network.layers if layer.weights]
-    found: list[Any] = []
-    for layer in reversed(weighted):
-        if not isinstance(layer, keras.layers.Dense) or layer.units != classes:
-            break
-        found.append(layer)
-    return found or weighted[-1:]
-
-
-def _normalization(preprocess: Any, data: Any, model: keras.Model) -> tuple[Preprocess | None, Normalize | None]:
-    """How images are cut out for evaluation, and what is done to their values."""
-    channels = model.input_shape[-1]
-    if isinstance(preprocess, Weights):
-        from keras_residual.weights import preprocessing
-
-        preprocess = preprocessing(preprocess)
-    if isinstance(preprocess, Preprocess):
-        given: Any = (preprocess.mean, preprocess.std)
-    elif isinstance(preprocess, str) and preprocess == "auto":
-        floats = isinstance(data, Arrays) and np.asarray(data.images).dtype.kind == "f"
-        pixels = len(model.input_shape) == 4
-        given = None if floats or not pixels else IMAGENET if channels == 3 else ((0.5,), (0.5,))
-    elif preprocess is None or (isinstance(preprocess, tuple) and len(preprocess) == 2):
-        given = preprocess
-    else:
-        raise TypeError(
-            f"preprocess is a Preprocess layer, a checkpoint's record, (mean, std), None or 'auto'. Received: "
-            f"{preprocess!r}."
-        )
-    if given is not None:
-        given = tuple(tuple(map(float, np.atleast_1d(values))) for values in given)
-        if any(len(values) not in (1, channels) for values in given):
-            raise ValueError(f"Mean and deviation are one number, or one for each of {channels} channels: {given}.")
-    return (preprocess if isinstance(preprocess, Preprocess) else None), given
-
-
-def _sample(images: Any, count: int = 256) -> Any:
-    """Some images, from everywhere."""
-    return images[:: max(1, len(images) // count)][:count]
-
-
-def _fingerprint(data: Any) -> str:
-    total = hashlib.sha256(np.ascontiguousarray(data.labels).tobytes())
-    if isinstance(data, Arrays):
-        total.update(f"{data.images.shape} {data.images.dtype}".encode())
-        total.update(np.ascontiguousarray(data.images).reshape(-1).view(np.uint8).data)
-    else:
-        total.update(repr(getattr(data, "names", ())).encode())
-    return total.hexdigest()[:16]
 
 
 def _last(checkpoints: Checkpoints | None, about: dict[str, Any], resume: bool | str) -> Snapshot | None:
@@ -544,22 +237,6 @@ def _divisor(wanted: int, steps: int, done: int) -> int:
     return max(n for n in range(1, min(wanted, together) + 1) if together % n == 0)
 
 
-def _strategy_replicas(model: keras.Model) -> int:
-    from keras_residual.training.decide import replica_count
-
-    return replica_count(model)
-
-
-def _scope(model: keras.Model) -> Any:
-    """The strategy that the model was built under, if any."""
-    if keras.backend.backend() == "tensorflow":
-        for variable in model.variables[:1]:
-            strategy = getattr(variable.value, "_distribute_strategy", None)
-            if strategy is not None:
-                return strategy.scope()
-    return contextlib.nullcontext()
-
-
 def _quiet(bar: Progress) -> Progress:
     """Measures, and says nothing."""
     bar.bar, bar.epochs = None, 0
@@ -567,7 +244,7 @@ def _quiet(bar: Progress) -> Progress:
     return bar
 
 
-def _introduce(run: _Run, decision: Decision, keeper: Keeper) -> None:
+def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
     r = run.recipe
     print(decision.line())
     values = "as they come" if run.normalize is None else f"0..255, mean {run.normalize[0]}, std {run.normalize[1]}"
@@ -575,11 +252,22 @@ def _introduce(run: _Run, decision: Decision, keeper: Keeper) -> None:
         f"recipe {r.name}: {r.optimizer}, rate {r.rate(run.batch):.3g}, {r.epochs} epochs of {run.steps} steps of "
         f"{run.batch}; images {values}"
     )
+    parts = []
+    if r.head_epochs:
+        parts.append(f"epochs 1 to {r.head_epochs} train the head alone, rate {r.head_rate or r.rate(run.batch):.3g}")
+    if r.layer_decay != 1:
+        parts.append(f"then each block at {r.layer_decay:g} times the rate of the next")
+    if r.batch_norm == "frozen":
+        parts.append("statistics of batch norms stay")
+    if parts:
+        print("; ".join(parts))
+    if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
+        print("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
     if keeper.step:
         print(f"goes on after step {keeper.step:,} of {r.epochs * run.steps:,}")
 
 
-def _conclude(run: _Run, keeper: Keeper, bar: Progress) -> None:
+def _conclude(run: Run, keeper: Keeper, bar: Progress) -> None:
     words = []
     if bar.compile_seconds is not None:
         words.append(f"first step with compilation {bar.compile_seconds:.1f} s, then {bar.rate:,.0f} images/s")

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_residual.training.recipes import Recipe
 
-__all__ = ["check_batch", "check_images", "check_labels"]
+__all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size"]
 
 
 def check_labels(labels: Any, outputs: int, what: str, classes: int | None = None, whole: bool = True) -> np.ndarray:
@@ -140,6 +140,55 @@ def check_batch(model: keras.Model, recipe: Recipe, batch_size: int, replicas: i
             f"Batch normalisation needs at least 2 images a batch: of one image, the variance over the batch says "
             f"nothing. Received: batch_size=1 for {model.name!r}, which has {len(norms)} such layers. Take a larger "
             "batch, freeze them (batch_norm='frozen'), or build the network with norm=blocks.group_norm."
+        )
+
+
+def check_recipe(recipe: Recipe, shape: tuple[int | None, ...], normalized_here: bool) -> None:
+    """Whether what a recipe does to images can be done to these.
+
+    Args:
+        recipe: The recipe.
+        shape: The network's input shape, without the batch.
+        normalized_here: Whether images are 0..255 and `fit` normalises them; else they are the network's input.
+
+    Raises:
+        ValueError: For CutMix, policies or erasing of what are no images, or changes of colour where 0..255 is not the
+            range: solarising 0..1 at 128 would be silently wrong.
+    """
+    colours = {key: value for key, value in (("policy", recipe.policy), ("color_jitter", recipe.color_jitter)) if value}
+    if len(shape) != 3 and (recipe.cutmix or recipe.erasing or colours):
+        raise ValueError(
+            f"CutMix, policies, colour jitter and erasing are for images. Received: recipe {recipe.name!r} for inputs "
+            f"of shape {shape}. Replace them: recipe.replace(cutmix=0.0, policy=None, color_jitter=0.0, erasing=0.0)."
+        )
+    if colours and not normalized_here:
+        given = ", ".join(f"{key}={value!r}" for key, value in colours.items())
+        raise ValueError(
+            f"Policies and colour jitter change images of 0..255. Received: recipe {recipe.name!r} with {given}, for "
+            "images that are the network's input already. Give them as 0..255 with preprocess=(mean, std), or leave "
+            "these out: recipe.replace(policy=None, color_jitter=0.0)."
+        )
+
+
+def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[int | None, ...]) -> None:
+    """Whether images can be cut to a size that the network takes.
+
+    Args:
+        recipe: Whose images they are.
+        size: Height and width, or both in one.
+        shape: The network's input shape, without the batch.
+
+    Raises:
+        ValueError: If nobody says a size, or the network takes another one only.
+    """
+    size = (size, size) if isinstance(size, int) else size
+    if None in size:
+        raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
+    if any(b is not None and a != b for a, b in zip(size, shape[:-1], strict=True)):
+        raise ValueError(
+            f"Recipe {recipe.name!r} trains on images of {size[0]} x {size[1]}. Received: a network that takes {shape} "
+            "only. Build it with input_shape=(None, None, 3) if it can take any size, or say "
+            f"recipe.replace(size={shape[0]}, growth=())."
         )
 
 

@@ -63,6 +63,7 @@ class Keeper(keras.callbacks.Callback):
         self.step = 0
         self.history: dict[str, list[float]] = {}
         self.best: dict[str, Any] = {"value": None, "epoch": None, "waited": 0, "plateau": None, "flat": 0}
+        self.best["step"] = None  # of the weights that are kept
         self.best_weights: Snapshot | None = None
         self.stopped = False
         self.asked: int | None = None  # the signal that asked to stop
@@ -91,8 +92,9 @@ class Keeper(keras.callbacks.Callback):
         state = snapshot.state
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.stopped, self.good, self._metrics = state["stopped"], snapshot, snapshot
-        if self.checkpoints is not None and self.keep_best and self.best["epoch"] is not None:
-            self.best_weights = Snapshot.read(self.checkpoints.folder / "best.safetensors")
+        self.best_weights = snapshot.best if self.keep_best else None
+        if self.checkpoints is not None:  # what a damaged one, or a kill, left of a future that will be another
+            self.checkpoints.clear(after=self.step)
 
     def put(self, snapshot: Snapshot) -> None:
         """Gives all variables a snapshot's values, those of the metrics excepted: an epoch begins by a reset."""
@@ -185,8 +187,9 @@ class Keeper(keras.callbacks.Callback):
             if self.keep_best:
                 sync(self.model)
                 self.best_weights = Snapshot.take(self.best_of(), {"step": self.step})
-                if self.checkpoints is not None:  # written before the checkpoint that refers to it
-                    self.checkpoints.save(self.best_weights, "best.safetensors")
+                self.best["step"] = self.step
+                if self.checkpoints is not None:
+                    self.checkpoints.save(self.best_weights, "best")
         else:
             self.best["waited"] += 1
         if self.patience is not None and self.best["waited"] >= self.patience:
@@ -294,7 +297,7 @@ class Progress(keras.callbacks.Callback):
 
     @property
     def rate(self) -> float:
-        """Training images a second, without compilation and validation."""
+        """Training images a second of the present phase, without compilation and validation."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def start(self) -> None:
@@ -306,6 +309,9 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.stop()
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.images, self.seconds, self.fresh = 0, 0.0, True  # another phase has another speed, and compiles anew
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch, self.clock = epoch, time.perf_counter()
         self.begun = time.perf_counter()
@@ -313,8 +319,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         now = time.perf_counter()
-        if self.compile_seconds is None:  # the first call compiles
-            self.compile_seconds = now - self.clock
+        if self.fresh:  # the first call compiles
+            self.compile_seconds, self.fresh = (self.compile_seconds or 0.0) + now - self.clock, False
         else:
             self.seconds += now - self.clock
             self.images += self.batch * (self.keeper.step - self.seen)

@@ -58,7 +58,8 @@ class Step(keras.Model):
         if isinstance(inputs, (tuple, list)):
             images, index = inputs
             if training:
-                fill = 128.0 if self.normalize is None else [255.0 * m for m in self.normalize[0]]
+                # what the network sees as 0
+                fill = 0.0 if self.normalize is None else [255.0 * m for m in self.normalize[0]]
                 images = augment.augment(
                     self.recipe, images, Random(self.seed, index), ops.convert_to_tensor(fill, "float32")
                 )
@@ -81,17 +82,16 @@ class Step(keras.Model):
         targets = ops.one_hot(y, self.classes, dtype="float32")
         recipe = self.recipe
         if training:
-            if recipe.label_smoothing:
-                targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / self.classes
             if isinstance(x, (tuple, list)):
                 images, index = x
                 targets = augment.mix_targets(recipe, targets, Random(self.seed, index), augment.plane(images))
-        if recipe.loss == "binary":
-            if training and recipe.binary_threshold is not None:
+            if recipe.loss == "binary" and recipe.binary_threshold is not None:
                 targets = ops.cast(targets > recipe.binary_threshold, "float32")
-            # max(z, 0) - z t + log(1 + exp(-|z|)), which never overflows
-            each = ops.relu(y_pred) - y_pred * targets + ops.log1p(ops.exp(-ops.abs(y_pred)))
-            loss = ops.mean(each, -1)
+            if recipe.label_smoothing:  # last: a threshold would undo it
+                targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / self.classes
+        if recipe.loss == "binary":
+            # not by max(z, 0) and |z|: at z = 0, where heads of zeros begin, their gradients are wrong
+            loss = ops.mean(ops.softplus(y_pred) - y_pred * targets, -1)
         else:
             loss = -ops.sum(targets * ops.log_softmax(y_pred, -1), -1)
         if self.class_weight is not None and training:

@@ -107,6 +107,18 @@ def digest(arrays: Arrays) -> str:
     return found.hexdigest()
 
 
+def order_metadata(path: Path) -> None:
+    """Sorts a safetensors file's metadata, which the library writes in another order each time: equal weights are to
+    be equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))  # the header is padded with blanks anyway
+
+
 def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     import ml_dtypes
 
@@ -239,9 +251,17 @@ _READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray[Any, Any]]]] = {
 SUFFIXES = tuple(_READERS)
 
 
+# what safetensors (Rust) and HDF5 say of a disk: neither raises an OSError
+_DISK = re.compile(r"os error|I/O error|errno = |no space left|file too large|read-only file", re.IGNORECASE)
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what was written there takes its place at once, or not at all."""
+    """Yields a temporary name beside `path`; what was written there takes its place at once, or not at all.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to, whatever the library calls that which writes.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # Keras looks at the suffix
     try:
         yield temporary
@@ -251,8 +271,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
+    except Exception as error:
+        if not isinstance(error, OSError) and not _DISK.search(str(error)):
+            raise
+        kind = type(error) if isinstance(error, OSError) else OSError
+        raise kind(f"{str(path)!r} could not be written: {error}. What was there before is as it was.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what a process left of files that it was writing when it was killed."""
+    for part in folder.glob(".*.part*"):
+        part.unlink()
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -136,6 +136,7 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
     with files.written_whole(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt", files.DIGEST: files.digest(state)})
+        files.order_metadata(temporary)
 
 
 def _limit(places: Mapping[str, Slot]) -> int:

@@ -1,0 +1,125 @@
+"""Layers in the form that TensorFlow makes one operation of, which oneDNN then computes: for tracing an export only."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_residual import layers
+
+__all__ = ["fusable"]
+
+# Exactly these: a subclass may do anything.
+_DENSE = (keras.layers.Dense, layers.PointwiseDense)
+_NORMS = (keras.layers.LayerNormalization, layers.LayerNorm)
+
+
+@contextlib.contextmanager
+def fusable(model: keras.Model, native: bool = True) -> Iterator[None]:
+    """Meanwhile, a model's dense layers, GELU and layer normalisations are traced in the form that TensorFlow fuses.
+
+    Args:
+        model: The model; afterwards it is as it was.
+        native: Whether GELU and layer normalisations take part, in forms that TensorFlow alone looks for. Those of
+            other runtimes are the layers' own.
+    """
+    calls: dict[Any, Any] = {}
+    for layer in model._flatten_layers():
+        if type(layer) in _DENSE and layer.quantization_mode is None and not getattr(layer, "lora_enabled", False):
+            calls[layer] = _product
+        elif native and type(layer) in _NORMS and _is_plain(layer):
+            calls[layer] = _normalised
+    for dense, activation in _before_gelu(model) if native else ():
+        if calls.get(dense) is _product:
+            calls[dense], calls[activation] = _product_and_gelu, _nothing
+    try:
+        for layer, call in calls.items():
+            layer.call = functools.partial(call, layer)
+        yield
+    finally:
+        for layer in calls:
+            layer.__dict__.pop("call", None)  # the class's again
+
+
+def _product(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    """A dense layer on sequences and maps as one product of two matrices and the bias, no reshape between.
+
+    Keras has one there. Then nothing is fused, and constant weights are not laid out for the processor once.
+    """
+    y = _restored(_affine(layer, inputs), inputs)
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _product_and_gelu(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    """A dense layer and the exact GELU behind it, written as TensorFlow wants it to make one operation of both."""
+    y = _affine(layer, inputs)
+    return _restored((tf.math.erf(y * math.sqrt(0.5)) + 1.0) * 0.5 * y, inputs)
+
+
+def _affine(layer: Any, inputs: Any) -> Any:
+    y = keras.ops.matmul(keras.ops.reshape(inputs, (-1, inputs.shape[-1])), layer.kernel)
+    return y if layer.bias is None else tf.nn.bias_add(y, keras.ops.convert_to_tensor(layer.bias))
+
+
+def _restored(y: Any, inputs: Any) -> Any:
+    return keras.ops.reshape(y, (*keras.ops.shape(inputs)[:-1], y.shape[-1]))
+
+
+def _nothing(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+    return inputs
+
+
+def _before_gelu(model: keras.Model) -> Iterator[tuple[Any, Any]]:
+    """Dense layers in float32 whose outputs go into this package's GELU and nowhere else, each with that layer."""
+    nodes = [node for at_depth in model._nodes_by_depth.values() for node in at_depth]
+    uses = collections.Counter(id(node.operation) for node in nodes)
+    users = collections.defaultdict(list)
+    for node in nodes:
+        for tensor in node.arguments.keras_tensors:
+            users[id(tensor)].append(node.operation)
+    for tensor in model.outputs:
+        users[id(tensor)].append(model)
+    for node in nodes:
+        dense, behind = node.operation, users[id(node.outputs[0])] if node.outputs else []
+        if type(dense) not in _DENSE or len(behind) != 1 or type(behind[0]) is not keras.layers.Activation:
+            continue
+        plain = keras.activations.get(dense.activation) is keras.activations.linear and dense.compute_dtype == "float32"
+        alone = uses[id(dense)] == uses[id(behind[0])] == 1
+        if plain and alone and dense.bias is not None and behind[0].activation is layers.gelu:
+            yield dense, behind[0]
+
+
+def _is_plain(layer: Any) -> bool:
+    return layer.axis in (-1, [-1]) and not layer.rms_scaling and layer.compute_dtype == "float32"
+
+
+def _normalised(layer: Any, inputs: Any) -> Any:
+    """A layer normalisation that becomes one operation where oneDNN is on, instead of eight passes over memory.
+
+    It is a batch normalisation in training mode, of one sample whose channels are the positions, as Keras 2 had it.
+    TensorFlow knows two more forms of one. It gives this one the layer's epsilon, another 0.001 whatever it is.
+    """
+    shape, channels = tf.shape(inputs), inputs.shape[-1]
+    x = inputs if len(inputs.shape) < 4 else tf.reshape(inputs, (-1, channels))  # more axes are not looked at
+    count = tf.reduce_prod(tf.shape(x)[:-1])
+    y, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=tf.reshape(x, tf.stack([1, count, channels, 1])),
+        scale=tf.fill([count], 1.0),
+        offset=tf.fill([count], 0.0),
+        mean=[],
+        variance=[],
+        epsilon=layer.epsilon,
+        data_format="NCHW",
+        is_training=True,
+    )
+    gamma = tf.ones((channels,)) if layer.gamma is None else keras.ops.convert_to_tensor(layer.gamma)
+    beta = tf.zeros((channels,)) if layer.beta is None else keras.ops.convert_to_tensor(layer.beta)
+    y = tf.reshape(y, tf.shape(x)) * gamma + beta
+    return tf.ensure_shape(tf.reshape(y, shape), inputs.shape) if x is not inputs else y
