@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_residual.training.decide import replica_count
 
+_STRATEGIES: dict[tuple[str, ...], Any] = {}
 _LONGEST = 1 << 14  # bytes of what one process tells the others
 _GONE = re.compile(r"gloo|nccl|socket|connection|peer|heartbeat|coordination|unavailable|deadline", re.IGNORECASE)
 
@@ -45,7 +46,9 @@ def mirrored(devices: list[str] | None = None) -> Any:
         )
     import tensorflow as tf
 
-    return tf.distribute.MirroredStrategy(devices)
+    made = tf.distribute.MirroredStrategy(devices)
+    # One for each set of devices: a second one's operations among them would have the first one's numbers, and fail.
+    return _STRATEGIES.setdefault(made.extended.worker_devices, made)
 
 
 def start(coordinator: str | None = None, number: int = 1, process_id: int = 0, patience: int = 30) -> None:
