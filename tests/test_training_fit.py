@@ -643,6 +643,13 @@ def test_another_version_is_told(trained, monkeypatch):
     assert history.compile_seconds is None  # nothing was left to train
 
 
+def test_a_checkpoint_keeps_the_order_of_the_history(tmp_path):
+    """Which is that of the columns of a run's history.csv."""
+    history = {"loss": [0.5], "accuracy": [0.9], "val_loss": [0.6]}
+    Snapshot({"a": np.zeros(2, "float32")}, {"history": history}).write(tmp_path / "step.safetensors")
+    assert list(Snapshot.read(tmp_path / "step.safetensors").state["history"]) == list(history)
+
+
 def test_two_checkpoints_are_kept(trained):
     assert [int(path.stem.split("-")[1]) for path in sorted(trained.glob("step-*"))] == [18, 27]
     assert not list(trained.glob(".*"))
