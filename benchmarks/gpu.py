@@ -3,11 +3,12 @@
     python benchmarks/gpu.py [--models ResNet50 ViTSmall16] [--batch 128] [--output benchmarks/gpu.csv]
 
 PyTorch runs channels-last, with autocast where the precision is bfloat16, as it comes and with `torch.compile`; float32
-may use TF32 on both sides. Keras on JAX always compiles by XLA. Where TensorFlow sees the GPU, it competes with XLA off
-and on. Images and labels lie on the GPU: what is compared are the networks, not the ways to read files.
+may use TF32 on both sides. Keras on JAX always compiles by XLA. "Folded" is `fold_batch_norm`'s copy. Where TensorFlow
+sees the GPU, it competes with XLA off and on. Images and labels lie on the GPU: what is compared are the networks, not
+the ways to read files.
 
-Needs the extras `jax` (with CUDA: `pip install 'jax[cuda12]'`) and
-`parity`. `--device cpu` tries the script itself on small images; such a table says nothing of GPUs.
+Needs the extras `jax` (with CUDA: `pip install 'jax[cuda12]'`) and `parity`. `--device cpu` tries the script itself on
+small images; such a table says nothing of GPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from contest import Contender, keep, machine, play, register_torchvision, work
 
 MODELS = ("ResNet18", "ResNet50", "ConvNeXtTiny", "ViTSmall16", "ViTBase16")
 TENSORFLOW = ("keras_residual, TensorFlow", "keras_residual, TensorFlow, XLA")
-CONTENDERS = ("keras_residual", *TENSORFLOW, "timm", "timm, compiled")
+FOLDED = "keras_residual, folded"  # only where there are batch normalisations, and for inference
+CONTENDERS = ("keras_residual", FOLDED, *TENSORFLOW, "timm", "timm, compiled")
 PRECISIONS = ("float32", "bfloat16")
 RATE = 0.01
 
@@ -56,7 +58,8 @@ def keras_model(job: dict[str, Any]) -> Any:
 
     if job["precision"] == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    return kr.create(job["model"], classifier_activation=None, input_shape=(job["size"], job["size"], 3))
+    model = kr.create(job["model"], classifier_activation=None, input_shape=(job["size"], job["size"], 3))
+    return kr.fold_batch_norm(model) if job["contender"] == FOLDED else model
 
 
 def on_jax(job: dict[str, Any]) -> Runner:
@@ -87,14 +90,14 @@ def on_jax(job: dict[str, Any]) -> Runner:
     optimizer.build(model.trainable_variables)
     criterion = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-    def loss(weights: Any, fixed: Any) -> Any:
-        outputs, fixed = model.stateless_call(weights, fixed, images, training=True)
-        return criterion(labels, outputs), fixed
+    def loss(weights: Any, fixed: Any, x: Any, y: Any) -> Any:
+        outputs, fixed = model.stateless_call(weights, fixed, x, training=True)
+        return criterion(y, outputs), fixed
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: Any) -> Any:
+    def step(state: Any, x: Any, y: Any) -> Any:
         weights, fixed, slots = state
-        (value, fixed), gradients = jax.value_and_grad(loss, has_aux=True)(weights, fixed)
+        (value, fixed), gradients = jax.value_and_grad(loss, has_aux=True)(weights, fixed, x, y)
         weights, slots = optimizer.stateless_apply(slots, gradients, weights)
         return (weights, fixed, slots), value
 
@@ -103,7 +106,7 @@ def on_jax(job: dict[str, Any]) -> Runner:
     def train(steps: int) -> None:
         nonlocal state
         for _ in range(steps):
-            state, value = step(state)
+            state, value = step(state, images, labels)
         value.block_until_ready()
 
     return train, peak
@@ -237,7 +240,7 @@ def worker(job: dict[str, Any]) -> None:
 def contest(job: dict[str, Any], contenders: list[str], rounds: int) -> list[dict[str, Any]]:
     """A row for each contender. One that cannot run is named on standard error, and the others go on."""
     running = {}
-    for contender in contenders:
+    for contender in contenders:  # one after the other: XLA and cuDNN choose kernels by timing them
         try:
             running[contender] = Contender(__file__, "--worker", json.dumps({**job, "contender": contender}))
         except ChildProcessError as error:
@@ -293,9 +296,10 @@ def main() -> None:
     for model in arguments.models:
         for precision in arguments.precisions:
             for mode in arguments.modes:
+                taking = [c for c in contenders if c != FOLDED or (mode == "inference" and "Res" in model)]
                 job = {"model": model, "mode": mode, "precision": precision, "device": arguments.device}
                 job |= {"batch": arguments.batch, "size": arguments.size, "steps": arguments.steps}
-                found = contest(job, contenders, arguments.rounds)
+                found = contest(job, taking, arguments.rounds)
                 print(*found, sep="\n", flush=True)
                 keep(
                     arguments.output, [{**row, **about} for row in found], "model", "mode", "precision", "size", "batch"

@@ -176,6 +176,9 @@ class BatchNorm(keras.layers.BatchNormalization):
         if mask is not None or self.synchronized:
             return super()._moments(inputs, mask)
         axes = tuple(range(len(inputs.shape) - 1))
+        if len(axes) > 1:
+            return primitives.moments_about(ops.cast(self.moving_mean, inputs.dtype), inputs, axes)
+        # Columns of a table may lie far from 0, measured by their spread, before the running mean has reached them.
         return tuple(ops.squeeze(moment, axes) for moment in primitives.moments(inputs, axes))
 
     def _update(self, mean: Any, variance: Any) -> None:

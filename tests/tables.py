@@ -71,6 +71,23 @@ def cpu():
     return _table(["network", "beside", "training", "inference"], lines)
 
 
+def gpu():
+    """Images a second, and ours over each peer."""
+    rows = _pivot(_measured("gpu"), ["model", "contender"], "mode")
+    models = list(dict.fromkeys(model for model, _ in rows))
+    lines, last = [], None
+    # By model, ours first.
+    for (model, contender), of in sorted(rows.items(), key=lambda r: (models.index(r[0][0]), r[0][1])):
+        cells = []
+        for mode in ("training", "inference"):
+            row = of.get(mode)
+            over = f" ({float(row['ours_over_it']):.2f})" if row and not contender.startswith("keras_residual") else ""
+            cells.append(f"{float(row['images_per_second']):,.0f}{over}" if row else "")
+        lines.append([model if model != last else "", contender, *cells])
+        last = model
+    return _table(["network", "", "training", "inference"], lines)
+
+
 def data():
     of = _pivot(_measured("data"), ["images"], "contender")
     contenders = list(next(iter(of.values())))
@@ -107,7 +124,7 @@ def server():
     return _table(head, lines)
 
 
-TABLES = {table.__name__: table for table in (families, cpu, data, exports, sizes, server)}
+TABLES = {table.__name__: table for table in (families, cpu, gpu, data, exports, sizes, server)}
 
 
 def _measured(name):

@@ -64,3 +64,47 @@ def test_equals_tensorflow(group, tmp_path):
         assert set(result) == (set(limits) if name in TRAINED else {"inference"}), name
     far = {name: r for name, r in results.items() if not all(value < limits[what] for what, value in r.items())}
     assert not far, far
+
+
+FLASH = """
+import jax, keras, numpy as np
+from jax import numpy as jnp
+from keras_residual import primitives
+
+assert keras.backend.backend() == "jax"
+generator = np.random.default_rng(0)
+for lengths in ((6, 6), (5, 5), (5, 6), (6, 3)):
+    for causal in (False, True)[: 1 + (lengths[0] == lengths[1])]:
+        places = (lengths[0], lengths[1], lengths[1])
+        inputs = [jnp.asarray(generator.normal(size=(2, 3, length, 8)), "float32") for length in places]
+        found = []
+        # cuDNN needs a GPU; "xla" is JAX's own reference for the same call
+        for function in (lambda *t: primitives._flash_attention(*t, causal, "xla"),
+                         lambda *t: primitives.attention(*t, causal)):
+            value, back = jax.vjp(function, *inputs)
+            found.append((value, *back(jnp.cos(jnp.arange(value.size, dtype="float32")).reshape(value.shape))))
+        for ours, theirs in zip(*found, strict=True):
+            assert np.abs(ours - theirs).max() < 1e-5, (lengths, causal)
+
+shape = (3, 6, 8)
+assert not primitives._cudnn_takes(shape, shape, shape, "bfloat16")  # there is no GPU
+jax.default_backend = lambda: "gpu"
+assert not primitives._cudnn_takes(shape, shape, shape, "bfloat16")  # JAX says so itself
+primitives._tried = lambda *_: True
+assert primitives._cudnn_takes(shape, shape, shape, "bfloat16")
+assert not primitives._cudnn_takes(shape, shape, shape, "float32")
+keras.config.disable_flash_attention()
+assert not primitives._cudnn_takes(shape, shape, shape, "bfloat16")
+"""
+
+
+def test_flash_attention():
+    child = subprocess.run(
+        [sys.executable, "-c", FLASH],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
