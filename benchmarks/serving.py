@@ -379,7 +379,7 @@ def soak(seconds: float, model: Path) -> list[dict[str, Any]]:
 
 def record(path: Path, rows: list[dict[str, Any]]) -> None:
     facts = machine("keras", "tensorflow", "onnxruntime", "openvino")
-    keep(path, [{**dict.fromkeys(COLUMNS, ""), **row, **facts} for row in rows], "what", "model")
+    keep(path, [{**dict.fromkeys(COLUMNS, ""), **row, **facts} for row in rows], "what", "model", "machine")
 
 
 def main() -> None:

@@ -96,15 +96,24 @@ def data():
 
 
 def exports():
-    """Milliseconds for one image; images a second at 16."""
+    """By machine: milliseconds for one image; images a second at 16."""
 
     def cell(one, many):
-        return f"{float(one['p50_ms']):.0f}; {float(many['per_second']):.1f}"
+        over = "" if one["contender"] == "model.export" else f" ({_over(one)}; {_over(many)})"
+        return f"{float(one['p50_ms']):.0f}; {float(many['per_second']):.1f}{over}"
 
-    of = _pivot(_of("network"), ["model", "contender"], "batch")
-    models, contenders = (list(dict.fromkeys(key[at] for key in of)) for at in (0, 1))
-    lines = [[m, *(cell(of[m, c]["1"], of[m, c]["16"]) for c in contenders)] for m in models]
-    return _table(["", *contenders], lines)
+    of = _pivot(_of("network"), ["machine", "model", "contender"], "batch")
+    machines, models, contenders = (list(dict.fromkeys(key[at] for key in of)) for at in (0, 1, 2))
+    lines = [
+        [m.split()[-1].upper(), model, *(cell(of[m, model, c]["1"], of[m, model, c]["16"]) for c in contenders)]
+        for m in machines
+        for model in models
+    ]
+    return _table(["CPU", "network", *contenders], lines)
+
+
+def _over(row):
+    return f"{float(row['over_model_export']):.2f}"
 
 
 def sizes():
