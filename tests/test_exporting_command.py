@@ -131,6 +131,7 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
     ("arguments", "words"),
     [
         (["export", "missing", "models/x"], "missing"),
+        (["export", ".", "models/x"], "finished run of `keras-residual fit`"),
         (["verify", "missing"], "no exported version"),
         (["serve", "missing"], "missing"),
     ],

@@ -42,6 +42,12 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
             "this with KERAS_BACKEND=tensorflow; weights that were trained on JAX are read as they are."
         )
     config = Path(source) / "config.json"
+    if Path(source).is_dir() and not config.is_file():
+        raise FileNotFoundError(
+            f"A finished run of `keras-residual fit` is exported, or a published checkpoint; both have a config.json. "
+            f"Received: {str(source)!r}, which has none. An interrupted run is finished by the same `fit` command; the "
+            "quickstart exports its model itself."
+        )
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
         run = Classifier.load(source)
         model, preprocess, labels = run.with_probabilities(), run.preprocess, run.labels

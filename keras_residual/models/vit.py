@@ -48,7 +48,7 @@ def attention_pool(x: Tensor, config: ViTConfig, activation: Activation, *, pref
     `prefix` lets it see class and register tokens, too.
     """
     x = x if prefix else x[:, config.prefix :]
-    query = Token(stddev=config.width**-0.5, name="attn_pool.latent")(x[:, :0])  # (N, 1, C)
+    query = Token(stddev=config.width**-0.5, name="attn_pool.latent")(x)[:, :1]  # (N, 1, C)
     (q,) = SplitHeads(config.heads, 1, name="attn_pool.q_heads")(blocks.dense(query, config.width, name="attn_pool.q"))
     kv = blocks.dense(x, 2 * config.width, name="attn_pool.kv")
     k, v = SplitHeads(config.heads, 2, name="attn_pool.kv_heads")(kv)
