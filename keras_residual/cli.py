@@ -122,9 +122,14 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add("export", _export, "Write a SavedModel that TensorFlow Serving runs as it is.")
     sub.add_argument("source", metavar="RUN", help="a run, or a checkpoint such as timm/resnet18.a1_in1k")
-    sub.add_argument("directory", metavar="DIR", help="the model's directory, saved_models/NAME")
+    sub.add_argument(
+        "directory",
+        metavar="DIR",
+        help="the model's directory, saved_models/NAME; or a file with the network alone, of ONNX (.onnx), OpenVINO "
+        "(.xml) or LiteRT (.tflite)",
+    )
     sub.add_argument("--version", type=int, metavar="N", help="the version (one more than the largest there)")
-    sub.add_argument("--top-k", type=int, default=5, metavar="K", help="classes named in answers (%(default)s)")
+    sub.add_argument("--top-k", type=int, metavar="K", help="classes named in answers (5)")
     sub.add_argument("--no-fold", action="store_true", help="keep batch normalisations as they are")
     sub.add_argument("--no-freeze", action="store_true", help="keep weights as variables")
 
@@ -234,13 +239,14 @@ def _inspect(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from keras_residual.exporting.command import export_source
 
+    given = {
+        "version": options.version,
+        "top_k": options.top_k,
+        "fold": False if options.no_fold else None,
+        "freeze": False if options.no_freeze else None,
+    }
     export_source(
-        options.source,
-        options.directory,
-        version=options.version,
-        top_k=options.top_k,
-        fold=not options.no_fold,
-        freeze=not options.no_freeze,
+        options.source, options.directory, **{name: value for name, value in given.items() if value is not None}
     )
 
 

@@ -1,8 +1,10 @@
 """The command line as a user meets it."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,26 @@ def test_help_does_not_wait_for_tensorflow(arguments):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "keras-residual" in done.stdout
+
+
+def test_only_commands_that_exist_are_named():
+    """In messages, docstrings, README, manual and notebooks."""
+    root = Path(__file__).parents[1]
+    files = [
+        root / "README.md",
+        *(f for part in ("keras_residual", "docs", "notebooks") for f in (root / part).rglob("*")),
+    ]
+    named = {
+        (name, file.name)
+        for file in files
+        if file.suffix in (".py", ".md", ".ipynb")
+        for name in re.findall(r"keras-residual ([a-z]+)", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    for name, file in sorted(named):
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0, (name, file)
 
 
 def test_list(capsys):

@@ -85,7 +85,10 @@ def test_another_format(run, tmp_path, capsys):
     pytest.importorskip("openvino")
     folder, _ = run
     assert main(["export", str(folder), str(tmp_path / "model.xml")]) == 0
-    assert "differs from the model by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "differs from the model by" in said
+    assert "pixels 0..255: size (" in said
+    assert "dtype" not in said
     assert (tmp_path / "model.bin").is_file()
 
 
@@ -131,7 +134,8 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
     ("arguments", "words"),
     [
         (["export", "missing", "models/x"], "missing"),
-        (["export", ".", "models/x"], "finished run of `keras-residual fit`"),
+        (["export", ".", "models/x"], "finished run of `keras-residual finetune`"),
+        (["export", ".", "x.onnx", "--top-k", "3"], "fold alone. Received: top_k"),
         (["verify", "missing"], "no exported version"),
         (["serve", "missing"], "missing"),
     ],

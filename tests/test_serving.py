@@ -497,8 +497,9 @@ def test_the_clients_that_are_written_beside(server, models, tmp_path, network, 
 # ---------------------------------------------------------------------------------------------------- new versions
 
 
-def test_a_new_version_takes_over_without_a_lost_request(tmp_path):
-    """Under load over both protocols. A version that cannot be loaded changes nothing."""
+def test_a_new_version_takes_over_without_a_lost_request(tmp_path, caplog):
+    """Under load over both protocols. A version that cannot be loaded changes nothing. The log tells of each."""
+    caplog.set_level("INFO", "keras_residual.serving")
     folder, x = tmp_path / "colours", np.full((1, 24, 32, 3), (1.0, 2.0, 3.0), "float32")
     kr.export(colours(1.0), folder)
     seen, failures, stop = {"rest": [], "grpc": []}, [], threading.Event()
@@ -544,6 +545,10 @@ def test_a_new_version_takes_over_without_a_lost_request(tmp_path):
         (folder / "4" / "saved_model.pb").unlink()
         wait(lambda: model.versions[2].state is State.AVAILABLE)
         assert rest(server, "/v1/models/colours:predict", {"instances": x.tolist()})[1]["predictions"][0][0] == 2.0
+    said = [record.getMessage().partition(": ")[0] for record in caplog.records if "serving" in record.name]
+    # Each is said to be there, then the one before it to have ended.
+    taking_over = [f"colours version {number}" for number in (1, 2, 1, 3, 2)]
+    assert said[:6] == [*taking_over, "colours version 4 cannot be served"]
 
 
 def wait(condition, seconds=20):
@@ -593,7 +598,7 @@ def test_a_port_that_is_taken(server, models):
 
 
 def test_the_command(models):
-    """Its words are where it listens; on SIGTERM what is under way is answered, then it ends well."""
+    """Its words are what it serves and where; on SIGTERM what is under way is answered, then it ends well."""
     command = [sys.executable, "-m", "keras_residual.cli", "serve", str(models), "--rest-port", "0", "--grpc-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = [process.stdout.readline() for _ in range(5)]
@@ -610,3 +615,4 @@ def test_the_command(models):
             answer = line.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 200"), answer
         assert process.wait(30) == 0, process.stderr.read()
+        assert process.stdout.read() == "stopped\n"

@@ -21,7 +21,7 @@ from keras_residual.exporting.graph import EXAMPLE_KEY, Served
 from keras_residual.folding import Folding
 from keras_residual.weights.files import written_whole
 
-__all__ = ["complete", "verify", "write_beside"]
+__all__ = ["complete", "describe", "verify", "write_beside"]
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -224,6 +224,15 @@ def _config(preprocess: keras.layers.Layer) -> dict[str, Any]:
     }
 
 
+def _settings(config: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in config.items() if key != "class")
+
+
+def describe(preprocess: keras.layers.Layer) -> str:
+    """What a layer does to images, in words."""
+    return _settings(_config(preprocess))
+
+
 def _files(version: Path) -> Iterator[Path]:
     return (file for file in sorted(version.rglob("*")) if file.is_file() and file.name != METADATA)
 
@@ -261,7 +270,7 @@ def _card(about: dict[str, Any], notes: str) -> str:
     if given is not None:
         lines += [
             "Pixels are 0..255. The graph prepares them: "
-            + ", ".join(f"{key} {value}" for key, value in given.items() if key != "class")
+            + _settings(given)
             + ". Encoded images are JPEG, PNG, WebP, GIF or BMP; EXIF turns them, transparency is dropped, of 16 bits "
             'the upper 8 count. An image that cannot be read has its reason in `errors`, and zeros, -1 and "" '
             "elsewhere; the others of its batch are answered.",

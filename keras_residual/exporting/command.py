@@ -11,7 +11,7 @@ import keras
 
 from keras_residual.classifier import SECTION, Classifier
 from keras_residual.exporting import export
-from keras_residual.exporting.bundle import METADATA, verify
+from keras_residual.exporting.bundle import METADATA, describe, verify
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.weights import Weights, preprocessing
 
@@ -27,13 +27,14 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
         source: A run's directory, or what `keras_residual.from_pretrained` takes.
         directory: The model's directory, `saved_models/NAME`; or a file of another format, see
             `keras_residual.exporting.formats`, which has the network alone.
-        **options: Those of `keras_residual.export`.
+        **options: Those of `keras_residual.export`; a file of another format has `fold` alone.
 
     Returns:
         The version's directory, or the file.
 
     Raises:
-        ValueError: If Keras does not run on TensorFlow, or the source is no whole model.
+        ValueError: If Keras does not run on TensorFlow, the source is no whole model, or the options are not those of
+            the format.
         OSError: If there is no such source, or the export cannot be written.
     """
     if keras.backend.backend() != "tensorflow":
@@ -41,12 +42,15 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
             f"A SavedModel is written by Keras on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}. Run "
             "this with KERAS_BACKEND=tensorflow; weights that were trained on JAX are read as they are."
         )
+    other_format = Path(directory).suffix in SUFFIXES
+    if other_format and (unused := sorted(set(options) - {"fold"})):
+        raise ValueError(f"A file of another format has the option fold alone. Received: {', '.join(unused)}.")
     config = Path(source) / "config.json"
     if Path(source).is_dir() and not config.is_file():
         raise FileNotFoundError(
-            f"A finished run of `keras-residual fit` is exported, or a published checkpoint; both have a config.json. "
-            f"Received: {str(source)!r}, which has none. An interrupted run is finished by the same `fit` command; the "
-            "quickstart exports its model itself."
+            "A finished run of `keras-residual finetune` is exported, or a published checkpoint; both have a "
+            f"config.json. Received: {str(source)!r}, which has none. The same `finetune` finishes an interrupted run; "
+            "the quickstart exports its model itself."
         )
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
         run = Classifier.load(source)
@@ -55,12 +59,12 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
         record = Weights.read(source)
         model = from_pretrained(source, classifier_activation="softmax" if record.classes else None)
         preprocess, labels = preprocessing(record), record.labels or None
-    if Path(directory).suffix in SUFFIXES:
+    if other_format:
         from keras_residual.exporting.formats import convert
 
         found = convert(model, directory, fold=options.get("fold", True))
         print(f"{directory}: {model.name}, differs from the model by {found['difference']:.1e} in its own runtime")
-        print(f"  it takes what this gives: {preprocess.get_config()}")
+        print(f"  it has the network alone; an image is prepared before, from pixels 0..255: {describe(preprocess)}")
         return Path(directory)
     version = export(model, directory, preprocess=preprocess, labels=labels, **options)
     about = json.loads((version / METADATA).read_text(encoding="utf-8"))

@@ -5,8 +5,10 @@ Production is TensorFlow Serving's work: there is no batching here and there are
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -131,16 +133,23 @@ def _listen(host: str, port: int) -> Any:
 
 
 def serve(directory: str | os.PathLike[str], **options: Any) -> None:
-    """Serves a directory's models until it is interrupted, and prints where; see `Server` for the options."""
-    server = Server(directory, **options)
+    """Serves a directory's models until it is interrupted, and prints what and where; see `Server` for the options."""
+    log, handler = logging.getLogger(__name__), logging.StreamHandler(sys.stdout)
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # a handler of the root would print it all again
 
     def say() -> None:
-        for name, model in sorted(server.models.models.items()):
-            for version in model.all():
-                about = version.error or ", ".join(version.saved.signatures)
-                print(f"{name} version {version.number}: {about}")
         print(f"REST  http://{server.host}:{server.rest_port}/v1/models/NAME:predict")
         print(f"gRPC  {server.host}:{server.grpc_port}")
         print(f"page  http://{server.host}:{server.rest_port}/   (Ctrl-C stops the server)", flush=True)
 
-    server.run(say)
+    try:
+        server = Server(directory, **options)
+        server.run(say)
+        print("stopped")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from grpc import StatusCode
 from tensorflow_serving.apis import prediction_log_pb2
 
 __all__ = ["Model", "Models", "ServingError", "State"]
+
+LOG = logging.getLogger(__name__)
 
 
 class ServingError(Exception):
@@ -136,8 +139,10 @@ class Model:
                 version.load()
             except Exception as error:  # whatever is wrong with a file: the server goes on with the version it has
                 version.state, version.error, version.saved = State.END, _first_line(error), None
+                LOG.error("%s version %d cannot be served: %s", self.name, newest, version.error)
                 return
             version.state = State.AVAILABLE
+            LOG.info("%s version %d: %s", self.name, newest, ", ".join(version.saved.signatures))
         if version.state is State.AVAILABLE:
             for other in self.all():
                 if other is not version and other.state is State.AVAILABLE:
@@ -153,6 +158,7 @@ class Model:
             version.state = State.UNLOADING
             self._changed.wait_for(lambda: version.users == 0)
             version.state, version.saved = State.END, None
+        LOG.info("%s version %d: ended, it has answered what it was asked", self.name, version.number)
 
     @contextlib.contextmanager
     def hold(self, number: int | None = None) -> Iterator[Version]:
