@@ -30,16 +30,17 @@ def native_kernels(x: Any) -> bool:
 
 
 @functools.cache
-def _has_native_grouped_conv() -> bool:
-    """Whether TensorFlow can train a grouped convolution here: on CPUs only with oneDNN.
+def _has_native_grouped_conv(dtype: str) -> bool:
+    """Whether TensorFlow can train a grouped convolution of this type here: on CPUs only with oneDNN.
 
-    Without it (older processors, `TF_ENABLE_ONEDNN_OPTS=0`) there is a forward pass, but no gradient.
+    Without it (`TF_ENABLE_ONEDNN_OPTS=0`; bfloat16 where there is no AVX-512, float16 on most processors) there is a
+    forward pass, but no gradient.
     """
     if tf.config.list_logical_devices("GPU"):
         return True
     try:
         with tf.init_scope(), tf.device("CPU:0"):
-            ones = tf.ones((1, 1, 1, 2))
+            ones = tf.ones((1, 1, 1, 2), dtype)
             tf.raw_ops.Conv2DBackpropInput(
                 input_sizes=(1, 1, 1, 2), filter=ones, out_backprop=ones, strides=[1, 1, 1, 1], padding="VALID"
             )
@@ -56,7 +57,7 @@ def grouped_conv(x: Any, kernel: Any, strides: tuple[int, ...], padding: str, di
     groups = x.shape[-1] // kernel.shape[-2]
     if not _TENSORFLOW or (tf.config.list_logical_devices("GPU") and not native_kernels(x)):
         return ops.conv(x, kernel, strides, padding, "channels_last", dilation)
-    if native_kernels(x) and len(strides) <= 2 and _has_native_grouped_conv():
+    if native_kernels(x) and len(strides) <= 2 and _has_native_grouped_conv(x.dtype.name):
         if len(strides) == 1:  # the native kernel is 2-D
             y = grouped_conv(x[:, :, None], kernel[:, None], (strides[0], 1), padding, (dilation[0], 1))
             return tf.squeeze(y, 2)

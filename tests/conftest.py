@@ -7,12 +7,13 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import keras_residual.models  # noqa: F401  (registers every family; before TensorFlow, so that oneDNN is on as users have it)
+
+# isort: split
 import keras
 import pytest
 from safetensors.numpy import save
 from tensorflow.python.framework.config import disable_op_determinism
-
-import keras_residual.models  # noqa: F401  (registers every family)
 
 
 @pytest.fixture(autouse=True)
