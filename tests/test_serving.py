@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -575,6 +576,32 @@ def test_a_version_in_use_is_not_unloaded(models):
             assert other is newer, "new requests go to the newer one"
     draining.join(10)
     assert (version.state, version.saved) == (State.END, None)
+
+
+def test_a_version_that_was_still_being_copied(models, tmp_path):
+    """It is tried again when there is more of it, and only then."""
+    from keras_residual.serving.models import Model
+
+    folder = shutil.copytree(models / "net", tmp_path / "net")
+    model = Model("net", folder)
+    model.update()
+    (folder / "2").mkdir()
+    graph, copy = (folder / "1" / "saved_model.pb").read_bytes(), folder / "2" / "saved_model.pb"
+    copy.write_bytes(graph[: len(graph) // 2])
+    model.update()
+    first = model.versions[2]
+    assert first.error
+    model.update()
+    assert model.versions[2] is first, "nothing has changed"
+    with model.hold() as version:
+        assert version.number == 1
+    copy.write_bytes(graph)  # but no variables yet, perhaps no assets
+    model.update()
+    shutil.copytree(folder / "1", folder / "2", dirs_exist_ok=True)
+    model.update()
+    with model.hold() as version:
+        assert (version.number, version.error) == (2, "")
+    assert model.versions[1].state is State.END
 
 
 def test_nothing_to_serve(tmp_path):

@@ -45,6 +45,7 @@ class Version:
     path: Path
     state: State = State.LOADING
     error: str = ""
+    files: Any = None  # what there was to load
     saved: Any = None  # keeps the signatures' tables alive
     users: int = 0
 
@@ -125,14 +126,18 @@ class Model:
         self._changed = threading.Condition()
 
     def update(self) -> None:
-        """Loads the largest version if it is not there yet, then drains the others. Takes as long as that takes."""
+        """Loads the largest version if it is not there yet, then drains the others. Takes as long as that takes.
+
+        One that could not be loaded is tried again when its files have changed: it may have been still being copied.
+        """
         found = versions_in(self.path)
         if not found:
             return
         newest = max(found)
         version = self.versions.get(newest)
-        if version is None or (version.state is State.END and not version.error):
-            version = Version(newest, found[newest])
+        files = _files(found[newest])
+        if version is None or (version.state is State.END and (not version.error or version.files != files)):
+            version = Version(newest, found[newest], files=files)
             with self._changed:
                 self.versions[newest] = version
             try:
@@ -240,6 +245,10 @@ def versions_in(path: Path) -> dict[int, Path]:
         return {}
     numbers = {int(p.name): p for p in path.iterdir() if p.name.isdecimal() and (p / "saved_model.pb").is_file()}
     return {number: p for number, p in numbers.items() if number < 2**63}  # an int64 in the messages
+
+
+def _files(path: Path) -> set[tuple[str, int, int]]:
+    return {(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
 
 
 def _first_line(error: Exception) -> str:
