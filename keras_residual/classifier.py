@@ -104,6 +104,26 @@ class Classifier:
                     found.append(Prediction(name, self.labels[best], float(row[best]), each))
         return found
 
+    def prepare(self, images: Any, most: int | None = None) -> np.ndarray[Any, Any]:
+        """The model's input `(N, H, W, C)` for images, as `predict` takes them; files that are no images are left out.
+
+        Args:
+            images: See `predict`.
+            most: Of more images than that so many, evenly spread over their order.
+
+        Raises:
+            FileNotFoundError: If a path does not exist.
+            ValueError: If none is an image.
+        """
+        named = _named(images)
+        if most is not None and len(named) > most:
+            named = [named[number * len(named) // most] for number in range(most)]
+        read = (_read(source) for _, source in named)
+        prepared = [self._prepared(pixels) for pixels in read if not isinstance(pixels, str)]
+        if not prepared:
+            raise ValueError(f"There is no image that can be read. Received: {images!r}.")
+        return np.stack(prepared)
+
     def probabilities(self, examples: Any, batch_size: int = 32) -> np.ndarray[Any, Any]:
         """Probabilities `(N, classes)` of a `keras_residual.data.Examples`, in its order."""
         rows = [

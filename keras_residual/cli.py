@@ -133,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--no-fold", action="store_true", help="keep batch normalisations as they are")
     sub.add_argument("--no-freeze", action="store_true", help="keep weights as variables")
 
+    sub.add_argument(
+        "--int8",
+        metavar="IMAGES",
+        help="for .tflite: weights and activations of 8 bits, measured on this folder's images",
+    )
+
     sub = add("verify", _verify, "Check an export: its files, and the answers of its signatures.")
     sub.add_argument("directory", metavar="DIR", help="a model's directory, or one version's")
 
@@ -240,6 +246,7 @@ def _export(options: argparse.Namespace) -> None:
     from keras_residual.exporting.command import export_source
 
     given = {
+        "int8": options.int8,
         "version": options.version,
         "top_k": options.top_k,
         "fold": False if options.no_fold else None,

@@ -72,6 +72,19 @@ def test_predict_reads_what_it_can(classifier, tmp_path):
         classifier.predict([tmp_path / "nowhere.png"])
 
 
+def test_prepare(classifier, tmp_path):
+    """Of many images evenly spread ones; what is no image is left out."""
+    for number in range(10):
+        Image.fromarray(np.full((50, 40, 3), 20 * number, "uint8")).save(tmp_path / f"{number}.png")
+    (tmp_path / "9.png").write_bytes(b"none")
+    whole = classifier.prepare(tmp_path)
+    assert whole.shape == (9, 32, 32, 3)
+    np.testing.assert_allclose(whole[4, 0, 0] * (0.2, 0.3, 0.25) + (0.4, 0.5, 0.6), 80 / 255, atol=1e-6)
+    np.testing.assert_array_equal(classifier.prepare(tmp_path, 3), whole[[0, 3, 6]])
+    with pytest.raises(ValueError, match=r"no image that can be read.*9\.png"):
+        classifier.prepare(tmp_path / "9.png")
+
+
 def test_probabilities_are_the_models(classifier):
     image = noise(32, 32, 3)
     prepare = Preprocess((32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 1.0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -92,6 +93,34 @@ def test_another_format(run, tmp_path, capsys):
     assert (tmp_path / "model.bin").is_file()
 
 
+@pytest.mark.slow
+def test_int8(run, tmp_path, capsys):
+    """By a folder of images, one of which is none."""
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    folder, classifier = run
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(40):
+        pixels = np.clip(128 + 60 * noise((40, 40, 3), number) + 90 * noise((1, 1, 3), number), 0, 255)
+        Image.fromarray(pixels.astype("uint8")).save(photos / f"{number}.png")
+    (photos / "bad.png").write_bytes(b"none")
+    assert main(["export", str(folder), str(tmp_path / "model.tflite"), "--int8", str(photos)]) == 0
+    (printed,) = re.findall(r"for ([0-9.]+)% of 40 images", capsys.readouterr().out)
+    interpreter = litert.Interpreter(str(tmp_path / "model.tflite"))
+    kinds = {tensor["dtype"].__name__ for tensor in interpreter.get_tensor_details() if tensor["shape"].size == 4}
+    assert "int8" in kinds
+    interpreter.allocate_tensors()
+    ask = interpreter.get_signature_runner("serving_default")
+    agree = []
+    for found in classifier.predict(photos):
+        if not found.error:
+            answer = ask(inputs=classifier.prepare(found.name))["probabilities"][0]
+            agree.append(LABELS[answer.argmax()] == found.label)
+    assert len(agree) == 40
+    assert np.mean(agree) == pytest.approx(float(printed) / 100, abs=0.03)
+    assert np.mean(agree) > 0.7, "random weights; of trained ones it is more"
+
+
 JAX = """
     import json, sys
     import keras
@@ -136,6 +165,7 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
         (["export", "missing", "models/x"], "missing"),
         (["export", ".", "models/x"], "finished run of `keras-residual finetune`"),
         (["export", ".", "x.onnx", "--top-k", "3"], "fold alone. Received: top_k"),
+        (["export", ".", "models/x", "--int8", "."], "Only a file of LiteRT"),
         (["verify", "missing"], "no exported version"),
         (["serve", "missing"], "missing"),
     ],

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_residual as kr
-from keras_residual import registry
+from keras_residual import blocks, registry
 from keras_residual.exporting import formats
 from keras_residual.exporting.formats import convert
 
@@ -70,12 +71,12 @@ def check(entry, suffix, folder):
     assert len(list(folder.iterdir())) == (2 if suffix == ".xml" else 1)
 
 
-@pytest.mark.parametrize("name", ["ResNet20"])
+@pytest.mark.parametrize("name", ["ResNet20", "ResNet18"])  # the second has a max pooling, padded by -inf
 def test_int8(name, tmp_path):
     """A network that has something to tell: labels agree, weights take a quarter."""
     pytest.importorskip("ai_edge_litert")
-    pixels = noise((200, 16, 16, 3)) + np.eye(10)[np.arange(200) % 10][:, :3, None, None].transpose(0, 2, 3, 1)
-    model = randomise(kr.create(name, input_shape=(16, 16, 3), classes=10, classifier_activation="softmax"))
+    pixels = noise((200, 32, 32, 3)) + np.eye(10)[np.arange(200) % 10][:, :3, None, None].transpose(0, 2, 3, 1)
+    model = randomise(kr.create(name, input_shape=(32, 32, 3), classes=10, classifier_activation="softmax"))
     kernel = np.asarray(model.get_layer("fc").kernel)
     model.get_layer("fc").kernel.assign(kernel * 0.1)
     whole = convert(model, tmp_path / "float.tflite")
@@ -89,12 +90,37 @@ def test_int8(name, tmp_path):
     assert sizes[0] < 0.45 * sizes[1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", distinct(ENTRIES), ids=lambda entry: entry.config.name)
+def test_int8_of_every_model(entry, tmp_path):
+    """It runs. What random weights answer to noise tells little of how exact it is: far better than chance, a tenth."""
+    pytest.importorskip("ai_edge_litert")
+    model, *_ = twin(entry)
+    x = noise((48, *model.input_shape[1:]), 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the classes of some agree for less than nine tenths
+        assert convert(model, tmp_path / "model.tflite", representative=x)["agreement"] > 0.5
+
+
+@pytest.mark.parametrize("size", [31, 32])
+def test_max_pooling_before_int8(size):
+    """Mirrored edges instead of infinite ones have the same maxima, of negative values too."""
+    x = keras.Input((size, size, 2))
+    model = keras.Model(x, blocks.max_pool(x, name="pool"))
+    other = formats._for_litert(model, quantised=True)
+    values = noise((2, size, size, 2)) - 9
+    assert not any(isinstance(op, type(model.operations[1])) and op.mode == "constant" for op in other.operations)
+    np.testing.assert_array_equal(other(values), model(values))
+
+
 def test_what_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="suffix"):
         convert(model, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="Only LiteRT"):
         convert(model, tmp_path / "model.onnx", representative=noise((3, 4)))
+    with pytest.raises(ValueError, match="a sample at least"):
+        convert(model, tmp_path / "model.tflite", representative=noise((0, 4)))
 
 
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,22 @@ from keras_residual.weights import Weights, preprocessing
 __all__ = ["export_source", "verify_directory"]
 
 SUFFIXES = (".onnx", ".xml", ".tflite")
+SAMPLES = 300
 
 
-def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[str], **options: Any) -> Path:
+def export_source(
+    source: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    int8: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Path:
     """Exports a run or a published checkpoint with its preprocessing and labels, and prints what came of it.
 
     Args:
         source: A run's directory, or what `keras_residual.from_pretrained` takes.
         directory: The model's directory, `saved_models/NAME`; or a file of another format, see
             `keras_residual.exporting.formats`, which has the network alone.
+        int8: For a file of LiteRT: a folder of images, or one, by which to quantise; of more than 300 so many.
         **options: Those of `keras_residual.export`; a file of another format has `fold` alone.
 
     Returns:
@@ -45,6 +54,8 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
     other_format = Path(directory).suffix in SUFFIXES
     if other_format and (unused := sorted(set(options) - {"fold"})):
         raise ValueError(f"A file of another format has the option fold alone. Received: {', '.join(unused)}.")
+    if int8 is not None and Path(directory).suffix != ".tflite":
+        raise ValueError(f"Only a file of LiteRT, .tflite, can be of int8. Received: {str(directory)!r}.")
     config = Path(source) / "config.json"
     if Path(source).is_dir() and not config.is_file():
         raise FileNotFoundError(
@@ -60,11 +71,7 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
         model = from_pretrained(source, classifier_activation="softmax" if record.classes else None)
         preprocess, labels = preprocessing(record), record.labels or None
     if other_format:
-        from keras_residual.exporting.formats import convert
-
-        found = convert(model, directory, fold=options.get("fold", True))
-        print(f"{directory}: {model.name}, differs from the model by {found['difference']:.1e} in its own runtime")
-        print(f"  it has the network alone; an image is prepared before, from pixels 0..255: {describe(preprocess)}")
+        _convert(model, Path(directory), preprocess, int8, options.get("fold", True))
         return Path(directory)
     version = export(model, directory, preprocess=preprocess, labels=labels, **options)
     about = json.loads((version / METADATA).read_text(encoding="utf-8"))
@@ -77,6 +84,27 @@ def export_source(source: str | os.PathLike[str], directory: str | os.PathLike[s
     print(f"  signatures: {', '.join(about['signatures'])}; each was run and answers as the model does")
     print(f"\nnext:\n  keras-residual serve {directory}\n  cd {directory} && docker compose up")
     return version
+
+
+def _convert(model: keras.Model, path: Path, preprocess: Any, int8: Any, fold: bool) -> None:
+    from keras_residual.exporting.formats import convert
+
+    samples = None
+    if int8 is not None:
+        numbers = tuple(map(str, range(model.output_shape[-1])))
+        samples = Classifier(model, preprocess, numbers, model.name).prepare(int8, SAMPLES)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        found = convert(model, path, representative=samples, fold=fold)
+    if samples is None:
+        print(f"{path}: {model.name}, differs from the model by {found['difference']:.1e} in its own runtime")
+    else:
+        agreement = f"gives the class of the full model for {found['agreement']:.1%} of {len(samples)} images"
+        print(f"{path}: {model.name} in int8, {agreement} in its own runtime")
+    print(f"  it has the network alone; an image is prepared before, from pixels 0..255: {describe(preprocess)}")
+    for warning in told or ():
+        print(f"warning: {warning.message}", file=sys.stderr)
 
 
 def verify_directory(directory: str | os.PathLike[str]) -> None:

@@ -24,6 +24,7 @@ __all__ = ["convert"]
 
 TOLERANCE = 1e-4
 AGREEMENT = 0.9
+BATCH = 32
 
 
 def convert(
@@ -47,7 +48,7 @@ def convert(
         the part of the representative samples whose likeliest class is the model's.
 
     Raises:
-        ValueError: For another suffix, or a representative set for another format than LiteRT.
+        ValueError: For another suffix, or a representative set that is empty or for another format than LiteRT.
         ImportError: If the extra `export` is not installed.
         RuntimeError: If the runtime does not answer as the model does. Nothing is written then.
     """
@@ -57,11 +58,13 @@ def convert(
         raise ValueError(f"The suffix is one of {', '.join(ways)}. Received: {path.name!r}.")
     if representative is not None and path.suffix != ".tflite":
         raise ValueError(f"Only LiteRT is quantised, which needs a representative set. Received: {path.name!r}.")
+    if representative is not None and not len(representative):
+        raise ValueError("A representative set has a sample at least, better a hundred. Received: none.")
     x = np.asarray(representative, "float32") if representative is not None else _samples(model)
-    expected = np.asarray(keras.ops.cast(model(x, training=False), "float32"))
+    expected = _in_batches(lambda batch: np.asarray(keras.ops.cast(model(batch, training=False), "float32")), x)
     network = fold_batch_norm(model) if fold else model
     if path.suffix == ".tflite":
-        network = _with_fusable_gelu(network)
+        network = _for_litert(network, quantised=representative is not None)
     served = graph.serve(network, None, None, True, 1, 0, native=False)
     name = "probabilities" if served.activation else "outputs"
     spec = served.signatures["serving_default"].input_signature[0]
@@ -71,7 +74,7 @@ def convert(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, graph.quiet("tensorflow", "tf2onnx"):
         read = ways[path.suffix](only, Path(folder) / path.name, representative)
-        got = read(x)
+        got = _in_batches(read, x)
         scale = max(float(np.abs(expected).max()), 1e-12)
         found = {"difference": float(np.abs(got - expected).max()) / scale}
         if representative is None and not found["difference"] <= TOLERANCE:
@@ -96,6 +99,10 @@ def _samples(model: keras.Model) -> Any:
     usual = {3: 256, 4: 224, 5: 32}.get(len(model.inputs[0].shape), 1)
     shape = (2, *(size or usual for size in model.inputs[0].shape[1:]))
     return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def _in_batches(function: Callable[[Any], Any], x: Any) -> Any:
+    return np.concatenate([function(x[first : first + BATCH]) for first in range(0, len(x), BATCH)])
 
 
 Reader = Callable[[Any], Any]
@@ -154,8 +161,13 @@ def _saved(function: Any) -> Iterator[str]:
         yield folder
 
 
-def _with_fusable_gelu(model: keras.Model) -> keras.Model:
-    """LiteRT has no erf. Of Keras' own GELU its converter makes one operation, not of ours, which trains faster."""
+def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
+    """The same function in operations that LiteRT has.
+
+    It has no erf: of Keras' own GELU its converter makes one operation, not of ours, which trains faster. The infinity
+    beside the edges of a max pooling's input would set the scale of its int8; mirrored at its edges that has the same
+    maxima, since what is mirrored into a window is in that window already.
+    """
 
     def copy(layer: Any) -> Any:
         config = layer.get_config()
@@ -163,7 +175,13 @@ def _with_fusable_gelu(model: keras.Model) -> keras.Model:
             return keras.layers.Activation("gelu", name=layer.name, dtype=layer.dtype_policy)
         return type(layer).from_config(config)
 
-    new = keras.models.clone_model(keras.Model(model.inputs[0], model.outputs[0], name=model.name), clone_function=copy)
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if quantised and kwargs.get("constant_values") == -np.inf:
+            return keras.ops.pad(*args, operation.pad_width, mode="symmetric")
+        return operation(*args, **kwargs)
+
+    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    new = keras.models.clone_model(plain, clone_function=copy, call_function=call)
     for variable, value in zip(new.variables, model.variables, strict=True):
         variable.assign(value)
     return new
