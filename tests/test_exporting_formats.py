@@ -49,6 +49,7 @@ NEEDS = {".onnx": "tf2onnx", ".xml": "openvino", ".tflite": "ai_edge_litert"}
 # By default. OpenVINO reads a directory below. SigLIP pools by attention, whose one query is taken out of a sequence:
 # LiteRT runs no batch through a sequence of length 0.
 SHOWN = [(".onnx", "ResNeXt50_32x4d"), (".tflite", "ConvNeXtZeptoRMS"), (".tflite", "SigLIPBase16")]
+QUICK = [("mixed_bfloat16", ".tflite", "ViTTiny16"), ("mixed_float16", ".onnx", "ResNet18")]
 
 
 @pytest.mark.parametrize("suffix", READERS)
@@ -69,6 +70,37 @@ def check(entry, suffix, folder):
     assert convert(model, folder / f"model{suffix}")["difference"] < 1e-5
     assert distance(READERS[suffix](folder / f"model{suffix}", x), expected) < 1e-5
     assert len(list(folder.iterdir())) == (2 if suffix == ".xml" else 1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "suffix", "name"),
+    [
+        pytest.param(policy, suffix, name, marks=[] if case in QUICK else [pytest.mark.slow])
+        for policy in ("mixed_bfloat16", "mixed_float16", "float16", "float64")
+        for suffix in READERS
+        for name in ("ResNet18", "SEResNeXt50_32x4d", "ConvNeXtAtto", "ViTTiny16", "SigLIPBase16")
+        for case in [(policy, suffix, name)]
+    ],
+)
+def test_a_file_computes_in_float32(policy, suffix, name, tmp_path):
+    """Whatever the model does: the runtimes have few operations of other types."""
+    pytest.importorskip(NEEDS[suffix])
+    entry = registry.entries()[name]
+    model, x, expected = twin(entry)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        narrow = entry.family(entry.config.tiny(), classes=10, classifier_activation="softmax")
+    finally:
+        keras.config.set_dtype_policy(before)
+    for variable, value in zip(narrow.variables, model.variables, strict=True):
+        variable.assign(value)
+    if policy == "float16":  # its variables too
+        for variable, value in zip(model.variables, narrow.variables, strict=True):
+            variable.assign(value)
+        expected = np.asarray(model(x, training=False))
+    assert convert(narrow, tmp_path / f"model{suffix}")["difference"] < 1e-5
+    assert distance(READERS[suffix](tmp_path / f"model{suffix}", x), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["ResNet20", "ResNet18"])  # the second has a max pooling, padded by -inf

@@ -34,7 +34,7 @@ def convert(
 
     The file's input is `inputs`, float32 `(N, *input_shape)`, what the model takes; its output is `probabilities` of
     a model that ends in softmax or sigmoid, `outputs` of others. Preprocessing is not part of it. N may be any number;
-    LiteRT wants to be told before (`resize_tensor_input`).
+    LiteRT wants to be told before (`resize_tensor_input`). The file computes in float32, whatever the model does.
 
     Args:
         model: A built model with one input and one output.
@@ -44,8 +44,8 @@ def convert(
         fold: Whether to fold batch normalisations.
 
     Returns:
-        `{"difference": ...}` between runtime and model, relative to the largest value; of int8 also `"agreement"`,
-        the part of the representative samples whose likeliest class is the model's.
+        `{"difference": ...}` between runtime and model, in float32, relative to the largest value; of int8 also
+        `"agreement"`, the part of the representative samples whose likeliest class is the model's.
 
     Raises:
         ValueError: For another suffix, or a representative set that is empty or for another format than LiteRT.
@@ -61,7 +61,8 @@ def convert(
     if representative is not None and not len(representative):
         raise ValueError("A representative set has a sample at least, better a hundred. Received: none.")
     x = np.asarray(representative, "float32") if representative is not None else _samples(model)
-    expected = _in_batches(lambda batch: np.asarray(keras.ops.cast(model(batch, training=False), "float32")), x)
+    model = _in_float32(model)
+    expected = _in_batches(lambda batch: np.asarray(model(batch, training=False)), x)
     network = fold_batch_norm(model) if fold else model
     if path.suffix == ".tflite":
         network = _for_litert(network, quantised=representative is not None)
@@ -161,6 +162,19 @@ def _saved(function: Any) -> Iterator[str]:
         yield folder
 
 
+def _in_float32(model: keras.Model) -> keras.Model:
+    """The same weights, computed with in float32: of half precision the runtimes have some operations only."""
+    if all(layer.compute_dtype == "float32" for layer in model.layers):
+        return model
+
+    def copy(layer: Any, config: dict[str, Any]) -> Any:
+        if isinstance(layer, keras.layers.Layer):
+            config["dtype"] = "float32"
+        return type(layer).from_config(config)
+
+    return _copied(model, copy)
+
+
 def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
     """The same function in operations that LiteRT has.
 
@@ -169,8 +183,7 @@ def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
     maxima, since what is mirrored into a window is in that window already.
     """
 
-    def copy(layer: Any) -> Any:
-        config = layer.get_config()
+    def copy(layer: Any, config: dict[str, Any]) -> Any:
         if isinstance(layer, keras.layers.Activation) and layer.activation is layers.gelu:
             return keras.layers.Activation("gelu", name=layer.name, dtype=layer.dtype_policy)
         return type(layer).from_config(config)
@@ -180,8 +193,15 @@ def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
             return keras.ops.pad(*args, operation.pad_width, mode="symmetric")
         return operation(*args, **kwargs)
 
-    plain = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    new = keras.models.clone_model(plain, clone_function=copy, call_function=call)
+    return _copied(model, copy, call)
+
+
+def _copied(model: keras.Model, copy: Callable[..., Any], call: Callable[..., Any] | None = None) -> keras.Model:
+    new = keras.models.clone_model(
+        keras.Model(model.inputs[0], model.outputs[0], name=model.name),
+        clone_function=lambda operation: copy(operation, operation.get_config()),
+        call_function=call,
+    )
     for variable, value in zip(new.variables, model.variables, strict=True):
         variable.assign(value)
     return new
