@@ -61,14 +61,24 @@ def gelu_tanh(x: Any) -> Any:
 class _GroupedConv:
     """Keras' convolution, except that grouped ones run natively where Keras would compile them with XLA."""
 
-    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        if self.groups == 1:  # pyright: ignore
-            return super().convolution_op(inputs, kernel)  # pyright: ignore
-        return primitives.grouped_conv(inputs, kernel, self.strides, self.padding, self.dilation_rate)  # pyright: ignore
+    def convolution_op(self: Any, inputs: Any, kernel: Any) -> Any:
+        padding = "valid" if self.padding == "causal" else self.padding  # those zeros are there by now
+        if self.groups == 1:
+            return ops.conv(inputs, kernel, self.strides, padding, self.data_format, self.dilation_rate)
+        return primitives.grouped_conv(inputs, kernel, self.strides, padding, self.dilation_rate)
+
+
+class _OneAxis:
+    """Keras' `Conv1D` convolves in `call`, past `convolution_op`. This takes the `call` of its base."""
+
+    def call(self: Any, inputs: Any) -> Any:
+        if self.padding == "causal":
+            inputs = ops.pad(inputs, self._compute_causal_padding())
+        return super(keras.layers.Conv1D, self).call(inputs)
 
 
 @register
-class Conv1D(_GroupedConv, keras.layers.Conv1D):
+class Conv1D(_OneAxis, _GroupedConv, keras.layers.Conv1D):
     """`keras.layers.Conv1D` with fast `groups`."""
 
 
@@ -102,7 +112,7 @@ class _StandardizedConv(_GroupedConv):
 
 
 @register
-class StandardizedConv1D(_StandardizedConv, keras.layers.Conv1D):
+class StandardizedConv1D(_OneAxis, _StandardizedConv, keras.layers.Conv1D):
     """`keras.layers.Conv1D` with weight standardisation."""
 
 

@@ -155,6 +155,29 @@ def test_what_is_refused(tmp_path):
         convert(model, tmp_path / "model.tflite", representative=noise((0, 4)))
 
 
+def test_an_operation_that_litert_lacks(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    x = keras.Input((8, 8, 8, 2))
+    with pytest.raises(RuntimeError, match=r"LiteRT lacks operations of this network: MaxPool3D\."):
+        convert(keras.Model(x, keras.layers.MaxPooling3D()(x)), tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("shape", [(64, 3), (32, 32, 32, 2)], ids=["1-D", "3-D"])
+@pytest.mark.parametrize("name", ["ResNeXt50_32x4d", "BiT50x1", "ConvNeXtAtto"])
+def test_other_ranks(name, shape, suffix, tmp_path):
+    pytest.importorskip(NEEDS[suffix])
+    if suffix == ".tflite" and len(shape) == 4 and name != "ConvNeXtAtto":
+        pytest.skip("LiteRT has no max pooling of volumes")
+    entry = registry.entries()[name]
+    model = randomise(entry.family(entry.config.tiny(), input_shape=shape, classes=4, classifier_activation="softmax"))
+    x = noise((2, *shape), 3)
+    assert convert(model, tmp_path / f"model{suffix}")["difference"] < 1e-5
+    assert distance(READERS[suffix](tmp_path / f"model{suffix}", x), np.asarray(model(x, training=False))) < 1e-5
+
+
 def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

@@ -72,3 +72,21 @@ def test_config_and_shapes(name):
     with_batch = again.compute_output_shape(shapes if len(shapes) > 1 else shapes[0])
     with_batch = with_batch if isinstance(with_batch, list) else [with_batch]
     assert [tuple(s) for s in with_batch] == [tuple(m.shape) for m in many]
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", "causal"])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_standardised_convolution(rank, groups, padding):
+    """Keras' convolution with a standardised kernel. That of one axis convolves elsewhere in Keras than the others."""
+    if padding == "causal" and rank > 1:
+        pytest.skip("there is no such padding")
+    options = {"filters": 8, "kernel_size": 3, "padding": padding, "groups": groups}
+    ours = getattr(layers, f"StandardizedConv{rank}D")(epsilon=0.01, **options)
+    theirs = getattr(keras.layers, f"Conv{rank}D")(**options)
+    x = np.random.default_rng(0).normal(size=(2, *(6,) * rank, 8)).astype("float32")
+    ours.build(x.shape)
+    theirs.build(x.shape)
+    kernel, axes = np.asarray(ours.kernel), tuple(range(rank + 1))
+    theirs.kernel.assign((kernel - kernel.mean(axes)) / np.sqrt(kernel.var(axes) + 0.01))
+    np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)

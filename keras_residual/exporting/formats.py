@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -50,7 +51,7 @@ def convert(
     Raises:
         ValueError: For another suffix, or a representative set that is empty or for another format than LiteRT.
         ImportError: If the extra `export` is not installed.
-        RuntimeError: If the runtime does not answer as the model does. Nothing is written then.
+        RuntimeError: If the runtime lacks an operation, or does not answer as the model does. Nothing is written then.
     """
     path = Path(path)
     ways = {".onnx": _onnx, ".xml": _openvino, ".tflite": _litert}
@@ -140,7 +141,15 @@ def _litert(function: Any, path: Path, representative: Any) -> Reader:
             converter.representative_dataset = lambda: ([np.asarray(x, "float32")[None]] for x in representative)
             builtins = tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS
             converter.target_spec.supported_ops = list(builtins)
-        path.write_bytes(converter.convert())
+        try:
+            path.write_bytes(converter.convert())
+        except Exception as error:  # that of the converter has no public name, and pages of its graph for a text
+            if missing := re.search(r"(?:TF Select|Custom) ops: (.+)", str(error)):
+                raise RuntimeError(
+                    f"LiteRT lacks operations of this network: {missing[1]}. Nothing was written. ONNX and OpenVINO "
+                    "may have them."
+                ) from error
+            raise
 
     def read(x: Any) -> Any:
         interpreter = Interpreter(str(path))
