@@ -104,26 +104,6 @@ class Classifier:
                     found.append(Prediction(name, self.labels[best], float(row[best]), each))
         return found
 
-    def prepare(self, images: Any, most: int | None = None) -> np.ndarray[Any, Any]:
-        """The model's input `(N, H, W, C)` for images, as `predict` takes them; files that are no images are left out.
-
-        Args:
-            images: See `predict`.
-            most: Of more images than that so many, evenly spread over their order.
-
-        Raises:
-            FileNotFoundError: If a path does not exist.
-            ValueError: If none is an image.
-        """
-        named = _named(images)
-        if most is not None and len(named) > most:
-            named = [named[number * len(named) // most] for number in range(most)]
-        read = (_read(source) for _, source in named)
-        prepared = [self._prepared(pixels) for pixels in read if not isinstance(pixels, str)]
-        if not prepared:
-            raise ValueError(f"There is no image that can be read. Received: {images!r}.")
-        return np.stack(prepared)
-
     def probabilities(self, examples: Any, batch_size: int = 32) -> np.ndarray[Any, Any]:
         """Probabilities `(N, classes)` of a `keras_residual.data.Examples`, in its order."""
         rows = [
@@ -245,12 +225,7 @@ class Classifier:
     # -------------------------------------------------------------------------------------------------- one batch
 
     def _prepared(self, image: Any) -> Any:
-        channels = self.model.input_shape[-1]
-        if image.ndim != 3 or image.shape[-1] not in (1, 3, channels):
-            raise ValueError(f"An image is (height, width, channels) of 0..255. Received: shape {image.shape}.")
-        if image.shape[-1] != channels:
-            image = _with_channels(image, channels)
-        return keras.ops.convert_to_numpy(self.preprocess(image))
+        return _model_input(image, self.preprocess, self.model.input_shape[-1])
 
     def _probabilities(self, batch: Any) -> np.ndarray[Any, Any]:
         logits = keras.ops.convert_to_numpy(self.model(batch, training=False)).astype("float64")
@@ -272,6 +247,33 @@ def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str]]:
     words = [f"the part {there[0]!r} of {source} is measured"] if len(there) > 1 else []
     words += [f"{name} {reason}: left out" for name, reason in found.skipped]
     return parts[there[0]], words + list(found.warnings)
+
+
+def model_inputs(images: Any, preprocess: Preprocess, channels: int, most: int) -> np.ndarray[Any, Any]:
+    """Images as `Classifier.predict` takes them, prepared: `(N, H, W, channels)`; files that are none are left out.
+
+    Of more than `most` it takes so many, evenly spread over their order.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If none is an image.
+    """
+    named = _named(images)
+    if len(named) > most:
+        named = [named[number * len(named) // most] for number in range(most)]
+    read = (_read(source) for _, source in named)
+    prepared = [_model_input(pixels, preprocess, channels) for pixels in read if not isinstance(pixels, str)]
+    if not prepared:
+        raise ValueError(f"There is no image that can be read. Received: {images!r}.")
+    return np.stack(prepared)
+
+
+def _model_input(image: Any, preprocess: Preprocess, channels: int) -> Any:
+    if image.ndim != 3 or image.shape[-1] not in (1, 3, channels):
+        raise ValueError(f"An image is (height, width, channels) of 0..255. Received: shape {image.shape}.")
+    if image.shape[-1] != channels:
+        image = _with_channels(image, channels)
+    return keras.ops.convert_to_numpy(preprocess(image))
 
 
 def _named(images: Any) -> list[tuple[str, Any]]:

@@ -132,7 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-k", type=int, metavar="K", help="classes named in answers (5)")
     sub.add_argument("--no-fold", action="store_true", help="keep batch normalisations as they are")
     sub.add_argument("--no-freeze", action="store_true", help="keep weights as variables")
-
     sub.add_argument(
         "--int8",
         metavar="IMAGES",

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import keras_residual as kr
 from keras_residual import metrics
-from keras_residual.classifier import Classifier
+from keras_residual.classifier import Classifier, model_inputs
 from keras_residual.weights import Preprocess, WeightsError
 
 LABELS = ("ant", "bee", "crab", "dog", "eel", "fox", "gnu")
@@ -72,17 +72,17 @@ def test_predict_reads_what_it_can(classifier, tmp_path):
         classifier.predict([tmp_path / "nowhere.png"])
 
 
-def test_prepare(classifier, tmp_path):
+def test_model_inputs(classifier, tmp_path):
     """Of many images evenly spread ones; what is no image is left out."""
     for number in range(10):
         Image.fromarray(np.full((50, 40, 3), 20 * number, "uint8")).save(tmp_path / f"{number}.png")
     (tmp_path / "9.png").write_bytes(b"none")
-    whole = classifier.prepare(tmp_path)
+    whole = model_inputs(tmp_path, classifier.preprocess, 3, 10)
     assert whole.shape == (9, 32, 32, 3)
     np.testing.assert_allclose(whole[4, 0, 0] * (0.2, 0.3, 0.25) + (0.4, 0.5, 0.6), 80 / 255, atol=1e-6)
-    np.testing.assert_array_equal(classifier.prepare(tmp_path, 3), whole[[0, 3, 6]])
+    np.testing.assert_array_equal(model_inputs(tmp_path, classifier.preprocess, 3, 3), whole[[0, 3, 6]])
     with pytest.raises(ValueError, match=r"no image that can be read.*9\.png"):
-        classifier.prepare(tmp_path / "9.png")
+        model_inputs(tmp_path / "9.png", classifier.preprocess, 3, 10)
 
 
 def test_probabilities_are_the_models(classifier):

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import keras_residual as kr
-from keras_residual.classifier import Classifier
+from keras_residual.classifier import Classifier, model_inputs
 from keras_residual.cli import main
 
 from .tools import noise, randomise
@@ -114,7 +114,7 @@ def test_int8(run, tmp_path, capsys):
     agree = []
     for found in classifier.predict(photos):
         if not found.error:
-            answer = ask(inputs=classifier.prepare(found.name))["probabilities"][0]
+            answer = ask(inputs=model_inputs(found.name, classifier.preprocess, 3, 1))["probabilities"][0]
             agree.append(LABELS[answer.argmax()] == found.label)
     assert len(agree) == 40
     assert np.mean(agree) == pytest.approx(float(printed) / 100, abs=0.03)

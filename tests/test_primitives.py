@@ -152,6 +152,8 @@ def test_grouped_layer_is_keras_own(rank):
     x = normal(2, *(5,) * rank, 8)
     assert tools.distance(a(x), b(x)) < 1e-5
     assert tools.distance(a.predict(x, verbose=0), b(x)) < 1e-5
+    graph = tf.function(ours).get_concrete_function(tf.TensorSpec((None, *(None,) * rank, 8))).graph
+    assert not [op.name for op in graph.get_operations() if "PartitionedCall" in op.type], "Keras compiles it by XLA"
 
 
 @pytest.mark.slow

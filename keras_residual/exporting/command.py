@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from keras_residual.classifier import SECTION, Classifier
+from keras_residual.classifier import SECTION, Classifier, model_inputs
 from keras_residual.exporting import export
 from keras_residual.exporting.bundle import METADATA, describe, verify
 from keras_residual.models.pretrained import from_pretrained
@@ -91,20 +89,14 @@ def _convert(model: keras.Model, path: Path, preprocess: Any, int8: Any, fold: b
 
     samples = None
     if int8 is not None:
-        numbers = tuple(map(str, range(model.output_shape[-1])))
-        samples = Classifier(model, preprocess, numbers, model.name).prepare(int8, SAMPLES)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        found = convert(model, path, representative=samples, fold=fold)
+        samples = model_inputs(int8, preprocess, model.input_shape[-1], SAMPLES)
+    found = convert(model, path, representative=samples, fold=fold)
     if samples is None:
         print(f"{path}: {model.name}, differs from the model by {found['difference']:.1e} in its own runtime")
     else:
         agreement = f"gives the class of the full model for {found['agreement']:.1%} of {len(samples)} images"
         print(f"{path}: {model.name} in int8, {agreement} in its own runtime")
     print(f"  it has the network alone; an image is prepared before, from pixels 0..255: {describe(preprocess)}")
-    for warning in told or ():
-        print(f"warning: {warning.message}", file=sys.stderr)
 
 
 def verify_directory(directory: str | os.PathLike[str]) -> None:

@@ -135,10 +135,8 @@ def _listen(host: str, port: int) -> Any:
 def serve(directory: str | os.PathLike[str], **options: Any) -> None:
     """Serves a directory's models until it is interrupted, and prints what and where; see `Server` for the options."""
     log, handler = logging.getLogger(__name__), logging.StreamHandler(sys.stdout)
-    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False  # a handler of the root would print it all again
 
     def say() -> None:
         print(f"REST  http://{server.host}:{server.rest_port}/v1/models/NAME:predict")
@@ -151,5 +149,3 @@ def serve(directory: str | os.PathLike[str], **options: Any) -> None:
         print("stopped")
     finally:
         log.removeHandler(handler)
-        log.setLevel(before[0])
-        log.propagate = before[1]
