@@ -94,6 +94,7 @@ def test_another_format(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:In int8:UserWarning")  # that random weights agree for less than nine tenths
 def test_int8(run, tmp_path, capsys):
     """By a folder of images, one of which is none."""
     litert = pytest.importorskip("ai_edge_litert.interpreter")
