@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from keras_residual.weights.files import write_table, written_whole
+from keras_residual.io import write_table, written_whole
 
 __all__ = ["Measured", "benchmark", "measure"]
 

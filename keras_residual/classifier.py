@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ import keras
 import numpy as np
 
 from keras_residual import metrics
+from keras_residual.io import sha256, written_whole
 from keras_residual.models import find
 from keras_residual.weights import Preprocess, Weights, WeightsError, load_weights, preprocessing, save_weights
-from keras_residual.weights.files import written_whole
 
 __all__ = ["Classifier", "Prediction"]
 
@@ -184,7 +183,7 @@ class Classifier:
                 "options": dict(self.options),
                 "input_shape": [height, width, channels],
                 "size": prepare.size,
-                "sha256": _sha256(directory / "weights.safetensors"),
+                "sha256": sha256(directory / "weights.safetensors"),
                 **(about or {}),
             },
         }
@@ -210,7 +209,7 @@ class Classifier:
                 "not. Published checkpoints are loaded by keras_residual.from_pretrained."
             )
         weights = directory / "weights.safetensors"
-        if _sha256(weights) != own["sha256"]:
+        if sha256(weights) != own["sha256"]:
             raise WeightsError(f"{weights} is not what was written beside its config.json: it has changed.")
         model = find(own["model"]).builder(
             classes=record.classes,
@@ -311,11 +310,3 @@ def _with_channels(image: Any, channels: int) -> Any:
     if channels == 1:  # ITU-R 601 luma, as Pillow's convert("L")
         return np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
     return np.repeat(image, channels, -1)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_residual.weights.files import written_whole
+from keras_residual.io import written_whole
 
 # Fonts for class names that the first one cannot write, on the usual systems.
 _FONTS = (

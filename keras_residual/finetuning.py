@@ -16,10 +16,10 @@ import numpy as np
 
 from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
+from keras_residual.io import remove_parts, written_whole
 from keras_residual.models import find
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.weights import Preprocess, Weights, preprocessing
-from keras_residual.weights.files import remove_parts, written_whole
 
 __all__ = ["finetune"]
 

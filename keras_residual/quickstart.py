@@ -20,10 +20,10 @@ import numpy as np
 from keras_residual import figures
 from keras_residual.blocks import basic
 from keras_residual.exporting import export
+from keras_residual.io import written_whole
 from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
 from keras_residual.reports import write_history
 from keras_residual.weights import Preprocess, save_weights
-from keras_residual.weights.files import written_whole
 
 __all__ = ["quickstart"]
 

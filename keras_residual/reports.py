@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
-from keras_residual.weights.files import write_table, written_whole
+from keras_residual.io import write_table, written_whole
 
 __all__ = ["write_history", "write_report"]
 

@@ -13,7 +13,7 @@ from keras_residual import registry
 PACKAGE = Path(kr.__file__).parent
 # From the bottom up; a module may import those of its own line and of the lines above it here.
 LAYERS = [
-    {"registry", "primitives"},
+    {"registry", "primitives", "io"},
     {"layers"},
     {"blocks"},
     {"weights"},

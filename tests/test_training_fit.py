@@ -657,8 +657,8 @@ def test_two_checkpoints_are_kept(trained):
 
 def test_what_a_killed_process_left_half_written_is_removed(trained, tmp_path):
     """Else each kill while it writes would cost as much room as a checkpoint."""
+    from keras_residual.io import written_whole
     from keras_residual.training.checkpoint import Checkpoints
-    from keras_residual.weights.files import written_whole
 
     copied(trained, tmp_path)
     with written_whole(tmp_path / "step-0000000036.safetensors") as part:

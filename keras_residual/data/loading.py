@@ -20,7 +20,7 @@ from keras_residual.data.examples import Examples
 from keras_residual.data.gathered import Gathered, from_listing
 from keras_residual.data.scan import Progress
 from keras_residual.data.sources import listed, shown
-from keras_residual.weights.files import write_table
+from keras_residual.io import write_table
 
 
 class DataError(ValueError):

@@ -27,7 +27,7 @@ from PIL import Image
 
 from keras_residual.data import decoding
 from keras_residual.data.decoding import UnreadableError
-from keras_residual.weights.files import written_whole
+from keras_residual.io import written_whole
 
 MAX_BYTES = 1 << 30
 Progress = Callable[[int, int], None]

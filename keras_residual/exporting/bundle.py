@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ import tensorflow as tf
 import keras_residual
 from keras_residual.exporting.graph import EXAMPLE_KEY, Served
 from keras_residual.folding import Folding
-from keras_residual.weights.files import written_whole
+from keras_residual.io import sha256, written_whole
 
 __all__ = ["complete", "describe", "verify", "write_beside"]
 
@@ -81,10 +80,10 @@ def complete(
             "python": platform.python_version(),
         },
         "golden": golden,
-        "sha256": {str(file.relative_to(version)): _sha256(file) for file in _files(version)},
+        "sha256": {str(file.relative_to(version)): sha256(file) for file in _files(version)},
     }
     (version / "README.md").write_text(_card(about, notes), encoding="utf-8")
-    about["sha256"]["README.md"] = _sha256(version / "README.md")
+    about["sha256"]["README.md"] = sha256(version / "README.md")
     (version / METADATA).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -106,7 +105,7 @@ def verify(version: str | os.PathLike[str]) -> dict[str, float]:
         raise FileNotFoundError(f"{str(version)!r} is no exported version: there is no {METADATA} in it.")
     about = json.loads((version / METADATA).read_text(encoding="utf-8"))
     for name, digest in about["sha256"].items():
-        if not (version / name).is_file() or _sha256(version / name) != digest:
+        if not (version / name).is_file() or sha256(version / name) != digest:
             raise ValueError(f"{version / name} is not the file that was exported.")
     loaded, differences = tf.saved_model.load(str(version)).signatures, {}
     for name, pair in about["golden"].items():
@@ -235,14 +234,6 @@ def describe(preprocess: keras.layers.Layer) -> str:
 
 def _files(version: Path) -> Iterator[Path]:
     return (file for file in sorted(version.rglob("*")) if file.is_file() and file.name != METADATA)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        digest = hashlib.sha256()
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _card(about: dict[str, Any], notes: str) -> str:

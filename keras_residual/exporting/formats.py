@@ -19,7 +19,7 @@ import tensorflow as tf
 from keras_residual import layers
 from keras_residual.exporting import graph
 from keras_residual.folding import fold_batch_norm
-from keras_residual.weights.files import written_whole
+from keras_residual.io import written_whole
 
 __all__ = ["convert"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual.weights.files import remove_parts, written_whole
+from keras_residual.io import remove_parts, written_whole
 
 __all__ = ["CheckpointError", "Checkpoints", "ResumeError", "Snapshot"]
 

@@ -6,8 +6,6 @@ by torch itself in its safe mode. Nothing is allocated beyond what the model can
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import io
 import json
@@ -15,7 +13,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -249,46 +247,3 @@ _READERS: dict[str, Callable[[Path, int], dict[str, np.ndarray[Any, Any]]]] = {
 }
 
 SUFFIXES = tuple(_READERS)
-
-
-# what safetensors (Rust) and HDF5 say of a disk: neither raises an OSError
-_DISK = re.compile(r"os error|I/O error|errno = |no space left|file too large|read-only file", re.IGNORECASE)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what was written there takes its place at once, or not at all.
-
-    Raises:
-        OSError: If the disk is full or cannot be written to, whatever the library calls that which writes.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # Keras looks at the suffix
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # safetensors writes files that only their owner can read
-        os.replace(temporary, path)
-    except Exception as error:
-        if not isinstance(error, OSError) and not _DISK.search(str(error)):
-            raise
-        kind = type(error) if isinstance(error, OSError) else OSError
-        raise kind(f"{str(path)!r} could not be written: {error}. What was there before is as it was.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_parts(folder: Path) -> None:
-    """Removes what a process left of files that it was writing when it was killed."""
-    for part in folder.glob(".*.part*"):
-        part.unlink()
-
-
-def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Writes a CSV table, whole or not at all."""
-    with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)

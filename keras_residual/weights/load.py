@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_residual import layers
+from keras_residual.io import written_whole
 from keras_residual.weights import files, formats, sources
 from keras_residual.weights.files import WeightsError
 from keras_residual.weights.layout import Slot, slots
@@ -134,7 +135,7 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     for slot in found:
         if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's state dict has it; nobody reads it
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
-    with files.written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt", files.DIGEST: files.digest(state)})
         files.order_metadata(temporary)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from keras_residual.io import sha256
 from keras_residual.weights import files
 from keras_residual.weights.files import WeightsError
 from keras_residual.weights.published import published
@@ -185,11 +185,7 @@ def _verified(path: Path, source: str) -> Path:
     """The path, once the file's bytes are those that the Hub's cache names by their SHA-256 (small files have none)."""
     expected = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", expected):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        found = digest.hexdigest()
+        found = sha256(path)
         if found != expected:
             raise WeightsError(
                 f"A file of the Hugging Face Hub has the SHA-256 that the Hub states, {expected}. Received: {found} in "
