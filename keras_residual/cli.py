@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from keras_residual import __version__
 
@@ -202,20 +201,23 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from keras_residual.classifier import Classifier, labelled
+    from keras_residual.io import expand
     from keras_residual.reports import write_report
 
     classifier = Classifier.load(options.run)
-    examples, words = labelled(options.data, classifier.labels)
+    examples, words, skipped = labelled(options.data, classifier.labels)
     for line in words:
         print(f"warning: {line}", file=sys.stderr)
     if options.output is None:
-        found = classifier.evaluate(examples)
+        found = classifier.evaluate(examples) | {"skipped": float(skipped)}
     else:
-        majority = max(examples.labels.tolist(), key=examples.labels.tolist().count)
-        found = write_report(classifier, examples, Path(options.output), majority=majority)
+        majority = int(np.bincount(examples.labels).argmax())
+        found = write_report(classifier, examples, expand(options.output), majority=majority, skipped=skipped)
     for name, value in found.items():
-        print(f"{name:<20} {value:,.0f}" if name == "images" else f"{name:<20} {value:.4f}")
+        print(f"{name:<20} {value:,.0f}" if name in ("images", "skipped") else f"{name:<20} {value:.4f}")
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import json
 import os
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["expand", "remove_parts", "sha256", "write_table", "written_whole"]
+__all__ = [
+    "escaped",
+    "expand",
+    "literal",
+    "remove_parts",
+    "say",
+    "sha256",
+    "write_json",
+    "write_table",
+    "written_whole",
+]
 
 # How safetensors (Rust) and HDF5 report a disk error: neither raises an OSError.
 _DISK = re.compile(r"os error|I/O error|errno = |no space left|file too large|read-only file", re.IGNORECASE)
@@ -51,11 +64,53 @@ def remove_parts(folder: Path) -> None:
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV table, whole or not at all."""
+    """Write a CSV table, whole or not at all. Text is written as `literal` returns it: one line per row."""
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
+        for row in (header, *rows):
+            table.writerow([literal(cell) if isinstance(cell, str) else cell for cell in row])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all. Reading it back returns every string unchanged."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with written_whole(path) as part:  # UTF-8 has no surrogates; backslashreplace writes them as JSON's own \\udcff
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def literal(text: str) -> str:
+    """Return a name as it is printed, drawn and written: in one line, without characters that act on their own.
+
+    Line feeds and other control characters become `\\n`, `\\x1b`, `\\u202e`; bytes of a file name that are not UTF-8
+    become `\\xNN`. All other text, backslashes and dollar signs included, stays as it is.
+    """
+    if text.isprintable():  # nearly all names, at once
+        return text
+    return "".join(escaped(char) if _acts(char) else char for char in text)
+
+
+def _acts(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
+
+
+def escaped(char: str) -> str:
+    """Return the escape of a character, for example `\\n`, `\\xe9` or `\\u4e2d`."""
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("ascii", "backslashreplace").decode() if code > 0x7F else f"\\x{code:02x}"
+
+
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reorder the text around them
+
+
+def say(line: str) -> None:
+    """Print a line. Characters that the terminal's encoding lacks are escaped; `print` would raise an error."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from keras_residual.data.scan import Progress, Record, default_cache, scan, scan_bytes
-from keras_residual.data.sources import Listing, is_manifest, listed, shown
+from keras_residual.data.sources import Listing, is_manifest, listed
 from keras_residual.data.stores import Encoded, Pixels, Store
+from keras_residual.io import literal
 
 
 @dataclasses.dataclass
@@ -92,7 +93,7 @@ def _from_records(
                 "or name the classes that count with classes=[...]."
             )
         if all(records[i].reason for i in found):
-            examples = "; ".join(f"{shown(listing.names[i])} {records[i].reason}" for i in found[:3])
+            examples = "; ".join(f"{literal(listing.names[i])} {records[i].reason}" for i in found[:3])
             raise ValueError(
                 f"Each class has images that can be used. Received: the class {label!r}, of whose {len(found)} files "
                 f"none can: {examples}. Mend them, or name the classes that count with classes=[...]."

@@ -19,8 +19,8 @@ from keras_residual.data.decoding import MAX_PIXELS
 from keras_residual.data.examples import Examples
 from keras_residual.data.gathered import Gathered, from_listing
 from keras_residual.data.scan import Progress
-from keras_residual.data.sources import listed, shown
-from keras_residual.io import write_table
+from keras_residual.data.sources import listed
+from keras_residual.io import literal, write_table
 
 
 class DataError(ValueError):
@@ -32,7 +32,7 @@ class DataError(ValueError):
 
     def __init__(self, skipped: Sequence[tuple[str, str]]) -> None:
         self.skipped = tuple(skipped)
-        lines = [f"  {shown(name)} {reason}" for name, reason in skipped[:50]]
+        lines = [f"  {literal(name)} {reason}" for name, reason in skipped[:50]]
         if len(skipped) > 50:
             lines.append(f"  and {len(skipped) - 50:,} more")
         super().__init__(
@@ -65,7 +65,7 @@ class Data:
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Writes what is left out as a CSV table with the columns path and reason."""
-        write_table(Path(path), ("path", "reason"), ((shown(name), reason) for name, reason in self.skipped))
+        write_table(Path(path), ("path", "reason"), self.skipped)
 
     def __str__(self) -> str:
         words = f"{len(self.labels)} classes, {len(self.train):,} images to train on"
@@ -146,8 +146,8 @@ def load(
     else:
         if parts["validation"]:
             raise ValueError(
-                f"Images to validate with come from one place. Received: validation={shown(str(validation))!r}, and a "
-                f"source that has {len(parts['validation'])} of its own."
+                f"Images to validate with come from one place. Received: validation='{literal(str(validation))}', and "
+                f"a source that has {len(parts['validation'])} of its own."
             )
         validating = _examples(other, [i for i, split in enumerate(other.splits) if split in (None, "validation")])
     _doubles(given, parts, other, warnings)
@@ -187,14 +187,14 @@ def _gather(
         return prepared.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no folder or manifest {shown(path)!r}.")
+        raise FileNotFoundError(f"There is no folder or manifest '{literal(path)}'.")
     if os.path.isdir(path):
         found = prepared.directory(path)
         if found:
             return prepared.from_tfds(found, classes, max_pixels, progress, None, partial)
         return from_listing(sources.folder(path, classes, partial), path, cache, max_pixels, progress)
     if not sources.is_manifest(path):
-        raise ValueError(f"A manifest is a .csv or .parquet file. Received: {shown(path)!r}.")
+        raise ValueError(f"A manifest is a .csv or .parquet file. Received: '{literal(path)}'.")
     return from_listing(sources.manifest(path, classes, partial), path, cache, max_pixels, progress)
 
 
@@ -246,7 +246,7 @@ def _doubles(given: Gathered, parts: dict[str, list[int]], other: Gathered | Non
         for digest, label, name in zip(other.digests, other.labels, other.names, strict=True):
             places[digest].append(("validation", label, name))
     several = [found for found in places.values() if len(found) > 1]
-    names = [" = ".join(shown(name) for *_, name in found[:3]) for found in several]
+    names = [" = ".join(literal(name) for *_, name in found[:3]) for found in several]
     for words, test in (
         ("in two splits: what is measured there is too good", lambda found: len({split for split, *_ in found}) > 1),
         ("in two classes", lambda found: len({label for _, label, _ in found}) > 1),

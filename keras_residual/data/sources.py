@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_residual.io import literal
+
 # What the folders (and a manifest's splits) of a data set that is split already may be called.
 SPLITS = {
     "train": "train",
@@ -53,14 +55,9 @@ class Listing:
         return os.path.join(self.root, name)
 
 
-def shown(name: str) -> str:
-    """A path as it can be printed; bytes that are no UTF-8 become `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
-    words = ", ".join(repr(shown(name)) for name in names[:most])
+    words = ", ".join(f"'{literal(name)}'" for name in names[:most])
     return words + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
@@ -79,7 +76,7 @@ def folder(root: str, classes: Sequence[str] | None = None, partial: bool = Fals
     lower = {name.lower(): name for name in folders}
     if "train" in lower and (set(lower) & (SPLITS.keys() - {"train", "training"}) or len(folders) == 1):
         return _nested(root, folders, files, classes, partial, warnings)
-    listing = Listing(root, _classes(folders, classes, partial, shown(root)), warnings=warnings, partial=partial)
+    listing = Listing(root, _classes(folders, classes, partial, literal(root)), warnings=warnings, partial=partial)
     _left_out(listing, folders, classes is not None)
     listing.skipped += [(name, "lies beside the class folders") for name in files]
     _add_classes(listing, "", folders, None)
@@ -100,7 +97,7 @@ def _nested(
         raise ValueError(f"Each split has one folder. Received: {listed(list(splits))}. Merge or rename them.")
     inside = {name: _outer(os.path.join(root, name), warnings) for name in splits}
     train = next(name for name, split in splits.items() if split == "train")
-    names = _classes(inside[train][0], classes, partial, shown(os.path.join(root, train)))
+    names = _classes(inside[train][0], classes, partial, literal(os.path.join(root, train)))
     listing = Listing(root, names, warnings=warnings, partial=partial)
     _left_out(listing, inside[train][0], classes is not None)
     listing.skipped += [(name, "lies beside the folders of the splits") for name in files]
@@ -111,22 +108,24 @@ def _nested(
         found, beside = inside[name]
         listing.skipped += [(os.path.join(name, file), "lies beside the class folders") for file in beside]
         if beside:
-            listing.warnings.append(f"{len(beside):,} files in {shown(name)}/ lie beside its class folders: left out.")
+            listing.warnings.append(
+                f"{len(beside):,} files in {literal(name)}/ lie beside its class folders: left out."
+            )
         have = {_normal(folder): folder for folder in found}
         unknown = [have[label] for label in have if label not in listing.classes]
         if partial:
             known([_normal(label) for label in unknown], listing.classes, os.path.join(root, name))
         if name != train and unknown and classes is None:
             raise ValueError(
-                f"All splits have the classes of {shown(train)}/, or fewer. Received: {shown(name)}/ with "
-                f"{listed(sorted(unknown))}, which {shown(train)}/ lacks: nothing could be learned of them. Move them, "
-                "or name the classes that count with classes=[...]."
+                f"All splits have the classes of {literal(train)}/, or fewer. Received: {literal(name)}/ with "
+                f"{listed(sorted(unknown))}, which {literal(train)}/ lacks: nothing could be learned of them. Move "
+                "them, or name the classes that count with classes=[...]."
             )
         missing = [label for label in listing.classes if label not in have]
         if name != train and missing and found:
-            listing.warnings.append(f"{shown(name)}/ has no folder for the classes {listed(missing)}.")
+            listing.warnings.append(f"{literal(name)}/ has no folder for the classes {listed(missing)}.")
         if name != train and not found:
-            listing.warnings.append(f"{shown(name)}/ has no class folders: left out.")
+            listing.warnings.append(f"{literal(name)}/ has no class folders: left out.")
         _add_classes(listing, name, found, split)
     return listing
 
@@ -176,7 +175,7 @@ def known(other: Sequence[str], classes: Sequence[str], where: str) -> None:
     if other:
         raise ValueError(
             f"A classifier is measured on its own classes, {listed(classes)}. Received: {listed(sorted(other))} in "
-            f"{shown(where)!r}. Rename them, or take them out."
+            f"'{literal(where)}'. Rename them, or take them out."
         )
 
 
@@ -197,8 +196,8 @@ def _add_classes(listing: Listing, prefix: str, folders: list[str], split: str |
             listing.splits.append(split)
         if deeper:
             listing.warnings.append(
-                f"The class {shown(name)!r} has folders inside ({listed(deeper)}): their images count as "
-                f"{shown(name)!r} too."
+                f"The class '{literal(name)}' has folders inside ({listed(deeper)}): their images count as "
+                f"'{literal(name)}' too."
             )
 
 
@@ -214,7 +213,7 @@ def _files(listing: Listing, start: str, deeper: list[str]) -> Iterator[str]:
             inner = os.path.join(place, name)
             identity = _identity(listing.path(inner))
             if identity in seen:
-                listing.warnings.append(f"{shown(inner)!r} is a link to a folder that was read already: not entered.")
+                listing.warnings.append(f"'{literal(inner)}' is a link to a folder that was read already: not entered.")
                 continue
             seen.add(identity)
             deeper.append(os.path.relpath(inner, start))
@@ -254,7 +253,7 @@ def _children(place: str) -> tuple[list[str], list[str]]:
 
 def _normal(name: str) -> str:
     """A class' name in one spelling: macOS and Linux write the same accents with different characters."""
-    return unicodedata.normalize("NFC", shown(name))
+    return unicodedata.normalize("NFC", literal(name))
 
 
 # ----------------------------------------------------------------------------------------------------------- manifest
@@ -273,16 +272,16 @@ def manifest(file: str, classes: Sequence[str] | None = None, partial: bool = Fa
     for name in ("path", "label"):
         if name not in columns:
             raise ValueError(
-                f"A manifest has the columns path and label, and may have split. Received: {shown(file)!r} with "
+                f"A manifest has the columns path and label, and may have split. Received: '{literal(file)}' with "
                 f"{', '.join(columns) or 'no columns'}. Rename them."
             )
     paths, given = columns["path"], columns["label"]
     if not paths:
-        raise ValueError(f"A manifest lists images. Received: {shown(file)!r}, which has no rows.")
+        raise ValueError(f"A manifest lists images. Received: '{literal(file)}', which has no rows.")
     bad = [i for i, path in enumerate(paths) if not isinstance(path, str) or not path]
     if bad:
         raise ValueError(
-            f"Each row of a manifest has a path. Row {bad[0] + 1} of {shown(file)!r} has {paths[bad[0]]!r}."
+            f"Each row of a manifest has a path. Row {bad[0] + 1} of '{literal(file)}' has {paths[bad[0]]!r}."
         )
     labels = _names(given, file)
     occurring = (
@@ -306,7 +305,7 @@ def manifest(file: str, classes: Sequence[str] | None = None, partial: bool = Fa
         )
     if len(listing.classes) < 2:
         raise ValueError(
-            f"A manifest has at least two classes. Received: {shown(file)!r} with {listed(occurring)} only."
+            f"A manifest has at least two classes. Received: '{literal(file)}' with {listed(occurring)} only."
         )
     number = {name: i for i, name in enumerate(listing.classes)}
     splits = columns.get("split", [None] * len(paths))
@@ -317,13 +316,13 @@ def manifest(file: str, classes: Sequence[str] | None = None, partial: bool = Fa
         if "split" in columns and key not in SPLITS:
             raise ValueError(
                 f"split is train, val (valid, validation) or test in each row. Received: {split!r} in row {row} of "
-                f"{shown(file)!r}."
+                f"'{literal(file)}'."
             )
         listing.names.append(path)
         listing.labels.append(number[label])
         listing.splits.append(SPLITS[key] if "split" in columns else None)
     if "split" in columns and "train" not in listing.splits and not partial:
-        raise ValueError(f"A manifest with splits has rows to train on. Received: {shown(file)!r} without any.")
+        raise ValueError(f"A manifest with splits has rows to train on. Received: '{literal(file)}' without any.")
     return listing
 
 
@@ -332,12 +331,12 @@ def _names(given: Sequence[Any], file: str) -> list[str]:
     for row, value in enumerate(given, start=1):
         if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
             raise ValueError(
-                f"A label is a class' name or whole number. Received: {value!r} in row {row} of {shown(file)!r}."
+                f"A label is a class' name or whole number. Received: {value!r} in row {row} of '{literal(file)}'."
             )
         names.append(str(value).strip())
     if all(re.fullmatch(r"-?\d+(\.\d*)?", name) for name in names) and any("." in n or "-" in n for n in names):
         raise ValueError(
-            f"Numbers that are labels are whole and not negative. Received: {names[0]!r} in {shown(file)!r}. If they "
+            f"Numbers that are labels are whole and not negative. Received: {names[0]!r} in '{literal(file)}'. If they "
             "are measurements, this is no classification; if they are classes, write 0, 1, 2 ..."
         )
     return names
@@ -350,13 +349,15 @@ def _csv(file: str) -> dict[str, list[Any]]:
             lines.seek(0)
             rows = list(csv.reader(lines, delimiter=next((d for d in ",;\t" if d in first), ",")))
     except csv.Error as error:
-        raise ValueError(f"{shown(file)!r} is not a CSV table: {error}.") from None
+        raise ValueError(f"'{literal(file)}' is not a CSV table: {error}.") from None
     if not rows:
         return {}
     head = [name.strip().lower() for name in rows[0]]
     for number, row in enumerate(rows[1:], start=1):
         if row and len(row) != len(head):
-            raise ValueError(f"Each row of a CSV has {len(head)} columns here. Row {number} of {shown(file)!r}: {row}.")
+            raise ValueError(
+                f"Each row of a CSV has {len(head)} columns here. Row {number} of '{literal(file)}': {row}."
+            )
     body = [row for row in rows[1:] if row]
     return {name: [row[i] for row in body] for i, name in enumerate(head)}
 
@@ -368,7 +369,7 @@ def _parquet(file: str) -> dict[str, list[Any]]:
     try:
         table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{shown(file)!r} is not a Parquet table: {error}.") from None
+        raise ValueError(f"'{literal(file)}' is not a Parquet table: {error}.") from None
     return {name.strip().lower(): table[name].to_pylist() for name in table.column_names}
 
 

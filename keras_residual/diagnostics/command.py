@@ -17,6 +17,8 @@ from keras_residual.diagnostics.flow import gradient_flow
 from keras_residual.diagnostics.maps import attention_rollout, grad_cam
 from keras_residual.diagnostics.report import residual_report
 from keras_residual.diagnostics.result import Result
+from keras_residual.io import literal, say
+from keras_residual.reports import attempt
 
 __all__ = ["inspect_run"]
 
@@ -28,7 +30,7 @@ def inspect_run(
     data: str | None = None,
     count: int = 32,
     output: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> list[Result]:
     """Diagnoses a run: its skip connections, its gradients, its blocks, and where it looks in some images.
 
@@ -53,7 +55,7 @@ def inspect_run(
     classifier, folder = Classifier.load(run), Path(output or Path(run) / "inspect")
     folder.mkdir(parents=True, exist_ok=True)
     prepared, raw = _read(classifier, images)
-    x, y = _sample(classifier, data or _trained_on(Path(run)), count)
+    x, y = _sample(classifier, data or _trained_on(Path(run)), count, say)
     if x is None and len(prepared):
         x = prepared
         y = np.asarray(classifier.model(x, training=False)).argmax(-1)
@@ -69,11 +71,14 @@ def inspect_run(
         results["maps"] = (attention_rollout if tokens else grad_cam)(classifier.model, prepared, **options)
     for name, result in results.items():
         say(f"{result}\n")
-        result.plot(folder / f"{name}.png")
-        result.write_csv(folder / f"{name}.csv")
+        with attempt(f"{name}.csv"):
+            result.write_csv(folder / f"{name}.csv")
+        with attempt(f"{name}.png"):
+            result.plot(folder / f"{name}.png")
     if x is None:
         say("Gradients and blocks are measured on images: give some, or --data.")
-    say(f"written to {folder}/: {', '.join(f'{name}.png, {name}.csv' for name in results)}")
+    written = [file for name in results for file in (f"{name}.png", f"{name}.csv") if (folder / file).exists()]
+    say(literal(f"written to {folder}/: {', '.join(written)}"))
     return list(results.values())
 
 
@@ -84,10 +89,12 @@ def _trained_on(run: Path) -> str | None:
     return data if data and Path(data).exists() else None
 
 
-def _sample(classifier: Classifier, data: str | None, count: int) -> tuple[Any, Any]:
+def _sample(classifier: Classifier, data: str | None, count: int, say: Callable[[str], None]) -> tuple[Any, Any]:
     if data is None:
         return None, None
-    examples, _ = labelled(data, classifier.labels)
+    examples, words, _ = labelled(data, classifier.labels)
+    for line in words:
+        say(f"warning: {line}")
     places = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
     x = np.stack([classifier._prepared(examples[int(i)][0]) for i in places])
     return x, np.asarray(examples.labels)[places]
