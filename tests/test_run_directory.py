@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,9 +203,13 @@ def test_weights_are_recognised_by_content(place, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"seed": 1}, "seed: 0 before, 1 now"), ({"learning_rate": 0.1}, "learning_rate: None before, 0.1 now")]
-    + [({"epochs": 1}, "epochs: 2 before, 1 now"), ({"batch_size": 4}, "batch_size: 8 before, 4 now")]
-    + [({"epochs": 3, "batch_size": 4}, "batch_size: 8 before, 4 now")],
+    [
+        ({"seed": 1}, "seed: 0 before, 1 now"),
+        ({"learning_rate": 0.1}, "learning_rate: None before, 0.1 now"),
+        ({"epochs": 1}, "epochs: 2 before, 1 now"),
+        ({"batch_size": 4}, "batch_size: 8 before, 4 now"),
+        ({"epochs": 3, "batch_size": 4}, "batch_size: 8 before, 4 now"),
+    ],
 )
 def test_the_setting_that_differs_is_named_alone(place, options, named):
     with pytest.raises(ValueError, match="already contains another run") as error:
@@ -315,7 +318,7 @@ def test_head_epochs_are_among_the_epochs(place):
     assert not (place / "new").exists()
 
 
-# --------------------------------------------------------------------------------------------------- classes that are rare
+# -------------------------------------------------------------------------------------------------------- rare classes
 
 
 @pytest.mark.parametrize("counts", [(4000, 2), (30, 10), (5, 5), (100, 1, 1, 1)])
@@ -362,3 +365,47 @@ def test_a_rate_far_too_high_is_one_message(place, capsys):
     assert main([*arguments, "--overwrite"]) == 0
     out = capsys.readouterr().out
     assert f"keras-residual predict '{place / 'new run'}' IMAGE..." in out
+
+
+def command(photos, output):
+    arguments = ["--model", "TestResNet", "--weights", "none", "--size", "32", "--epochs", "8", "--batch-size", "8"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_residual.cli", "finetune", photos, *arguments, "--output", output]
+        + ["--deterministic"],
+        env={**GIVEN, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_in_each_second(tmp_path):
+    """While it imports, reads, compiles, trains, saves and reports: no epoch is lost, and the end is the same."""
+    photos, whole = stripes(tmp_path / "photos", each=20), tmp_path / "whole"
+    begun = time.monotonic()
+    process = command(photos, whole)
+    _, err = process.communicate()
+    assert process.returncode == 0, err[-2000:]
+    seconds = time.monotonic() - begun
+    steps, killed, moments = 32 // 8, 0, np.arange(1.0, seconds + 1, float(os.environ.get("KR_EVERY", "1")))
+    for number, moment in enumerate(moments):
+        run = tmp_path / f"run{number}"
+        process = command(photos, run)
+        time.sleep(moment)
+        process.kill()
+        out, _ = process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+        announced = sum(line.startswith("epoch") for line in out.splitlines())
+        saved = max((int(p.stem[5:]) // steps for p in run.glob("training/step-*.safetensors")), default=0)
+        assert saved >= announced - 1, (moment, out)  # the last one may still be on its way to the disk
+        if (run / "config.json").exists():
+            assert Classifier.load(run).labels == ("across", "down"), moment
+        print(f"killed after {moment:.1f} s: {saved} epochs saved, {announced} announced")
+        process = command(photos, run)
+        _, err = process.communicate()
+        assert process.returncode == 0, (moment, err[-2000:])
+        for name in ("weights.safetensors", "history.csv", "metrics.json", "predictions.csv", "labels.txt"):
+            assert (run / name).read_bytes() == (whole / name).read_bytes(), (moment, name)
+        shutil.rmtree(run)
+    assert killed >= len(moments) // 2
