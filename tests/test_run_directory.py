@@ -370,8 +370,17 @@ def test_a_rate_far_too_high_is_one_message(place, capsys):
 def command(photos, output):
     arguments = ["--model", "TestResNet", "--weights", "none", "--size", "32", "--epochs", "8", "--batch-size", "8"]
     return subprocess.Popen(
-        [sys.executable, "-m", "keras_residual.cli", "finetune", photos, *arguments, "--output", output]
-        + ["--deterministic"],
+        [
+            sys.executable,
+            "-m",
+            "keras_residual.cli",
+            "finetune",
+            photos,
+            *arguments,
+            "--output",
+            output,
+            "--deterministic",
+        ],
         env={**GIVEN, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.getcwd()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
