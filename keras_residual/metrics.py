@@ -53,8 +53,8 @@ class Answers:
         if not sum(len(part.truth) for part in parts):
             raise ValueError("Measuring a classifier needs images; got none.")
         names = ("truth", "guesses", "sure", "own", "likelier")
-        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-        return cls(*arrays, parts[0].classes)
+        arrays: Any = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(**arrays, classes=parts[0].classes)
 
     def measure(self, majority: int) -> dict[str, float]:
         """Compute the measures; see the function `measure`."""
