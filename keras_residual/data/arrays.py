@@ -33,9 +33,8 @@ def from_collected(
         ValueError: For images or labels that cannot be trained on, with the rule and what came.
     """
     if kind_of(found.images) == "paths":
-        gathered = _from_paths(found, classes, partial, cache, max_pixels, progress)
-    else:
-        gathered = _from_images(found, classes, max_pixels, progress)
+        return _from_paths(found, classes, partial, cache, max_pixels, progress)
+    gathered = _from_images(found, classes, max_pixels, progress)
     return dataclasses.replace(gathered, named=found.ordered)
 
 

@@ -334,7 +334,10 @@ def table(
         raise ValueError(f"A manifest has at least two classes. Received: {file!r} with {listed(occurring)} only.")
     number = {name: i for i, name in enumerate(listing.classes)}
     splits = columns.get("split", [None] * len(paths))
-    for row, (path, label, split) in enumerate(zip(paths, labels, splits, strict=True), start=1):
+    rows = zip(range(1, len(paths) + 1), paths, labels, splits, strict=True)
+    for row, path, label, split in sorted(
+        rows, key=lambda row: row[1:3]
+    ):  # a table in another order is the same dataset
         if label not in number:
             continue
         key = str(split or "").strip().lower()
