@@ -104,7 +104,7 @@ def collect(source: Any, what: str = "The dataset") -> Collected | None:
             return Collected(_stacked(images), labels)
         return Collected(_images(source[0]), source[1]) if len(source) == 2 else None
     if isinstance(source, (np.ndarray, tf.Tensor)) or hasattr(source, "__array__"):
-        raise ValueError(f"{what} must have labels. Received: images alone. Pass (images, labels).")
+        raise ValueError(f"{what} must have labels. Received: images alone. Pass (images, labels), both as arrays.")
     if isinstance(source, (Iterable, tf.data.Dataset, keras.utils.PyDataset)) or hasattr(source, "__getitem__"):
         return _from_stream(source, what)
     return None
