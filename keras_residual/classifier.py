@@ -182,12 +182,17 @@ class Classifier:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").unlink(missing_ok=True)  # an earlier one does not describe what follows
         save_weights(self.model, directory / "weights.safetensors")
         with written_whole(directory / "model.keras") as part:
             keras.saving.save_model(self.with_probabilities(), part)
         with written_whole(directory / "labels.txt") as part:  # one line for each class, whatever its name
             part.write_text("".join(f"{literal(label)}\n" for label in self.labels), encoding="utf-8")
-        row, prepare = find(self.architecture).config, self.preprocess
+        self.save_config(directory, about)
+
+    def save_config(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
+        """Write `config.json` for weights that `save` has written to the directory; same arguments as `save`."""
+        directory, row, prepare = Path(directory), find(self.architecture).config, self.preprocess
         height, width, channels = self.model.input_shape[1:]
         config = {
             "architecture": row.timm or row.name,

@@ -1,13 +1,16 @@
-"""Files on disk: written whole or not at all, hashed, and found where the user says they are."""
+"""Files and directories on disk: written whole or not at all, locked, hashed, expanded, and given room."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
+import socket
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -15,16 +18,27 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "LockedError",
     "escaped",
     "expand",
     "literal",
+    "locked",
     "remove_parts",
+    "require_space",
     "say",
     "sha256",
     "write_json",
     "write_table",
     "written_whole",
 ]
+
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LockedError(OSError):
+    """Another process is writing to the directory."""
+
 
 # How safetensors (Rust) and HDF5 report a disk error: neither raises an OSError.
 _DISK = re.compile(r"os error|I/O error|errno = |no space left|file too large|read-only file", re.IGNORECASE)
@@ -37,9 +51,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full or not writable, whichever exception the writing library raises.
     """
-    temporary = path.with_name(
-        f".{path.stem}.{os.getpid()}.part{path.suffix}"
-    )  # Keras chooses the format by the suffix
+    # Keras chooses the format by the suffix
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -128,3 +141,81 @@ def expand(path: str | os.PathLike[str]) -> Path:
     A program called without a shell (from Python, a notebook or a service file) receives them literally.
     """
     return Path(os.path.expandvars(os.path.expanduser(os.fspath(path))))
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for writing; it is created if missing.
+
+    The operating system releases the lock when the process ends, even by SIGKILL, so a dead process blocks nobody.
+
+    Raises:
+        LockedError: If another process holds it.
+        OSError: If the directory cannot be created or written to.
+    """
+    import filelock
+
+    path = directory / LOCK
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        holder = _text(path)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise LockedError(
+                f"Only one command at a time may write to {str(directory)!r}. Another one is running"
+                f"{f' ({holder})' if holder else ''}: wait until it ends, or choose another output directory."
+            ) from None
+        if path.exists():
+            break
+        lock.release()  # the previous holder removed the directory after we had opened the file
+    try:
+        with contextlib.suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Check that a directory is writable and has room for `size` bytes, by reserving them for a moment.
+
+    Reserving finds what a look at the free space misses: quotas and limits on the size of a file.
+
+    Raises:
+        OSError: If it is not writable or has less room; the message gives both numbers.
+    """
+    probe = directory / f".space.{os.getpid()}.part"
+    try:
+        with probe.open("wb") as file:
+            free = shutil.disk_usage(directory).free
+            if free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if size and hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno in _FULL:  # others: the file system cannot reserve
+                        raise
+    except OSError as error:
+        where = f"The output directory {str(directory)!r}"
+        if error.errno not in _FULL:
+            raise OSError(error.errno, f"{where} is not writable: {error.strerror}.") from error
+        free = shutil.disk_usage(directory).free
+        limit = "" if free < size else ", but a quota or limit allows less"
+        raise OSError(
+            error.errno,
+            f"{where} must have room for about {size / 1e6:,.0f} MB; it has {free / 1e6:,.0f} MB free{limit}. Make "
+            "room or choose another directory.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

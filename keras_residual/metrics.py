@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Answers", "confusions", "measure"]
+__all__ = ["Answers", "confusions", "measure", "per_class"]
 
 BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2
 
@@ -56,6 +56,10 @@ class Answers:
         arrays: Any = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return cls(**arrays, classes=parts[0].classes)
 
+    def per_class(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Compute the measures of each class; see the function `per_class`."""
+        return per_class(self.truth, self.guesses, self.classes)
+
     def measure(self, majority: int) -> dict[str, float]:
         """Compute the measures; see the function `measure`."""
         right, sure = self.guesses == self.truth, self.sure.astype("float64")
@@ -63,7 +67,7 @@ class Answers:
         gaps = [abs(right[place == b].mean() - sure[place == b].mean()) * (place == b).mean() for b in np.unique(place)]
         found = {
             "accuracy": right.mean(),
-            "macro_f1": _macro_f1(self.truth, self.guesses, self.classes),
+            "macro_f1": self.per_class()["f1"][np.unique(self.truth)].mean(),
             "loss": -np.log(np.maximum(self.own.astype("float64"), 1e-12)).mean(),
             "calibration_error": np.sum(gaps),
             "majority_accuracy": (self.truth == majority).mean(),
@@ -105,8 +109,13 @@ def confusions(truth: Any, guesses: Any) -> list[tuple[int, int, int]]:
     return [(int(counts[i]), int(pairs[i, 0]), int(pairs[i, 1])) for i in order]
 
 
-def _macro_f1(truth: np.ndarray[Any, Any], guesses: np.ndarray[Any, Any], classes: int) -> float:
-    """Return the mean F1 score of the classes that occur."""
+def per_class(truth: Any, guesses: Any, classes: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Count and measure each class.
+
+    Returns:
+        `images`, `recall`, `precision` and `f1`, each `(classes,)`; a ratio without any image is 0.
+    """
+    truth, guesses = np.asarray(truth), np.asarray(guesses)
     hits, own, named = (np.bincount(part, minlength=classes) for part in (truth[truth == guesses], truth, guesses))
-    occurs = own > 0
-    return float((2 * hits[occurs] / (own + named)[occurs]).mean())
+    measures = {"recall": (hits, own), "precision": (hits, named), "f1": (2 * hits, own + named)}
+    return {"images": own, **{name: part / np.maximum(whole, 1) for name, (part, whole) in measures.items()}}

@@ -14,7 +14,7 @@ from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
 from keras_residual.io import literal, write_json, write_table
 
-__all__ = ["attempt", "write_history", "write_report"]
+__all__ = ["attempt", "recall_line", "write_history", "write_report"]
 
 SHEET = 24  # images of the worst mistakes
 
@@ -49,11 +49,13 @@ def write_report(
     batch_size: int = 32,
     title: str = "",
     skipped: int | None = None,
+    answers: metrics.Answers | None = None,
 ) -> dict[str, float]:
     """Measure a classifier, and write the results as tables and pictures.
 
-    Writes `metrics.json`, `predictions.csv` (a row for each image), `confusions.csv` (a row for each pair of classes
-    that was confused), `confusion.png` and `mistakes.png`, in this order. A file that cannot be written is a warning.
+    Writes `metrics.json`, `predictions.csv` (a row for each image), `classes.csv` (a row for each class),
+    `confusions.csv` (a row for each pair of classes that was confused), `confusion.png` and `mistakes.png`, in this
+    order. A file that cannot be written is a warning.
 
     Args:
         classifier: The classifier.
@@ -63,13 +65,14 @@ def write_report(
         batch_size: Images in a batch.
         title: Above the pictures.
         skipped: How many images could not be read and are therefore not measured; becomes one of the measures.
+        answers: The classifier's answers on these examples, if they are known already.
 
     Returns:
         The measures, as in `keras_residual.metrics.measure`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     labels, names = classifier.labels, examples.names
-    answers = classifier.answers(examples, batch_size)
+    answers = classifier.answers(examples, batch_size) if answers is None else answers
     found = answers.measure(majority) | ({} if skipped is None else {"skipped": float(skipped)})
     with attempt("metrics.json"):
         write_json(directory / "metrics.json", found)
@@ -81,6 +84,17 @@ def write_report(
             (
                 (name, labels[t], labels[g], f"{p:.4f}", f"{q:.4f}")
                 for name, t, g, p, q in zip(names, truth, guesses, sure, own, strict=True)
+            ),
+        )
+    with attempt("classes.csv"):
+        measures = answers.per_class()
+        rows = zip(*(measures[name] for name in ("recall", "precision", "f1")), strict=True)
+        write_table(
+            directory / "classes.csv",
+            ("class", "images", "recall", "precision", "f1"),
+            (
+                (label, int(count), *(f"{value:.4f}" for value in row))
+                for label, count, row in zip(labels, measures["images"], rows, strict=True)
             ),
         )
     with attempt("confusions.csv"):
@@ -107,6 +121,14 @@ def write_report(
             f"{title}{_worst(len(wrong), len(worst), len(truth))}",
         )
     return found
+
+
+def recall_line(answers: metrics.Answers, labels: Sequence[str], most: int = 8) -> str:
+    """Describe the recall of each class, lowest first; of many classes the lowest."""
+    measures = answers.per_class()
+    order = [int(i) for i in np.argsort(measures["recall"], kind="stable") if measures["images"][i]]
+    words = [f"{literal(labels[i])} {measures['recall'][i]:.1%} of {measures['images'][i]:,}" for i in order[:most]]
+    return ", ".join(words) + (f", {len(order) - most:,} more in classes.csv" if len(order) > most else "")
 
 
 def _tail(name: str, most: int = 30) -> str:

@@ -601,7 +601,7 @@ def fit_again(source, model=None, recipe=RECIPE, **options):
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_training_is_not_gone_on_with(trained, change, monkeypatch):
     monkeypatch.setitem(globals(), "FOLDER", trained)
-    with pytest.raises(ResumeError, match=f"{change}: .* then, .* now"):
+    with pytest.raises(ResumeError, match=f"{change}: .* before, .* now"):
         CHANGES[change]()
 
 
@@ -636,7 +636,7 @@ def test_logs_of_a_resumed_run_have_each_epoch_once(tmp_path):
 
 def test_another_version_is_told(trained, monkeypatch):
     monkeypatch.setattr(kr, "__version__", "9.9")
-    with pytest.raises(ResumeError, match=r"version: '.*' then, '9\.9' now"):
+    with pytest.raises(ResumeError, match=r"version: '.*' before, '9\.9' now"):
         fit(network(), RECIPE, data(), directory=trained, **QUIET)
     history = fit(network(), RECIPE, data(), directory=trained, resume="anyway", **QUIET)
     assert history.epochs == 3

@@ -5,6 +5,8 @@ Without these checks XLA turns a label out of range into NaN in every weight, an
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,7 +14,7 @@ import numpy as np
 
 from keras_residual.training.recipes import Recipe
 
-__all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size"]
+__all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size", "readable"]
 
 WIDTH_FIRST = "Is the width first? PIL's sizes are (width, height), those of arrays and networks (height, width)."
 
@@ -201,3 +203,30 @@ def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[
 def layers_of(model: keras.Model) -> list[Any]:
     """All layers, those inside of others too."""
     return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+@contextlib.contextmanager
+def readable(sources: list[Any], kept: Any) -> Iterator[None]:
+    """Explain a failure of reading images as what it is: a file that was removed or changed after it was checked.
+
+    Args:
+        sources: What is read, training and validation.
+        kept: Returns a sentence that says which weights are kept.
+
+    Raises:
+        OSError: With the names of those files.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if "IteratorGetNext" not in str(error):
+            raise
+        stores = {id(store): store for data in sources if (store := getattr(data, "store", None)) is not None}
+        changed = [name for store in stores.values() for name in store.changed()]
+        which = ": " + ", ".join(map(repr, changed[:5])) + (", ..." if len(changed) > 5 else "") if changed else ""
+        raise OSError(
+            f"Images must stay as they are during training, but some could no longer be read{which}. {kept()} Restore "
+            "them and start the same training again to resume, or start another one without them."
+        ) from error
