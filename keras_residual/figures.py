@@ -201,11 +201,12 @@ def as_written(figure: Any) -> None:
     numbers: set[int] = set()
     named = []
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        numbers |= {id(text) for text in axis.get_ticklabels(minor=True)}
+        ticks = axis.get_minor_ticks()
         if isinstance(axis.get_major_locator(), FixedLocator):  # set by set_xticks or set_yticks
             named.append(axis)
         else:
-            numbers |= {id(text) for text in axis.get_ticklabels()}
+            ticks = [*ticks, *axis.get_major_ticks()]
+        numbers |= {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
     texts = [text for text in figure.findobj(Text) if id(text) not in numbers]
     fonts, missing = _coverage(frozenset("".join(text.get_text() for text in texts)))
     for axis in named:  # their text would be set again as the figure is drawn
