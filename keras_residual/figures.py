@@ -70,7 +70,7 @@ def draw_curves(
     axes[0, 1].yaxis.set_major_formatter(
         lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}"
     )
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
@@ -112,7 +112,7 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
     axis.set_yticks(range(len(labels)), names, fontsize=9 if side < 14 else 6)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
@@ -133,7 +133,7 @@ def _draw_most_frequent(truth: Any, guesses: Any, labels: Sequence[str], path: P
     axis.xaxis.get_major_locator().set_params(integer=True)
     which = "no mistakes" if not pairs else f"images: the {len(most)} most frequent of {len(pairs):,} confusions"
     axis.set_xlabel(f"{which}, {len(labels):,} classes")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
@@ -157,7 +157,7 @@ def draw_mistakes(
     for cell, image, caption in zip(cells, images, captions, strict=False):
         cell.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         cell.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
