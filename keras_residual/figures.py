@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ MOST_CLASSES = 60  # more rows and columns of a confusion matrix cannot be read
 MOST_CONFUSIONS = 30  # pairs of classes that are drawn instead
 BASE_FONT = "DejaVu Sans"  # comes with matplotlib
 
-__all__ = ["as_written", "canvas", "draw_confusion", "draw_curves", "draw_mistakes", "save"]
+__all__ = ["as_written", "canvas", "draw_confusion", "draw_curves", "draw_mistakes", "save", "short"]
 
 
 def draw_curves(
@@ -71,7 +70,7 @@ def draw_curves(
     axes[0, 1].yaxis.set_major_formatter(
         lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}"
     )
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
@@ -107,13 +106,13 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
         axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="minor", length=0)
-    names = [_short(label) for label in labels]
+    names = [short(label) for label in labels]
     long = 0.09 * max(map(len, names)) > 0.75 * side / len(labels)  # inches of a name, and of its place
     axis.set_xticks(range(len(labels)), names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
     axis.set_yticks(range(len(labels)), names, fontsize=9 if side < 14 else 6)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
@@ -126,13 +125,15 @@ def _draw_most_frequent(truth: Any, guesses: Any, labels: Sequence[str], path: P
     axis.barh(places, [count for count, _, _ in most], color="tab:red", alpha=0.6)
     for place, (count, _, _) in zip(places, most, strict=True):
         axis.text(count, place, f" {count:,}", va="center", fontsize=8)
-    names = [f"{_short(labels[true], 26)} as {_short(labels[predicted], 26)}" for _, true, predicted in most]
+    names = [f"{short(labels[true], 26)} → {short(labels[predicted], 26)}" for _, true, predicted in most]
     axis.set_yticks(places, names, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(max(1, len(most)) - 0.4, -0.6)  # the most frequent pair on top
+    axis.set_ylabel("true class → predicted class")
     axis.set_xlim(0, 1.1 * max((count for count, _, _ in most), default=1))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel(f"images; the {len(most)} most frequent of {len(pairs):,} confusions of {len(labels):,} classes")
-    figure.suptitle(title)
+    which = "no mistakes" if not pairs else f"images: the {len(most)} most frequent of {len(pairs):,} confusions"
+    axis.set_xlabel(f"{which}, {len(labels):,} classes")
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
@@ -156,11 +157,12 @@ def draw_mistakes(
     for cell, image, caption in zip(cells, images, captions, strict=False):
         cell.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         cell.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     save(figure, path)
 
 
-def _short(label: str, most: int = 18) -> str:
+def short(label: str, most: int = 18) -> str:
+    """Return the beginning of a name, in one line."""
     label = literal(label)
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
@@ -196,40 +198,38 @@ def as_written(figure: Any) -> None:
     from matplotlib.text import Text
     from matplotlib.ticker import FixedLocator
 
-    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
-    numbers = set()
-    for axis in axes:
-        if isinstance(axis.get_major_locator(), FixedLocator):  # names, set by set_xticks or set_yticks
-            axis.set_ticklabels([_drawable(text.get_text()) for text in axis.get_ticklabels()])
+    numbers: set[int] = set()
+    named = []
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        ticks = axis.get_minor_ticks()
+        if isinstance(axis.get_major_locator(), FixedLocator):  # set by set_xticks or set_yticks
+            named.append(axis)
         else:
-            numbers |= {id(text) for text in axis.get_ticklabels()}
-        numbers |= {id(text) for text in axis.get_ticklabels(minor=True)}
-    for text in figure.findobj(Text):
+            ticks = [*ticks, *axis.get_major_ticks()]
+        numbers |= {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
+    texts = [text for text in figure.findobj(Text) if id(text) not in numbers]
+    fonts, missing = _coverage(frozenset("".join(text.get_text() for text in texts)))
+    for axis in named:  # their text would be set again as the figure is drawn
+        axis.set_ticklabels([_drawable(text.get_text(), missing) for text in axis.get_ticklabels()])
+    for text in texts:
         text.set_usetex(False)
-        if id(text) not in numbers:
-            text.set_parse_math(False)
-            text.set_text(_drawable(text.get_text()))
-            text.set_fontfamily([BASE_FONT, *_fonts(frozenset(text.get_text()))[0]])
+        text.set_parse_math(False)
+        text.set_text(_drawable(text.get_text(), missing))
+        text.set_fontfamily([BASE_FONT, *fonts])
 
 
-def _drawable(text: str) -> str:
-    """Return text whose every character this system can draw."""
-    lines = [literal(line) for line in text.split("\n")]  # captions have lines of their own
-    missing = _fonts(frozenset("".join(lines)))[1]
+def _drawable(text: str, missing: frozenset[str]) -> str:
+    lines = (literal(line) for line in text.split("\n"))  # captions have lines of their own
     return "\n".join("".join(escaped(char) if char in missing else char for char in line) for line in lines)
 
 
-def _fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the fonts that are needed beside the first one, and the characters that no font has."""
-    beyond = frozenset(char for char in characters if ord(char) > 0x7F)
-    return _coverage(beyond) if beyond else ((), frozenset())
-
-
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache
 def _coverage(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the fonts needed beside the first one for some characters, and the characters that no font has."""
     from matplotlib import font_manager
 
-    missing = _lacking(font_manager.findfont(BASE_FONT), characters)
+    special = frozenset(char for char in characters if ord(char) > 0x7F and literal(char) == char)
+    missing = _lacking(font_manager.findfont(BASE_FONT), special) if special else special
     fonts: list[str] = []
     for font in _upright_fonts() if missing else ():
         if not missing:
@@ -258,10 +258,8 @@ def _lacking(file: str, characters: frozenset[str]) -> frozenset[str]:
         font = font_manager.get_font(file)
     except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
         return characters
-    return frozenset(
-        char for char in characters if not font.get_char_index(ord(char)) and unicodedata.category(char) not in _UNSEEN
-    )
+    return frozenset(char for char in characters if not (font.get_char_index(ord(char)) or _UNSEEN.match(char)))
 
 
 _PLACEHOLDER = re.compile(r"last ?resort|blank|notdef", re.IGNORECASE)
-_UNSEEN = ("Cf", "Mn")  # joiners and variation selectors: where a font lacks them, nothing is drawn in their place
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # joiners and selectors have no glyph to miss

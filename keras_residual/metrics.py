@@ -53,7 +53,7 @@ class Answers:
         if not sum(len(part.truth) for part in parts):
             raise ValueError("Measuring a classifier needs images; got none.")
         names = ("truth", "guesses", "sure", "own", "likelier")
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        arrays: Any = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return cls(**arrays, classes=parts[0].classes)
 
     def per_class(self) -> dict[str, np.ndarray[Any, Any]]:

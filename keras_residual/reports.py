@@ -111,7 +111,7 @@ def write_report(
         worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
 
         def caption(i: int) -> str:
-            predicted, true = literal(labels[guesses[i]])[:22], literal(labels[truth[i]])[:22]
+            predicted, true = (figures.short(labels[part[i]], 22) for part in (guesses, truth))
             return f"{predicted} {sure[i]:.0%}\nis {true} {own[i]:.0%}\n{_tail(literal(names[i]))}"
 
         figures.draw_mistakes(

@@ -29,6 +29,7 @@ class Gathered:
         digests: Hash of each one's content.
         skipped: Images that are left out, with the reason.
         warnings: What the user should know.
+        named: Whether names identify the images. If not, their content does: the source returns them in any order.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +40,12 @@ class Gathered:
     digests: list[str]
     skipped: list[tuple[str, str]]
     warnings: list[str]
+    named: bool = True
+
+    @property
+    def keys(self) -> list[str]:
+        """What identifies each image in a split and a fingerprint."""
+        return self.names if self.named else self.digests
 
 
 def from_listing(

@@ -58,7 +58,7 @@ class ImageMaps(Result):
                 interpolation="bilinear",
             )
             left.set_title(literal(row["image"])[-22:], fontsize=8)
-            right.set_title(f"{literal(row['class'])[:22]} {row['probability']:.0%}", fontsize=8)
+            right.set_title(f"{figures.short(row['class'], 22)} {row['probability']:.0%}", fontsize=8)
         headline(figure, self.title)
         return figure
 

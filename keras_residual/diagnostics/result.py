@@ -66,7 +66,7 @@ def _text(value: Any) -> str:
 
 def headline(figure: Any, text: str) -> None:
     """Finish a figure: set its title, broken into lines that fit, and draw all of its text as it is written."""
-    figure.suptitle(textwrap.fill(text, int(10 * figure.get_figwidth())), fontsize=11)
+    figure.suptitle(textwrap.fill(literal(text), int(10 * figure.get_figwidth())), fontsize=11)
     figures.as_written(figure)
 
 

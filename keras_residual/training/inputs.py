@@ -16,6 +16,8 @@ from keras_residual.training.recipes import Recipe
 
 __all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size", "readable"]
 
+WIDTH_FIRST = "Is the width first? PIL's sizes are (width, height), those of arrays and networks (height, width)."
+
 
 def check_labels(labels: Any, outputs: int, what: str, classes: int | None = None, whole: bool = True) -> np.ndarray:
     """Class numbers `(N,)` that fit a head of so many outputs.
@@ -89,6 +91,8 @@ def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bo
         hint = ""
         if len(given) == 3 and len(shape) == 3 and given[0] == shape[-1] and given[-1] != shape[-1]:
             hint = " These have their channels first: np.moveaxis(images, 1, -1)."
+        elif len(given) == len(shape) == 3 and given[0] != given[1] and given == (shape[1], shape[0], shape[2]):
+            hint = f" {WIDTH_FIRST} Use np.swapaxes(images, 1, 2), or input_shape={given}."
         elif len(given) == len(shape) - 1 and shape[-1] == 1:
             hint = " The channel is missing: images[..., None]."
         elif len(given) == len(shape) and given[-1] != shape[-1]:
@@ -187,6 +191,8 @@ def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[
     if None in size:
         raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
     if any(b is not None and a != b for a, b in zip(size, shape[:-1], strict=True)):
+        if tuple(size) == shape[1::-1]:
+            raise ValueError(f"The network takes images of {shape[:2]}. Received: {tuple(size)}. {WIDTH_FIRST}")
         raise ValueError(
             f"Recipe {recipe.name!r} trains on images of {size[0]} x {size[1]}. Received: a network that takes {shape} "
             "only. Build it with input_shape=(None, None, 3) if it can take any size, or say "
