@@ -418,3 +418,18 @@ def test_killed_in_each_second(tmp_path):
             assert (run / name).read_bytes() == (whole / name).read_bytes(), (moment, name)
         shutil.rmtree(run)
     assert killed >= len(moments) // 2
+
+
+def test_logs_that_cannot_be_written_stop_nothing(tmp_path, monkeypatch):
+    """TensorFlow 2.22 writes none without the package `tensorboard`; a disk may be full."""
+
+    def broken(*arguments, **options):
+        raise NotImplementedError("tensorboard is missing")
+
+    monkeypatch.setattr("tensorflow.summary.create_file_writer", broken)
+    x, y = np.zeros((8, 32, 32, 3), "uint8"), np.arange(8) % 2
+    model = kr.create("TestResNet", classes=2, input_shape=(32, 32, 3), classifier_activation=None)
+    recipe = kr.Recipe(epochs=2, batch_size=8)
+    with pytest.warns(UserWarning, match=r"TensorBoard.*tensorboard is missing\)\. Training continues") as said:
+        kr.fit(model, recipe, (x, y), logs=tmp_path, progress=False)
+    assert sum("TensorBoard" in str(one.message) for one in said) == 1
