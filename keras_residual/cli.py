@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from keras_residual import __version__
-from keras_residual.io import expand
+from keras_residual.io import expand, locked
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -236,7 +236,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     import numpy as np
 
     from keras_residual.classifier import Classifier, labelled
-    from keras_residual.io import expand
     from keras_residual.reports import write_report
 
     classifier = Classifier.load(options.run)
@@ -247,7 +246,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         found = classifier.evaluate(examples) | {"skipped": float(skipped)}
     else:
         majority = int(np.bincount(examples.labels).argmax())
-        found = write_report(classifier, examples, expand(options.output), majority=majority, skipped=skipped)
+        folder = expand(options.output)
+        with locked(folder):
+            found = write_report(classifier, examples, folder, majority=majority, skipped=skipped)
     for name, value in found.items():
         print(f"{name:<20} {value:,.0f}" if name in ("images", "skipped") else f"{name:<20} {value:.4f}")
 

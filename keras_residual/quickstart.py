@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import numpy as np
 from keras_residual import figures, reports
 from keras_residual.blocks import basic
 from keras_residual.exporting import export
-from keras_residual.io import say, write_json, written_whole
+from keras_residual.io import locked, say, write_json, written_whole
 from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
 from keras_residual.weights import Preprocess, save_weights
 
@@ -238,8 +239,14 @@ def quickstart(
             "The quickstart ends in a SavedModel, which Keras writes on TensorFlow. Received: "
             f"KERAS_BACKEND={keras.backend.backend()}. Set KERAS_BACKEND=tensorflow."
         )
-    for place in (output, saved_model):
-        Path(place).mkdir(parents=True, exist_ok=True)
+    Path(saved_model).mkdir(parents=True, exist_ok=True)
+    with locked(Path(output)):
+        return _quickstart(Path(output), saved_model, seeds, seed, epochs, width)
+
+
+def _quickstart(
+    folder: Path, saved_model: str | os.PathLike[str], seeds: int, seed: int, epochs: int, width: int
+) -> dict[str, Any]:
     say(
         f"keras_residual quickstart: Keras {keras.__version__} on {keras.backend.backend()}, "
         "XLA off: it gains on GPUs only"
@@ -277,7 +284,6 @@ def quickstart(
         "epochs": epochs,
         "width": width,
     }
-    folder = Path(output)
     _write_run(folder, model, history, split, metrics)
     say(
         f"\nwritten to {folder}/: model.keras, weights.safetensors, history.csv, metrics.json, curves.png, "
@@ -295,7 +301,7 @@ def quickstart(
         "  keras-residual list 'resnet*'             which models there are\n"
         "  keras-residual info ResNet50              what one of them costs\n"
         "  keras-residual quickstart --seeds 5       how sure the accuracy is\n"
-        f"  keras-residual {f'serve {saved_model}':<25}  try it in a browser"
+        f"  keras-residual {f'serve {shlex.quote(str(saved_model))}':<25}  try it in a browser"
     )
     return metrics
 

@@ -195,14 +195,14 @@ def _different(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     """Return what differs between two runs, in the user's terms; consequences of a difference are not repeated."""
     if there.get("labels") != wanted["labels"]:
         return differences({"classes": there.get("labels")}, {"classes": wanted["labels"]})
-    if there.get("fingerprint") != wanted["fingerprint"]:
-        return ["images: some were added, removed or changed, or moved between training and validation"]
     keys = [key for key in _IDENTITY if key in there]  # an older version recorded fewer
     if "weights_id" not in there:
         keys.append("weights")
     found = differences({key: there[key] for key in keys}, {key: wanted[key] for key in keys})
-    if found:
+    if found:  # the seed and the validation fraction also change which images validate
         return found
+    if there.get("fingerprint") != wanted["fingerprint"]:
+        return ["images: some were added, removed or changed, or moved between training and validation"]
     derived = differences({key: there.get(key) for key in _DERIVED}, {key: wanted[key] for key in _DERIVED})
     asked = differences(there.get("asked", {}), wanted["asked"]) if "asked" in there else []
     return asked if derived and asked else derived
