@@ -99,6 +99,8 @@ def literal(text: str) -> str:
     """
     if text.isprintable():  # nearly all names, at once
         return text
+    with contextlib.suppress(UnicodeEncodeError):  # in the C locale Python represents every byte beyond ASCII as one
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(escaped(char) if _acts(char) else char for char in text)
 
 

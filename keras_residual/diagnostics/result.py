@@ -61,7 +61,7 @@ class Result:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:.3g}"
-    return literal(str(value))
+    return figures.short(str(value), 60)
 
 
 def headline(figure: Any, text: str) -> None:
