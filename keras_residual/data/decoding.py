@@ -34,6 +34,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000
 READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, JPEG 2000 and PPM"
 MAX_PIXELS = 64_000_000  # 192 MB as RGB
 
+# Decoders work through each scan of a JPEG and each compressed text of a PNG, even of a small file: millions of them
+# take hours. jpegtran writes 100 scans at most, and a thumbnail may have a few.
+SCAN, MOST_SCANS = b"\xff\xda", 128
+TEXTS, MOST_TEXTS = (b"zTXt", b"iTXt", b"iCCP"), 100
+
 # The EXIF orientation as (transpose, flip upside down, flip left to right), applied in this order.
 ORIENTATIONS = {
     1: (False, False, False),
