@@ -1,4 +1,4 @@
-"""Decode mutants by an exported SavedModel, in a process that may die: `python -m tests.decoder_child MODEL FIRST LAST`.
+"""Decode mutants in a process that may die: `python -m tests.decoder_child SAVED_MODEL FIRST LAST`.
 
 It prints the number of the first mutant of each batch before it decodes it, and at the end how many were read and how
 much its memory grew, in megabytes.

@@ -125,7 +125,19 @@ def _repaired(data):
 
 # ------------------------------------------------------------------------------------------------------------- damage
 
-_NUMBERS = (b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\0\0", b"\xff\xff", b"\x10\x27", b"\0\x80", bytes(4), b"\xff" * 4)
+_NUMBERS = (
+    b"\0",
+    b"\1",
+    b"\x7f",
+    b"\x80",
+    b"\xff",
+    b"\0\0",
+    b"\xff\xff",
+    b"\x10\x27",
+    b"\0\x80",
+    bytes(4),
+    b"\xff" * 4,
+)
 
 
 def _flip(data, draw):
@@ -197,7 +209,21 @@ def _borrow(data, draw):
     return b"".join(parts)
 
 
-_DAMAGE = (_flip, _cut, _insert, _remove, _overwrite, _splice, _header, _header, _header, _repeat, _swap, _drop, _borrow)
+_DAMAGE = (
+    _flip,
+    _cut,
+    _insert,
+    _remove,
+    _overwrite,
+    _splice,
+    _header,
+    _header,
+    _header,
+    _repeat,
+    _swap,
+    _drop,
+    _borrow,
+)
 
 
 def mutant(number):

@@ -30,12 +30,9 @@ def run(model, first, last):
     # glibc's own checks find writes beyond a block that do no harm yet
     checks = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
     environment = {**os.environ, **({"LD_PRELOAD": str(checks), "MALLOC_CHECK_": "3"} if checks.exists() else {})}
-    root = Path(__file__).parents[1]
-    limit = 120 + (last - first) // 5
+    options = {"cwd": Path(__file__).parents[1], "env": environment, "timeout": 120 + (last - first) // 5}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=environment, cwd=root, timeout=limit, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, **options)
     except subprocess.TimeoutExpired as hung:
         return "a timeout", (hung.stdout or b"").decode(errors="replace")
     return done.returncode, done.stdout + done.stderr

@@ -135,7 +135,7 @@ def _decode_gif(content: Any, places: Any) -> Any:
     frame = tf.io.decode_image(first, 3, expand_animations=False)
     frame = tf.cast(tf.ensure_shape(frame, (None, None, 3)), tf.int32)
     canvas = _little(data, tf.constant([8, 6], tf.int64), 2)
-    corner, size = _little(data, start + [3, 1], 2), tf.shape(frame, tf.int64)[:2]
+    corner, size = _little(data, tf.add(start, [3, 1]), 2), tf.shape(frame, tf.int64)[:2]
     rest = tf.maximum(canvas - corner - size, 0)
     table = tf.where(_little(data, start + 9, 1) >= 128, start + 10, 13)
     fill = tf.cast(_little(data, table + 3 * colour + [0, 1, 2], 1), tf.int32)
@@ -222,9 +222,7 @@ def _look_at_gif(content: Any) -> tuple[Any, Any, Any]:
         return (place < tf.size(data, tf.int64)) & (end == 0)
 
     def step(place: Any, start: Any, end: Any, colour: Any, chained: Any) -> tuple[Any, Any, Any, Any, Any]:
-        return tf.cond(
-            chained, lambda: follow(place, start, end, colour), lambda: enter(place, start, end, colour)
-        )
+        return tf.cond(chained, lambda: follow(place, start, end, colour), lambda: enter(place, start, end, colour))
 
     def enter(place: Any, start: Any, end: Any, colour: Any) -> tuple[Any, Any, Any, Any, Any]:
         """Read what begins a chain of blocks: an extension or the frame; anything else ends the search."""
@@ -247,7 +245,7 @@ def _look_at_gif(content: Any) -> tuple[Any, Any, Any]:
     state = (13 + table(_little(data, 10, 1)), none, none, none, tf.constant(False))
     found = tf.while_loop(searching, step, state, maximum_iterations=_MOST_BLOCKS)
     _, start, end, colour, _ = found
-    offset, size, canvas = (_little(data, place, 2) for place in (start + [3, 1], start + [7, 5], [8, 6]))
+    offset, size, canvas = (_little(data, place, 2) for place in (tf.add(start, [3, 1]), tf.add(start, [7, 5]), [8, 6]))
     whole = (end > 0) & (end <= tf.size(data, tf.int64)) & tf.reduce_all(size > 0)
     height, width = tf.unstack(tf.where(whole, tf.maximum(canvas, offset + size), 0))
     return height, width, tf.stack([start, end, colour])
