@@ -68,7 +68,7 @@ def sources():
 
 def on_a_canvas(gif, height, width, top, left):
     """The GIF with its first frame somewhere on a larger canvas."""
-    gif, frame = bytearray(gif), gif.index(b"\x2c", 13)
+    gif, frame = bytearray(gif), gif.index(b"\x2c" + bytes(4))
     gif[6:10] = struct.pack("<HH", width, height)
     gif[frame + 1 : frame + 5] = struct.pack("<HH", left, top)
     return bytes(gif)
