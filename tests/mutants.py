@@ -118,7 +118,7 @@ def _repaired(data):
             if len(chunk) >= 12
         ]
         return head + b"".join(chunks)
-    if data.startswith(b"RIFF"):
+    if data.startswith(b"RIFF") and len(data) >= 8:
         return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
     return data
 

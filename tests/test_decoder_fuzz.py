@@ -39,18 +39,23 @@ def run(model, first, last):
 
 
 def faults(model, first, last):
-    """The numbers of the mutants that end the process, and how many were read; it is started again after each."""
-    found, read = [], 0
+    """The mutants that end the process, with its last words, and how many were read; it is started again after each."""
+    found, read = {}, 0
     while first < last:
         code, said = run(model, first, last)
         counts = re.search(r"read (\d+) of \d+, (\d+) MB", said)
-        if code == 0 and counts:
+        if counts:
+            assert code == 0
             assert int(counts[2]) < GROWTH, said
             return found, read + int(counts[1])
-        batch = int(re.findall(r"^(\d+)$", said, re.MULTILINE)[-1])
-        alone = [number for number in range(batch, min(batch + BATCH, last)) if run(model, number, number + 1)[0] != 0]
-        found.append((alone or f"some of {batch} to {batch + BATCH}", code, said[-2000:]))
-        first = batch + BATCH
+        assert code != 1, said  # an exception, not a crash
+        start = int(re.findall(r"^(\d+)$", said, re.MULTILINE)[-1])
+        end = min(start + BATCH, last)
+        while end - start > 1:  # halved until one is left
+            middle = (start + end) // 2
+            start, end = (start, middle) if run(model, start, middle)[0] else (middle, end)
+        found[start] = code, said[-2000:]
+        first = end
     return found, read
 
 
