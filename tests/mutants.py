@@ -95,7 +95,7 @@ def _parts(data):
     if data.startswith(b"RIFF"):
         return _sized(data, 12, lambda at: (9 + int.from_bytes(data[at + 4 : at + 8], "little")) // 2 * 2)
     if data.startswith(b"BM"):
-        return [data[:14], data[14:54], data[54:]]
+        return [part for part in (data[:14], data[14:54], data[54:]) if part]
     starts = rb"(?=\xff[\xc0-\xcf\xd8-\xff])" if data.startswith(b"\xff\xd8") else rb"(?=\x21[\xf9\xff\xfe]|\x2c)"
     return [part for part in re.split(starts, data) if part]
 
