@@ -73,37 +73,47 @@ class Classifier:
             )
 
     def predict(self, images: Any, batch_size: int = 32) -> list[Prediction]:
-        """Names and probabilities for images.
+        """Classify images.
 
         Args:
-            images: A path, a folder (all images in it), a list of paths, or of arrays `(H, W, C)` of 0..255.
+            images: A path, a folder (all images in it) or a pattern such as `"photos/*.jpg"`; the bytes of a file; a
+                PIL image; an array or tensor of 0..255, of one image `(H, W)` or `(H, W, C)` or of a batch
+                `(N, H, W, C)`; or an iterable of these, mixed. EXIF orientations are applied, transparency is dropped.
             batch_size: Images in a batch.
 
         Returns:
-            One prediction for each image, in order. A file that is no image gets one that says so in `error`.
+            One prediction for each image, in order. A file, bytes or a PIL image that cannot be read gets one that says
+            why in `error`.
 
         Raises:
             FileNotFoundError: If a path does not exist.
+            ValueError: For a URL, or an array that is not of 0..255: a range of 0..1 or -1..1, 16 bits, channels first.
+            TypeError: For anything else.
         """
-        from concurrent.futures import ThreadPoolExecutor
+        from keras_residual.data.images import named, read
 
-        named = _named(images)
+        listed = named(images, self.model.input_shape[-1])
         found: list[Prediction] = []
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for first in range(0, len(named), batch_size):
-                batch = named[first : first + batch_size]
-                read = list(pool.map(lambda pair: _read(pair[1]), batch))
-                good = [pixels for pixels in read if not isinstance(pixels, str)]
-                rows = iter(self._probabilities(np.stack([self._prepared(x) for x in good])) if good else ())
-                for (name, _), pixels in zip(batch, read, strict=True):
-                    if isinstance(pixels, str):
-                        found.append(Prediction(name, error=pixels))
-                        continue
-                    row = next(rows)
-                    best = int(row.argmax())
-                    each = dict(zip(self.labels, map(float, row), strict=True))
-                    found.append(Prediction(name, self.labels[best], float(row[best]), each))
+        for first in range(0, len(listed), batch_size):
+            names, sources = zip(*listed[first : first + batch_size], strict=True)
+            inputs = [self._input_or_reason(pixels) for pixels in read(sources)]
+            good = [x for x in inputs if not isinstance(x, str)]
+            rows = iter(self._probabilities(np.stack(good)) if good else ())
+            for name, x in zip(names, inputs, strict=True):
+                found.append(Prediction(name, error=x) if isinstance(x, str) else self._prediction(name, next(rows)))
         return found
+
+    def _input_or_reason(self, pixels: Any) -> Any:
+        from keras_residual.data.images import too_long
+
+        if isinstance(pixels, str):
+            return pixels
+        return too_long(pixels, self.preprocess.size) or self._prepared(pixels)
+
+    def _prediction(self, name: str, row: np.ndarray[Any, Any]) -> Prediction:
+        best = int(row.argmax())
+        each = dict(zip(self.labels, map(float, row), strict=True))
+        return Prediction(name, self.labels[best], float(row[best]), each)
 
     def probabilities(self, examples: Any, batch_size: int = 32) -> np.ndarray[Any, Any]:
         """Return the probabilities `(N, classes)` of a `keras_residual.data.Examples`, in its order."""
@@ -291,56 +301,31 @@ def model_inputs(images: Any, preprocess: Preprocess, channels: int, most: int) 
         FileNotFoundError: If a path does not exist.
         ValueError: If none is an image.
     """
-    named = _named(images)
-    if len(named) > most:
-        named = [named[number * len(named) // most] for number in range(most)]
-    read = (_read(source) for _, source in named)
-    prepared = [_model_input(pixels, preprocess, channels) for pixels in read if not isinstance(pixels, str)]
+    from keras_residual.data.images import named, read
+
+    listed = named(images, channels)
+    if len(listed) > most:
+        listed = [listed[number * len(listed) // most] for number in range(most)]
+    read_ones = (pixels for source in listed for pixels in read([source[1]]))
+    prepared = [_model_input(pixels, preprocess, channels) for pixels in read_ones if not isinstance(pixels, str)]
     if not prepared:
         raise ValueError(f"There is no image that can be read. Received: {images!r}.")
     return np.stack(prepared)
 
 
 def _model_input(image: Any, preprocess: Preprocess, channels: int) -> Any:
-    if image.ndim != 3 or image.shape[-1] not in (1, 3, channels):
-        raise ValueError(f"An image is (height, width, channels) of 0..255. Received: shape {image.shape}.")
+    """Prepare pixels `(height, width, channels)`, uint8, of 1, 3 or 4 channels or as many as the model's."""
     if image.shape[-1] != channels:
         image = _with_channels(image, channels)
     return keras.ops.convert_to_numpy(preprocess(image))
 
 
-def _named(images: Any) -> list[tuple[str, Any]]:
-    if isinstance(images, (str, os.PathLike)):
-        path = Path(images)
-        below = (p for p in path.rglob("[!.]*") if p.is_file())  # not .DS_Store and the like
-        images = sorted(below) if path.is_dir() else [path]
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-        images = [images]
-    named = []
-    for number, image in enumerate(images):
-        if isinstance(image, (str, os.PathLike)):
-            if not Path(image).exists():
-                raise FileNotFoundError(f"There is no image {str(image)!r}.")
-            named.append((str(image), Path(image)))
-        else:
-            named.append((str(number), np.asarray(image)))
-    return named
-
-
-def _read(source: Any) -> Any:
-    """Pixels `(H, W, C)`, or the words that say why there are none."""
-    if not isinstance(source, Path):
-        return source
-    from keras_residual.data import UnreadableError, decode
-    from keras_residual.data.scan import content
-
-    try:
-        return decode(content(str(source)))
-    except (UnreadableError, OSError) as error:
-        return str(error)
-
-
 def _with_channels(image: Any, channels: int) -> Any:
+    image = image[..., :3]  # transparency is dropped
+    if image.shape[-1] == channels:
+        return image
     if channels == 1:  # ITU-R 601 luma, as Pillow's convert("L")
-        return np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
-    return np.repeat(image, channels, -1)
+        return np.round(image @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
+    if image.shape[-1] == 1:
+        return np.repeat(image, channels, -1)
+    raise ValueError(f"The network takes {channels} channels. Received: an image of {image.shape[-1]}.")

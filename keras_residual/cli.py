@@ -137,9 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="as for finetune; the test part where it is split, else all")
     sub.add_argument("--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes there")
 
-    sub = add("predict", _predict, "Name what is on images.")
+    sub = add("predict", _predict, "Classify images.")
+    sub.epilog = (
+        "Exit codes: 0 if every image was classified; 1 if an image could not be read, or there was none; 2 if the "
+        "command could not be carried out (no such run or file, a URL)."
+    )
     sub.add_argument("run", metavar="RUN", help="the run's directory")
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'")
     sub.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each (%(default)s)")
     sub.add_argument("--json", action="store_true", help="one line of JSON for each image")
 
@@ -255,10 +259,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from keras_residual.classifier import Classifier
+    from keras_residual.data.images import find
+    from keras_residual.io import expand
 
-    classifier, failed = Classifier.load(options.run), False
-    for image in options.images:
-        for found in classifier.predict(image):
+    images, skipped = find(options.images)
+    if skipped:
+        names = ", ".join(path.name for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        print(f"skipped {len(skipped)} (hidden, or not an image): {names}", file=sys.stderr)
+    if not images:
+        print(f"keras-residual: There are no images in {', '.join(options.images)}.", file=sys.stderr)
+        return 1
+    classifier, failed = Classifier.load(expand(options.run)), False
+    for first in range(0, len(images), 256):  # answers appear as they are known
+        for found in classifier.predict(images[first : first + 256]):
             failed |= bool(found.error)
             if options.json:
                 print(json.dumps({"image": found.name, "classes": dict(found.top(options.top)), "error": found.error}))

@@ -14,6 +14,7 @@ from PIL import ImageOps
 
 from keras_residual.data import sources
 from keras_residual.data.gathered import Gathered, from_bytes, from_listing, from_pixels
+from keras_residual.data.images import checked_pixels
 from keras_residual.data.objects import Collected, class_numbers, kind_of
 from keras_residual.data.scan import Progress
 from keras_residual.data.sources import Listing, class_name, listed
@@ -60,7 +61,7 @@ def _from_images(
     found: Collected, classes: Sequence[str] | None, max_pixels: int, progress: Progress | None
 ) -> Gathered:
     items, warnings, kind = found.images, [], kind_of(found.images)
-    pixels = _images(np.asarray(items), warnings) if kind == "array" else None
+    pixels = checked_pixels(np.asarray(items), warnings) if kind == "array" else None
     labels, names = _labels(*_named(found, classes), warnings)
     if len(items) != len(labels):
         raise ValueError(f"Each image must have one label. Received: {len(items):,} images and {len(labels):,} labels.")
@@ -114,40 +115,6 @@ def _png(picture: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
-
-
-def _images(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[Any, Any]:
-    rule = "Images are an array (number, height, width, channels) of 0..255."
-    if x.ndim == 3:
-        raise ValueError(f"{rule} Received: {x.shape}. If they are grey, add the axis of channels: x[..., None].")
-    if x.ndim != 4:
-        raise ValueError(f"{rule} Received: {x.shape}.")
-    if not x.size:
-        raise ValueError(f"{rule} Received: {x.shape}, which holds nothing.")
-    if x.shape[1] in (1, 3, 4) and x.shape[-1] > 4:
-        raise ValueError(f"{rule} Received: {x.shape}: channels first, it seems. Use np.moveaxis(x, 1, -1).")
-    if x.dtype.kind not in "iuf":
-        raise ValueError(f"{rule} Received: {x.dtype}.")
-    low, high = x.min(), x.max()
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"{rule} Received: values that are no numbers (NaN or infinite).")
-    if low < 0:
-        raise ValueError(
-            f"{rule} Received: {low:g} to {high:g}: normalised already, it seems. Give the images as they were; what "
-            "the weights want is done with the weights."
-        )
-    if high > 255:
-        raise ValueError(f"{rule} Received: {low:g} to {high:g}. For 16-bit images, use (x // 256).astype('uint8').")
-    if x.dtype.kind == "f" and 0 < high <= 1:
-        raise ValueError(f"{rule} Received: {low:g} to {high:g}: a range of 0..1, it seems. Use x * 255.")
-    if 0 < high < 64:
-        warnings.append(
-            f"The images' values end at {high:g}, where 0..255 is expected: scale them if 255 is not white."
-        )
-    rounded = np.round(x).astype("uint8")
-    if x.dtype.kind == "f" and not np.array_equal(rounded, x):
-        warnings.append("The images' values are rounded to whole numbers.")
-    return rounded
 
 
 def _labels(y: Any, classes: Sequence[str] | None, warnings: list[str]) -> tuple[list[int], tuple[str, ...]]:
