@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual.layers import PositionEmbedding
+from keras_residual import layers
 
 __all__ = ["Grid", "grid_of", "patches_of", "resampled", "shown"]
 
@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 Grid = tuple[int, ...]
 
 
-def grid_of(shape: Grid, layer: PositionEmbedding, stated: Grid | None, size: Grid | None) -> Grid | None:
+def grid_of(shape: Grid, layer: layers.PositionEmbedding, stated: Grid | None, size: Grid | None) -> Grid | None:
     """Return the grid that an array of position embeddings was trained on, or `None` if nothing tells.
 
     A count of patches alone does not tell 12 x 16 from 16 x 12. Without a statement, a square count is a square grid,
@@ -58,7 +58,7 @@ def patches_of(size: Grid, count: int) -> Grid | None:
     return grid if math.prod(grid) == count else None
 
 
-def resampled(value: Array, layer: PositionEmbedding, grid: Grid) -> Array | None:
+def resampled(value: Array, layer: layers.PositionEmbedding, grid: Grid) -> Array | None:
     """Return position embeddings of `grid` on the layer's grid, bicubic and antialiased as timm's; 2-D grids only."""
     if len(grid) != 2 or len(layer.grid) != 2:
         return None
