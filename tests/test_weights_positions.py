@@ -1,4 +1,4 @@
-"""Position embeddings go from the grid they were trained on to the model's: known, asked for, or refused; never guessed."""
+"""Position embeddings go from the grid they were trained on to the model's: stated, given, or refused."""
 
 import numpy as np
 import pytest
@@ -151,11 +151,14 @@ def test_signals_have_one_axis(tmp_path):
     kr.load_weights(vit((32, 32, 32, 2)), state_of(vit((32, 32, 32, 2), seed=1)))
 
 
-@pytest.mark.parametrize("given", [{"pretrained_cfg": {"input_size": [3, 64, 48]}}, {"model_args": {"img_size": [64, 48]}}])
+@pytest.mark.parametrize(
+    "given", [{"pretrained_cfg": {"input_size": [3, 64, 48]}}, {"model_args": {"img_size": [64, 48]}}]
+)
 def test_a_repository_states_its_size(hub, given):
     """Where it differs from timm's default, in one of two places."""
     source = kr.ViTTiny16(input_shape=TALL, classes=5, classifier_activation=None)
-    config = {**CONFIG, "architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 224, 224]}, **given}
+    usual = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    config = {**CONFIG, **usual, **given}
     hub("someone/tall", {"config.json": config, "model.safetensors": state_of(source)})
     same = kr.from_pretrained("someone/tall")
     assert same.input_shape == (None, *TALL)

@@ -178,8 +178,8 @@ def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: st
     if place.exists():
         raise FileNotFoundError(f"{str(source)!r} is neither a file nor a directory.")
     raise FileNotFoundError(
-        f"There is no file or directory {str(source)!r}. A repository of the Hugging Face Hub is named OWNER/NAME, "
-        "such as 'timm/resnet18.a1_in1k'; write hf-hub:OWNER/NAME where OWNER is also a directory here."
+        f"There is no run, directory or file {str(source)!r}. A repository of the Hugging Face Hub is named "
+        "OWNER/NAME, such as 'timm/resnet18.a1_in1k'; write hf-hub:OWNER/NAME where OWNER is also a directory here."
     )
 
 
