@@ -64,7 +64,12 @@ def registered():
     return sorted(names)
 
 
-@pytest.mark.parametrize("loader", list(LOADERS))
+QUICK = ("ours first", "keras first")
+
+
+@pytest.mark.parametrize(
+    "loader", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LOADERS]
+)
 def test_files_load(loader, saved):
     families = {registry.entries()[name].builder.__module__ for name in FAMILIES}
     assert families == {entry.builder.__module__ for entry in registry.entries().values()}

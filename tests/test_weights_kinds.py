@@ -2,7 +2,6 @@
 
 import collections
 import io
-import json
 import pickle
 import sys
 import types
@@ -230,22 +229,3 @@ def test_other_repositories_are_asked(source, monkeypatch):
     with pytest.raises(FileNotFoundError):
         kr.from_pretrained(source)
     assert hub.asked
-
-
-# ------------------------------------------------------------------------------------------- weights of any origin
-
-
-def test_the_example_of_a_mapping():
-    """That of the manual and of `load_weights`: arrays of another library, under names of its own."""
-    source, model = tiny("ResNet18", seed=1), tiny("ResNet18")
-    theirs = {f"net/{key.replace('.', '/')}": value for key, value in state_of(source).items()}
-
-    def to_timm(name, array):
-        return name.removeprefix("net/").replace("/", "."), array
-
-    kr.load_weights(model, dict(to_timm(name, array) for name, array in theirs.items()))
-    for ours, expected in zip(model.weights, source.weights, strict=True):
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(expected))
-    names = {slot.key: slot.shape for slot in kr.weights.slots(kr.ResNet18())}
-    assert (names["conv1.weight"], names["bn1.weight"], names["fc.weight"]) == ((64, 3, 7, 7), (64,), (1000, 512))
-    assert json.dumps(sorted(names)).count("running_mean") == 20

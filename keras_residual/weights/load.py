@@ -83,7 +83,7 @@ def load_weights(
     A mapping of arrays loads weights of any origin: an ONNX or TensorFlow.js file, a TensorFlow checkpoint, the pickle
     of a paper. Read the arrays with the library that wrote them, and name them as timm does. `slots(model)` lists
     every name with its shape, and the error of a mapping that does not fit lists what is missing, unexpected or of
-    another shape:
+    another shape. The manual has a whole example.
 
         for slot in keras_residual.weights.slots(model):
             print(slot.key, slot.shape)  # conv1.weight (64, 3, 7, 7), bn1.weight (64,), ...
