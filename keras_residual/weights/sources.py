@@ -238,6 +238,7 @@ def _fetched(source: str | os.PathLike[str], names: tuple[str, ...], revision: s
 
 
 PATIENCE = 5.0  # seconds, for the first answer of the Hub
+_UNREACHABLE = {"ConnectError", "ConnectionError", "ProxyError", "TimeoutException", "Timeout"}  # of httpx and requests
 
 
 def _silence(repository: str, name: str, revision: str | None) -> str:
@@ -259,7 +260,9 @@ def _silence(repository: str, name: str, revision: str | None) -> str:
     except HfHubHTTPError as error:
         return _reason(error) if error.response is not None and error.response.status_code >= 500 else ""
     except Exception as error:  # of the network: each library of HTTP has its own
-        return _reason(error)
+        # A connection that breaks is not one that cannot be made: hf_hub_download tries again then.
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        return _reason(error) if kinds & _UNREACHABLE else ""
     return ""
 
 
