@@ -20,6 +20,7 @@ from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
 from keras_residual.io import expand, literal, say, sha256
 from keras_residual.models import find
+from keras_residual.models._checkpoints import require_architecture
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.run_directory import RunDirectory
 from keras_residual.weights import Preprocess, Weights, preprocessing
@@ -195,7 +196,10 @@ class _Network:
                 f"({error}). For others build the network yourself and call keras_residual.fit."
             ) from None
         source = _source(model, weights)
-        record = None if source is None or Path(source).is_file() else Weights.read(source)
+        record = None
+        if source is not None and not Path(source).is_file():
+            require_architecture(source)  # before the network is contacted
+            record = Weights.read(source)
         return cls(find(record.architecture if record else model).config.name, source, record, dict(options))
 
     def identity(self) -> str | None:
