@@ -467,7 +467,7 @@ def _report(
         measured = reports.write_report(classifier, found.validation, folder, majority=majority, answers=answers)
         say(
             f"validation  {measured['accuracy']:.2%} of {int(measured['images']):,} images correct (always "
-            f"{literal(found.labels[majority])!r}: {measured['majority_accuracy']:.2%}), macro F1 "
+            f"'{literal(found.labels[majority])}': {measured['majority_accuracy']:.2%}), macro F1 "
             f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
         )
         if plan.counts.max() > UNBALANCED * plan.counts.min():

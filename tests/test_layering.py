@@ -20,7 +20,9 @@ LAYERS = [
     {"models"},
     {"costs", "folding", "data", "training", "metrics"},
     {"classifier", "exporting"},
-    {"finetuning", "reports", "serving", "diagnostics", "benchmark", "quickstart", "figures"},
+    {"figures", "run_directory"},
+    {"reports"},
+    {"finetuning", "serving", "diagnostics", "benchmark", "quickstart"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
