@@ -13,7 +13,7 @@ import keras_residual as kr
 
 from .decoder_child import BATCH
 
-GROWTH = 500  # megabytes; 20,000 mutants take about 150, mostly by batches of other sizes
+GROWTH = 500  # megabytes; 2,000 mutants take about 20
 
 
 @pytest.fixture(scope="module")
