@@ -9,14 +9,19 @@ Names load on first use, so `import keras_residual` (and `keras-residual --help`
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
     from keras_residual import blocks, data, diagnostics, layers, models, registry, training, weights
     from keras_residual.classifier import Classifier
     from keras_residual.exporting import export
@@ -92,3 +97,37 @@ def __dir__() -> list[str]:
     from keras_residual.registry import entries
 
     return sorted({*__all__, *entries()})
+
+
+def _register_layers() -> None:
+    """Register every serializable class with Keras, so that `keras.saving.load_model` finds those of our models."""
+    with contextlib.suppress(Exception):  # Keras must stay importable; whoever uses our layers sees the error
+        importlib.import_module(f"{__name__}.weights")  # imports `layers`, too: no other module has such classes
+
+
+class _AfterKeras:
+    """A finder that registers our layers as soon as somebody imports Keras, since importing it here would take seconds.
+
+    Keras looks classes up in its own table and never imports a module of ours for a name that is not there.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "keras":
+            return None
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, found), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _register_layers()
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+if "keras" in sys.modules:
+    _register_layers()
+else:
+    sys.meta_path.insert(0, _AfterKeras())

@@ -61,14 +61,6 @@ def _leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         yield from _leaves(child)
 
 
-_NORMS = (
-    keras.layers.BatchNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.GroupNormalization,
-    keras.layers.RMSNormalization,
-    layers.GlobalResponseNorm,
-    layers.SimpleNorm,
-)
 _NORM_KEYS = {
     "gamma": "weight",
     "scale": "weight",
@@ -88,7 +80,7 @@ def _layer_slots(layer: keras.layers.Layer) -> Iterator[Slot]:
 def _rule(layer: keras.layers.Layer, variable: str) -> tuple[str, Callable[[Array], Array], Callable[[Array], Array]]:
     if isinstance(layer, layers.Parameter):
         return layer.name, _same, _same
-    if isinstance(layer, _NORMS):
+    if isinstance(layer, _norms()):
         return f"{layer.name}.{_NORM_KEYS[variable]}", _same, _same
     if variable == "bias":
         return f"{layer.name}.bias", _same, _same
@@ -115,6 +107,18 @@ def _rule(layer: keras.layers.Layer, variable: str) -> tuple[str, Callable[[Arra
     raise TypeError(
         f"No rule says how weights of {type(layer).__name__} (layer {layer.name!r}) are stored. Add one to "
         "keras_residual.weights.layout."
+    )
+
+
+def _norms() -> tuple[type[keras.layers.Layer], ...]:
+    """A function, since this module may be imported while `layers` still is: by the import of Keras there."""
+    return (
+        keras.layers.BatchNormalization,
+        keras.layers.LayerNormalization,
+        keras.layers.GroupNormalization,
+        keras.layers.RMSNormalization,
+        layers.GlobalResponseNorm,
+        layers.SimpleNorm,
     )
 
 
