@@ -174,6 +174,7 @@ def _all_occur(listing: Listing) -> None:
     """Refuses a single class, and says which classes never occur."""
     if len(listing.classes) < 2:
         raise ValueError(f"Data has at least two classes. Received: {listed(listing.classes)}.")
-    dead = [name for i, name in enumerate(listing.classes) if i not in set(listing.labels)]
+    occurring = set(listing.labels)
+    dead = [name for i, name in enumerate(listing.classes) if i not in occurring]
     if dead:
         listing.warnings.append(f"No image has one of the classes {listed(dead)}: nothing can be learned of them.")

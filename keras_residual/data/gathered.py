@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -82,8 +83,11 @@ def _from_records(
     ]
     kept = [records[i] for i in good]
     warnings = listing.warnings + _notes([listing.names[i] for i in good], kept)
+    members: dict[int, list[int]] = collections.defaultdict(list)
+    for i, number in enumerate(listing.labels):
+        members[number].append(i)
     for number, label in enumerate(listing.classes):
-        found = [i for i, other in enumerate(listing.labels) if other == number]
+        found = members[number]
         if not found and listing.partial:
             continue
         if not found:

@@ -261,7 +261,8 @@ def _doubles(given: Gathered, parts: dict[str, list[int]], other: Gathered | Non
 
 
 def _absent(given: Gathered) -> list[str]:
-    found = [name for i, name in enumerate(given.classes) if i not in set(given.labels)]
+    occurring = set(given.labels)
+    found = [name for i, name in enumerate(given.classes) if i not in occurring]
     return [f"No image has one of the classes {listed(found)}: nothing is measured of them."] if found else []
 
 
