@@ -19,8 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_residual.weights.identify import identify
+
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-DIGEST = "keras_residual.sha256"  # where a safetensors file of ours has its `digest`, beside torch's "format"
+DIGEST = "keras_residual.sha256"  # where a safetensors file of ours has its `digest`, next to torch's "format"
+GRIDS = "keras_residual.grids"  # where it has the grids of its position embeddings, as JSON: {name: [height, width]}
 
 
 class WeightsError(ValueError):
@@ -34,10 +37,11 @@ class WeightsError(ValueError):
 
 
 def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Reads all arrays of a file.
+    """Read all arrays of a file.
 
     Args:
-        path: A `.safetensors`, `.npz`, `.keras`, `.h5`, `.pth`, `.pt` or `.bin` file.
+        path: A file of safetensors, NumPy's `.npz`, a `.keras` archive, HDF5 or, where torch is installed, a torch
+            state dict. Its content decides, not its suffix.
         limit: The most bytes that may be allocated; headers that declare more are refused.
 
     Raises:
@@ -45,11 +49,12 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
         WeightsError: If the file is damaged, declares more than `limit`, or is of no known kind.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise WeightsError(f"Weights are read from {', '.join(_READERS)}. Received: {str(path)!r}.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
+    kind = identify(path)
+    reader = _READERS.get(kind.reader)
+    if reader is None:
+        raise WeightsError(f"{str(path)!r} is {kind.what}. Nothing was loaded. {kind.advice}")
     try:
         return reader(path, limit)
     except WeightsError:
@@ -58,7 +63,7 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
         raise WeightsError(f"{str(path)!r} declares more than memory holds. Nothing was loaded.") from None
     except Exception as error:  # damaged bytes make parsers fail in ways of their own; none of them is the user's
         raise WeightsError(
-            f"{str(path)!r} is not a whole {path.suffix} file: {type(error).__name__}: {error}. Nothing was loaded. "
+            f"{str(path)!r} is not a whole {kind.reader} file: {type(error).__name__}: {error}. Nothing was loaded. "
             "Fetch it again."
         ) from error
 
@@ -141,19 +146,25 @@ def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _torch(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
+    kind = identify(path)
     try:
         import torch
     except ImportError:
         raise WeightsError(
-            f"{str(path)!r} is a torch pickle, which only torch can read safely. Install torch, or convert the file to "
-            "safetensors where torch is."
+            f"{str(path)!r} is {kind.what}, which only torch can read safely. Nothing was loaded. Install torch, or "
+            "write it as safetensors where torch is installed.\n" + kind.advice
         ) from None
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
         raise WeightsError(
             f"Pickles need torch >= 2.10, whose safe mode has no known bypass. Received: {torch.__version__}."
         )
     _bound(path, path.stat().st_size, 0, limit + 10_000_000)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch's own words advise to switch its safe mode off
+        raise WeightsError(
+            f"{str(path)!r} is {kind.what}, which torch's safe mode does not load. Nothing was loaded. {kind.advice}"
+        ) from None
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -166,6 +177,32 @@ def _torch(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
         key: (t.float() if t.dtype is torch.bfloat16 else t).numpy()  # bfloat16 is exact in float32
         for key, t in tensors.items()
     }
+
+
+def grids(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the grids of a file's position embeddings, by name, where it states them; `read` has accepted the file."""
+    reader = identify(path).reader
+    if reader == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            stated = json.loads((file.metadata() or {}).get(GRIDS, "{}"))
+    elif reader == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            layers = json.loads(archive.read("config.json"))["config"]["layers"]
+        stated = {layer["config"]["name"]: layer["config"].get("grid") for layer in layers}
+    else:
+        stated = {}
+    if not isinstance(stated, dict):
+        return {}
+    stated = {name: _items(grid) for name, grid in stated.items()}
+    return {name: grid for name, grid in stated.items() if grid and all(type(n) is int and n > 0 for n in grid)}
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """The items of a JSON list, or of a tuple in Keras' form."""
+    value = value.get("items") if isinstance(value, dict) else value
+    return tuple(value) if isinstance(value, list) else ()
 
 
 def _keras(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
