@@ -314,23 +314,6 @@ def test_a_repository_that_is_not_there(hub):
         kr.from_pretrained("someone/nothing")
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(hub, monkeypatch):
-    """For each name huggingface_hub tries again for half a minute."""
-    import huggingface_hub
-
-    asked = []
-
-    def silent(repository, name, *, revision=None, local_files_only=False):
-        asked.append(local_files_only)
-        raise huggingface_hub.errors.LocalEntryNotFoundError("no answer")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", silent)
-    with pytest.raises(FileNotFoundError, match="cannot be reached"):
-        kr.ResNet10T(weights="someone/nothing")
-    assert asked == [False] + [True] * (len(asked) - 1)
-    assert len(asked) > 1
-
-
 # ------------------------------------------------------------------------------------------------------------ damage
 
 

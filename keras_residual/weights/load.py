@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_residual import layers
-from keras_residual.io import written_whole
+from keras_residual.io import expand, written_whole
 from keras_residual.weights import files, formats, sources
 from keras_residual.weights.files import WeightsError
+from keras_residual.weights.identify import identify
 from keras_residual.weights.layout import Slot, slots
+from keras_residual.weights.positions import Grid, grid_of, resampled, shown
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +61,7 @@ class Adapt:
         head: Layers of the classifier that may be new, because the caller asked for other classes.
         top: Prefixes of keys that the model has only with its top, to be left out without one.
         channels: Whether the first convolution may be summed or repeated to another number of input channels.
-        size: Whether position embeddings may be resampled to another grid.
+        size: Whether position embeddings may be resampled to the model's grid.
     """
 
     head: tuple[str, ...] = ()
@@ -74,58 +76,90 @@ def load_weights(
     *,
     adapt: Adapt | None = None,
     revision: str | None = None,
+    grid: tuple[int, ...] | None = None,
 ) -> Report:
-    """Loads weights by name, all or nothing.
+    """Load weights by name, all or nothing.
+
+    A mapping of arrays loads weights of any origin: an ONNX or TensorFlow.js file, a TensorFlow checkpoint, the pickle
+    of a paper. Read the arrays with the library that wrote them, and name them as timm does. `slots(model)` lists
+    every name with its shape, and the error of a mapping that does not fit lists what is missing, unexpected or of
+    another shape. The manual has a whole example.
+
+        for slot in keras_residual.weights.slots(model):
+            print(slot.key, slot.shape)  # conv1.weight (64, 3, 7, 7), bn1.weight (64,), ...
+        keras_residual.load_weights(model, {"conv1.weight": kernel.transpose(3, 2, 0, 1), ...})
 
     Args:
         model: A model of this package.
         source: A file (`.safetensors`, `.npz`, `.keras`, a `keras.applications` ResNet's `.h5`, or `.pth` where torch
             is installed), a directory with one, a repository of the Hugging Face Hub such as
-            `"timm/resnet18.a1_in1k"`, or a mapping from timm's names to arrays in timm's layout.
+            `"timm/resnet18.a1_in1k"`, or a mapping from timm's names to arrays in timm's layout: convolutions
+            `(out, in, *size)`, depthwise ones `(channels, 1, *size)`, dense kernels `(out, in)`. `~` and environment
+            variables in a path are expanded.
         adapt: What may differ; nothing if `None`.
         revision: With a repository: a branch, tag or commit.
+        grid: Of a Vision Transformer's weights: how many patches the images had along each axis, `(height, width)` in
+            pixels divided by the patch. Needed only where the source does not state it and the grid is not square.
 
     Returns:
         A report of what was loaded and adapted.
 
     Raises:
         FileNotFoundError: If there is no such file or repository.
-        WeightsError: A `ValueError`: the source is damaged, or anything is missing, unexpected, misshapen or not
-            finite. The model is unchanged.
+        WeightsError: A `ValueError`: the source is damaged, anything is missing, unexpected, misshapen or not finite,
+            or the grid of its position embeddings is unknown. The model is unchanged.
     """
     places = {slot.key: slot for slot in slots(model)}
+    positions = {key: slot for key, slot in places.items() if isinstance(slot.layer, layers.PositionEmbedding)}
+    if grid is not None and not positions:
+        raise ValueError(f"`grid` is for models with position embeddings; {model.name} has none. Got {grid!r}.")
     if not isinstance(source, (str, os.PathLike, Mapping)):
         raise TypeError(
             "Weights come from a file, a directory, a repository such as 'timm/resnet18.a1_in1k', or a mapping of "
             f"arrays. Received: {source!r}."
         )
+    stated: dict[str, Grid] = {}
+    size: Grid | None = None
     if isinstance(source, Mapping):
         name, state = "a mapping", dict(source)
     else:
         path = sources.weights_file(source, revision)
         name = str(source)
         state = files.read(path, limit=_limit(places))
-        if path.suffix == ".keras":
+        if identify(path).reader == ".keras":
             state = _from_keras_order(state, places, name)
+        if positions and grid is None:
+            stated = files.grids(path)
+            size = None if stated else sources.input_size(source, path, revision)
     state = formats.to_timm(state)
-    values, report = _fit(name, state, places, model, adapt or Adapt())
+    grids = {
+        key: grid_of(np.shape(state[key]), slot.layer, stated.get(key) if grid is None else tuple(grid), size)
+        for key, slot in positions.items()
+        if key in state
+    }
+    if grid is not None and any(found != tuple(grid) for found in grids.values()):
+        shapes = ", ".join(str(np.shape(state[key])) for key in grids)
+        raise ValueError(f"`grid` must have as many patches as the source's position embeddings, {shapes}; got {grid}.")
+    values, report = _fit(name, state, places, model, adapt or Adapt(), grids)
     for slot, value in values:
         slot.variable.assign(value)
     return report
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Writes all weights as safetensors in timm's names and layout. The file appears whole or not at all, and carries
-    a SHA-256 of its tensors, by which `load_weights` knows a damaged one.
+    """Write all weights as safetensors in timm's names and layout, whole or not at all.
+
+    The file carries a SHA-256 of its tensors, by which `load_weights` recognises damage, and the grid of a Vision
+    Transformer's position embeddings, by which it resamples them for another image size.
 
     Args:
         model: A model of this package.
-        path: A path that ends in `.safetensors`.
+        path: A path that ends in `.safetensors`; `~` and environment variables in it are expanded.
     """
     import ml_dtypes as _  # noqa: F401  (lets NumPy hold bfloat16)
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = expand(path)
     if path.suffix != ".safetensors":
         raise ValueError(
             f"Weights are written as safetensors. Received: {str(path)!r}. Let the name end in .safetensors."
@@ -135,8 +169,11 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     for slot in found:
         if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's state dict has it; nobody reads it
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
+    metadata = {"format": "pt", files.DIGEST: files.digest(state)}
+    if grids := {slot.key: slot.layer.grid for slot in found if isinstance(slot.layer, layers.PositionEmbedding)}:
+        metadata[files.GRIDS] = json.dumps(grids)
     with written_whole(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", files.DIGEST: files.digest(state)})
+        save_file(state, temporary, metadata=metadata)
         files.order_metadata(temporary)
 
 
@@ -153,7 +190,7 @@ def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], na
         index = counts[slot.layer.name] = counts.get(slot.layer.name, -1) + 1
         keys[f"{slot.layer.name}/{index}"] = slot
     unknown = [key for key in state if key not in keys and not _is_seed(state[key])]
-    misshapen = [k for k in state if k in keys and tuple(state[k].shape) != tuple(keys[k].variable.shape)]
+    misshapen = [k for k in state if k in keys and not _same_axes(state[k], keys[k])]
     if unknown or misshapen:
         report = Report(name, unexpected=tuple(unknown), misshapen=tuple(misshapen))
         error = WeightsError(f"The file's layers must be the model's; nothing was loaded. Received:\n{report}")
@@ -162,12 +199,24 @@ def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], na
     return {keys[key].key: keys[key].to_torch(value) for key, value in state.items() if key in keys}
 
 
+def _same_axes(value: Array, slot: Slot) -> bool:
+    """Whether `to_torch` knows the array's axes; whether their sizes may differ is decided later."""
+    shape = tuple(slot.variable.shape)
+    depthwise = isinstance(slot.layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
+    return tuple(value.shape) == shape or (value.ndim == len(shape) and not depthwise)
+
+
 def _is_seed(value: Array) -> bool:
     return value.dtype.kind in "iu"
 
 
 def _fit(
-    name: str, state: dict[str, Any], places: Mapping[str, Slot], model: keras.Model, adapt: Adapt
+    name: str,
+    state: dict[str, Any],
+    places: Mapping[str, Slot],
+    model: keras.Model,
+    adapt: Adapt,
+    grids: Mapping[str, Grid | None],
 ) -> tuple[list[tuple[Slot, Array]], Report]:
     adapted: list[str] = []
     for key in [key for key in state if key not in places and key.startswith(adapt.top)] if adapt.top else []:
@@ -181,17 +230,19 @@ def _fit(
         state[key] = value = _checked(name, key, state[key])
         if _is_same_matrix(value, slot):
             state[key] = value = value.reshape(slot.shape)
-        if tuple(value.shape) == tuple(slot.shape):
+        old, new = str(tuple(value.shape)), str(tuple(slot.shape))
+        if key in grids:
+            old, new = shown(value.shape, grids[key]), shown(slot.shape, slot.layer.grid)
+        if old == new:
             continue
-        old = tuple(value.shape)
-        resized = _resized(value, slot, model, adapt)
+        resized = _resized(value, slot, model, adapt, grids.get(key))
         if slot.layer.name in adapt.head:
             skipped |= {k for k, s in places.items() if s.layer.name == slot.layer.name}
         elif resized is not None:
             state[key] = resized
-            adapted.append(f"{key} {old} to {tuple(slot.shape)}")
+            adapted.append(f"{key} {old} to {new}")
         else:
-            misshapen.append(f"{key} {old} for {tuple(slot.shape)}")
+            misshapen.append(f"{key} {old} for {new}")
     adapted += [f"{key} new: other classes" for key in sorted(skipped)]
     report = Report(
         name,
@@ -226,14 +277,22 @@ def _hint(report: Report, places: Mapping[str, Slot]) -> str:
     heads = [entry for entry in report.misshapen if entry.split(" ")[0] in dense]
     if heads and not report.missing and not report.unexpected:
         return "\nThe checkpoint has another number of classes: build with its `classes`, or ask for a new head there."
+    if any(" on an unknown grid for " in entry for entry in report.misshapen):
+        return (
+            "\nThe source does not state its grid of patches, and a count alone does not tell 12 x 16 from 16 x 12. "
+            "Build without weights and give the grid, the image size divided by the patch: keras_residual.load_weights("
+            "model, source, grid=(12, 16)). Add adapt=keras_residual.weights.Adapt(size=True) to resample it."
+        )
+    if report.unexpected and all("/vars/" in key for key in report.unexpected):
+        return "\nKeras' .weights.h5 files go by position, not by name: Keras' own model.load_weights(file) reads them."
     return ""
 
 
-def _resized(value: Array, slot: Slot, model: keras.Model, adapt: Adapt) -> Array | None:
+def _resized(value: Array, slot: Slot, model: keras.Model, adapt: Adapt, grid: Grid | None) -> Array | None:
     """The checkpoint's array at the model's shape, if that was asked for and is one of the known ways."""
     old, new = tuple(value.shape), tuple(slot.shape)
-    if adapt.size and isinstance(slot.layer, layers.PositionEmbedding) and old[-1] == new[-1]:
-        return _resampled(value, slot.layer, new)
+    if adapt.size and grid is not None and old[-1] == new[-1]:
+        return resampled(value, slot.layer, grid)
     first = len(old) == len(new) > 2 and old[0] == new[0] and old[2:] == new[2:]
     if adapt.channels and first and new[1] == model.inputs[0].shape[-1] and old[1] == 3:
         # timm's rule: sum to grey, otherwise repeat and keep the response's size
@@ -241,22 +300,6 @@ def _resized(value: Array, slot: Slot, model: keras.Model, adapt: Adapt) -> Arra
             return value.sum(1, keepdims=True, dtype=value.dtype)
         return np.concatenate([value] * -(-new[1] // 3), axis=1)[:, : new[1]] * value.dtype.type(3 / new[1])
     return None
-
-
-def _resampled(value: Array, layer: layers.PositionEmbedding, new: tuple[int, ...]) -> Array | None:
-    side = math.isqrt(value.shape[1] - layer.prefix)
-    if side**2 != value.shape[1] - layer.prefix or len(layer.grid) != 2:
-        return None
-    prefix, grid = value[:, : layer.prefix], value[:, layer.prefix :].astype("float32")
-    image = keras.ops.image.resize(
-        grid.reshape(1, side, side, -1),
-        layer.grid,
-        interpolation="bicubic",
-        antialias=True,
-        data_format="channels_last",
-    )
-    grid = keras.ops.convert_to_numpy(image).reshape(1, -1, new[-1])
-    return np.concatenate([prefix, grid.astype(value.dtype)], axis=1)
 
 
 def _checked(source: str, key: str, value: Any) -> Array:

@@ -12,6 +12,7 @@ import torch
 import keras_residual as kr
 from keras_residual import blocks, layers, models, registry
 from keras_residual.models import vit
+from keras_residual.weights import positions
 
 from . import reference
 
@@ -46,7 +47,8 @@ def randomise(twin, seed=0):
 
 def compare(twin, model, row):
     """Distances of logits and of the four levels, as `(N, h, w, C)` maps without class and register tokens."""
-    kr.load_weights(model, {key: value.numpy() for key, value in twin.state_dict().items()})
+    grid = model.get_layer("pos_embed").grid  # a state dict does not state it
+    kr.load_weights(model, {key: value.numpy() for key, value in twin.state_dict().items()}, grid=grid)
     x = reference.images(row.input_shape[:2])
     at = [max(1, row.depth * level // 4) - 1 for level in (1, 2, 3, 4)]
     with torch.no_grad():
@@ -134,6 +136,38 @@ def test_not_square():
     square = dataclasses.replace(row, input_shape=((32, 96),))
     errors = compare(randomise(tiny(square)), build(entry, row), row)
     assert max(errors.values()) < LIMIT, errors
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("old", "new"), [((12, 16), (16, 12)), ((14, 14), (7, 9)), ((2, 8), (4, 4)), ((4, 4), (2, 8)), ((3, 5), (14, 14))]
+)
+def test_resampled_positions(old, new, prefix):
+    """timm's own function, between grids of any shape."""
+    value = np.random.default_rng(0).normal(size=(1, prefix + old[0] * old[1], 24)).astype("float32")
+    theirs = timm.layers.resample_abs_pos_embed(torch.from_numpy(value), new, old, prefix).numpy()
+    ours = positions.resampled(value, layers.PositionEmbedding(new, prefix), old)
+    assert reference.distance(ours, theirs) < LIMIT
+
+
+def test_weights_of_another_grid():
+    """A network of timm's at one size, loaded at another as timm loads it there."""
+    row = dataclasses.replace(models.find("vit_tiny_patch16_224").config.tiny(), input_shape=((64, 48),))
+    other = dataclasses.replace(row, input_shape=((48, 64),))
+    twin, wide = randomise(tiny(row)), tiny(other).eval()
+    state = {key: value.numpy() for key, value in twin.state_dict().items()}
+    wide.load_state_dict(
+        {
+            **twin.state_dict(),
+            "pos_embed": timm.layers.resample_abs_pos_embed(twin.state_dict()["pos_embed"], (3, 4), (4, 3), 1),
+        }
+    )
+    model = build(models.find("vit_tiny_patch16_224"), dataclasses.replace(row, input_shape=(48, 64, 3)))
+    kr.load_weights(model, state, grid=(4, 3), adapt=kr.weights.Adapt(size=True))
+    x = reference.images((48, 64))
+    with torch.no_grad():
+        expected = wide(reference.to_torch(x)).numpy()
+    assert reference.distance(np.asarray(model(x, training=False)), expected) < LIMIT
 
 
 def test_qk_norm():
