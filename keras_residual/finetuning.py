@@ -16,8 +16,9 @@ import numpy as np
 
 from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
-from keras_residual.io import remove_parts, written_whole
+from keras_residual.io import expand, remove_parts, written_whole
 from keras_residual.models import find
+from keras_residual.models._checkpoints import require_architecture
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.weights import Preprocess, Weights, preprocessing
 
@@ -272,7 +273,10 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
 
 def _record(source: Any) -> Weights | None:
     """What a checkpoint says of itself; a plain file says nothing."""
-    return None if Path(source).is_file() else Weights.read(source)
+    if expand(source).is_file():
+        return None
+    require_architecture(source)
+    return Weights.read(source)
 
 
 def _network(

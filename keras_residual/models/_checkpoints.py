@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+from pathlib import Path
 
 import keras
 
 from keras_residual import weights
-from keras_residual.registry import Config
+from keras_residual.registry import Config, nearest, resolve
+
+# A checkpoint of timm's on the Hub: its architecture, a dot, its tag. Other repositories may hold anything.
+_TIMM = re.compile(r"(?:hf[-_]hub:)?timm/([a-z0-9_]+)\.\w+(?:@.+)?")
+
+
+def require_architecture(source: str | os.PathLike[str]) -> None:
+    """Raise if a source's name alone says that its network is not one of this package; nothing is fetched.
+
+    Raises:
+        WeightsError: For a checkpoint of timm's of another architecture, with the nearest names.
+    """
+    name = _TIMM.fullmatch(str(source))
+    if name is None or resolve(name[1]) or Path(source).exists():
+        return
+    near = nearest(name[1])
+    hint = f"Nearest: {', '.join(near)}." if near else "keras_residual.list_models() lists those that are."
+    raise weights.WeightsError(
+        f"The architecture must be one of this package. Received: {str(source)!r}, a checkpoint of {name[1]!r}, which "
+        f"is not here. {hint}"
+    )
 
 
 def load(
@@ -32,6 +55,7 @@ def load(
     Raises:
         ValueError: If the row has no default checkpoint, or the weights do not fit.
         FileNotFoundError: If there is no such source.
+        WeightsError: If the source is a checkpoint of an architecture that is not here.
     """
     if source == "imagenet":
         if config.tag is None:
@@ -40,6 +64,7 @@ def load(
                 "repository, or leave weights out."
             )
         source = f"timm/{config.timm}.{config.tag}"
+    require_architecture(source)
     headed = any(layer.name in config.head for layer in model.layers)
     adapt = weights.Adapt(
         head=config.head if new_head else (), top=() if headed else config.top, channels=True, size=new_size

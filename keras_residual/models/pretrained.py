@@ -25,11 +25,11 @@ def from_pretrained(
     revision: str | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Builds the model a checkpoint was made for and loads it. No code of the checkpoint runs.
+    """Build the model that a checkpoint was made for, and load it. No code of the checkpoint runs.
 
     Args:
         source: A repository of the Hugging Face Hub such as `"timm/resnet18.a1_in1k"`, or a directory with a timm
-            `config.json` and weights.
+            `config.json` and weights; `~` and environment variables in its path are expanded.
         classes: Number of classes; `None` for the checkpoint's. Another number gives a new classifier.
         classifier_activation: Activation of the outputs; `None` for logits, as checkpoints are trained.
         include_top: Whether to keep pooling and classifier.
@@ -45,6 +45,7 @@ def from_pretrained(
         FileNotFoundError: If the source cannot be found or fetched; the error says what to do.
         ValueError: If its architecture is not registered, or its weights do not fit.
     """
+    _checkpoints.require_architecture(source)
     record = Weights.read(source, revision)
     try:
         entry = find(record.architecture)
