@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--int8",
         metavar="IMAGES",
-        help="for .tflite: weights and activations of 8 bits, measured on this folder's images",
+        help="for .tflite: weights and activations of 8 bits; a third of this folder's images is held out to measure",
     )
 
     sub = add("verify", _verify, "Check an export: its files, and the answers of its signatures.")
@@ -263,10 +263,11 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from keras_residual.io import expand
     from keras_residual.serving import serve
 
     serve(
-        options.directory,
+        expand(options.directory),
         host=options.host,
         rest_port=options.rest_port,
         grpc_port=options.grpc_port,

@@ -106,7 +106,8 @@ def test_int8(run, tmp_path, capsys):
         Image.fromarray(pixels.astype("uint8")).save(photos / f"{number}.png")
     (photos / "bad.png").write_bytes(b"none")
     assert main(["export", str(folder), str(tmp_path / "model.tflite"), "--int8", str(photos)]) == 0
-    (printed,) = re.findall(r"for ([0-9.]+)% of 40 images", capsys.readouterr().out)
+    said = capsys.readouterr().out
+    (printed,) = re.findall(r"calibrated on 27 images; gives .* for ([0-9.]+)% of 13 other images", said)
     interpreter = litert.Interpreter(str(tmp_path / "model.tflite"))
     kinds = {tensor["dtype"].__name__ for tensor in interpreter.get_tensor_details() if tensor["shape"].size == 4}
     assert "int8" in kinds
@@ -118,7 +119,7 @@ def test_int8(run, tmp_path, capsys):
             answer = ask(inputs=model_inputs(found.name, classifier.preprocess, 3, 1))["probabilities"][0]
             agree.append(LABELS[answer.argmax()] == found.label)
     assert len(agree) == 40
-    assert np.mean(agree) == pytest.approx(float(printed) / 100, abs=0.03)
+    assert np.mean(agree[2::3]) == pytest.approx(float(printed) / 100, abs=0.08)
     assert np.mean(agree) > 0.7, "random weights; of trained ones it is more"
 
 
@@ -167,6 +168,7 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
         (["export", ".", "models/x"], "finished run of `keras-residual finetune`"),
         (["export", ".", "x.onnx", "--top-k", "3"], "fold alone. Received: top_k"),
         (["export", ".", "models/x", "--int8", "."], "Only a file of LiteRT"),
+        (["export", "runs/typo", "models/x"], "no run, directory or file 'runs/typo'"),
         (["verify", "missing"], "no exported version"),
         (["serve", "missing"], "missing"),
     ],

@@ -144,6 +144,26 @@ def test_max_pooling_before_int8(size):
     np.testing.assert_array_equal(other(values), model(values))
 
 
+@pytest.mark.parametrize(("count", "calibrating", "measured"), [(30, 20, 10), (12, 8, 4), (11, 11, None)])
+def test_int8_is_measured_on_other_samples(count, calibrating, measured, tmp_path, monkeypatch):
+    """What the network was calibrated on tells little of what it answers to others."""
+    pytest.importorskip("ai_edge_litert")
+    samples, seen, read = noise((count, 4)), {}, formats._litert
+
+    def litert(function, path, representative):
+        answer = read(function, path, representative)
+        seen["calibration"] = representative
+        return lambda x: seen.update(measuring=x) or answer(x)
+
+    monkeypatch.setattr(formats, "_litert", litert)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    found = convert(model, tmp_path / "model.tflite", representative=samples)
+    assert (len(seen["calibration"]), found.get("measured")) == (calibrating, measured)
+    assert ("agreement" in found) == (measured is not None)
+    common = {row.tobytes() for row in seen["calibration"]} & {row.tobytes() for row in seen["measuring"]}
+    assert len(common) == (0 if measured else count)
+
+
 def test_what_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="suffix"):

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 
 from keras_residual.folding import Folding, fold_batch_norm, folding
+from keras_residual.io import expand
 from keras_residual.weights import Weights, preprocessing
 
 __all__ = ["export"]
@@ -54,7 +55,8 @@ def export(
 
     Args:
         model: A built model with one input and one output.
-        path: The model's directory, `saved_models/NAME`. Configuration and clients for serving go there, too.
+        path: The model's directory, `saved_models/NAME`; `~` and environment variables are expanded. Configuration
+            and clients for serving go there, too.
         labels: The classes' names; those of `preprocess`, if it is a record that has them.
         preprocess: `keras_residual.preprocessing(...)`, or another layer from pixels of 0..255 `(N, H, W, C)` to the
             model's input; or a record of weights.
@@ -82,7 +84,7 @@ def export(
     if isinstance(preprocess, Weights):
         labels = preprocess.labels or None if labels is None else labels
         preprocess = preprocessing(preprocess)
-    path = Path(path)
+    path = expand(path)
     _check(model, labels, preprocess, top_k, path, version)
 
     import tensorflow as tf

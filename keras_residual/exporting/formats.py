@@ -19,12 +19,13 @@ import tensorflow as tf
 from keras_residual import layers
 from keras_residual.exporting import graph
 from keras_residual.folding import fold_batch_norm
-from keras_residual.io import written_whole
+from keras_residual.io import expand, written_whole
 
 __all__ = ["convert"]
 
 TOLERANCE = 1e-4
 AGREEMENT = 0.9
+HELD_OUT = 12  # of so many representative samples or more, every third is held out to measure agreement
 BATCH = 32
 
 
@@ -41,19 +42,21 @@ def convert(
         model: A built model with one input and one output.
         path: Where to write; the suffix is the format.
         representative: For LiteRT: samples `(M, *input_shape)` as the model will see them, a hundred or more. Weights
-            and activations become int8 then; inputs and outputs stay float32.
+            and activations become int8 then; inputs and outputs stay float32. Every third sample is held out to
+            measure agreement, unless there are fewer than 12.
         fold: Whether to fold batch normalisations.
 
     Returns:
-        `{"difference": ...}` between runtime and model, in float32, relative to the largest value; of int8 also
-        `"agreement"`, the part of the representative samples whose likeliest class is the model's.
+        `{"difference": ...}` between runtime and model, in float32, relative to the largest value. Of int8 also
+        `"agreement"`, the fraction of the held-out samples whose most likely class is the model's, and `"measured"`,
+        their number; without held-out samples, both are missing, and the difference is that on the calibration set.
 
     Raises:
         ValueError: For another suffix, or a representative set that is empty or for another format than LiteRT.
         ImportError: If the extra `export` is not installed.
         RuntimeError: If the runtime lacks an operation, or does not answer as the model does. Nothing is written then.
     """
-    path = Path(path)
+    path = expand(path)
     ways = {".onnx": _onnx, ".xml": _openvino, ".tflite": _litert}
     if path.suffix not in ways:
         raise ValueError(f"The suffix is one of {', '.join(ways)}. Received: {path.name!r}.")
@@ -61,7 +64,10 @@ def convert(
         raise ValueError(f"Only LiteRT is quantised, which needs a representative set. Received: {path.name!r}.")
     if representative is not None and not len(representative):
         raise ValueError("A representative set has a sample at least, better a hundred. Received: none.")
-    x = np.asarray(representative, "float32") if representative is not None else _samples(model)
+    if representative is None:
+        x = _samples(model)
+    else:
+        representative, x = _parts(np.asarray(representative, "float32"))
     model = _in_float32(model)
     expected = _in_batches(lambda batch: np.asarray(model(batch, training=False)), x)
     network = fold_batch_norm(model) if fold else model
@@ -83,18 +89,30 @@ def convert(
             raise RuntimeError(
                 f"{path.name} differs from {model.name} by {found['difference']:.1e}. It was not written."
             )
-        if representative is not None:
-            found["agreement"] = float((got.argmax(-1) == expected.argmax(-1)).mean())
+        if representative is not None and x is not representative:
+            found |= {"agreement": float((got.argmax(-1) == expected.argmax(-1)).mean()), "measured": len(x)}
             if found["agreement"] < AGREEMENT:
                 warnings.warn(
-                    f"In int8 {model.name} gives the class of the full model for {found['agreement']:.0%} of the "
-                    "representative samples only. Give more of them, as the network sees them in use.",
+                    f"In int8 {model.name} gives the class of the full model for only {found['agreement']:.0%} of "
+                    f"{len(x)} samples that were not used for calibration. Give more samples, as the network sees "
+                    "them in use.",
                     stacklevel=2,
                 )
         with contextlib.ExitStack() as whole:  # OpenVINO's two files: both are written before one takes its place
             for file in sorted(Path(folder).glob(f"{path.stem}.*")):
                 shutil.copyfile(file, whole.enter_context(written_whole(path.with_suffix(file.suffix))))
     return found
+
+
+def _parts(samples: Any) -> tuple[Any, Any]:
+    """Samples to calibrate on and others to measure on; all for both where a part would be too few.
+
+    Every third is held out, so that a set in the order of its classes has each class in both parts.
+    """
+    if len(samples) < HELD_OUT:
+        return samples, samples
+    held_out = np.arange(len(samples)) % 3 == 2
+    return samples[~held_out], samples[held_out]
 
 
 def _samples(model: keras.Model) -> Any:
