@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import keras
 import numpy as np
 
 from keras_residual import metrics
-from keras_residual.io import sha256, written_whole
+from keras_residual.io import literal, sha256, write_json, written_whole
 from keras_residual.models import find
 from keras_residual.weights import Preprocess, Weights, WeightsError, load_weights, preprocessing, save_weights
 
 __all__ = ["Classifier", "Prediction"]
 
 SECTION = "keras_residual"  # of config.json: what timm's form has no place for
+NAMED = 10  # skipped files that a warning names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,64 +73,95 @@ class Classifier:
             )
 
     def predict(self, images: Any, batch_size: int = 32) -> list[Prediction]:
-        """Names and probabilities for images.
+        """Classify images.
 
         Args:
-            images: A path, a folder (all images in it), a list of paths, or of arrays `(H, W, C)` of 0..255.
+            images: A path, a folder (all images in it) or a pattern such as `"photos/*.jpg"`; the bytes of a file; a
+                PIL image; an array or tensor of 0..255, of one image `(H, W)` or `(H, W, C)` or of a batch
+                `(N, H, W, C)`; or an iterable of these, mixed. EXIF orientations are applied, transparency is dropped.
             batch_size: Images in a batch.
 
         Returns:
-            One prediction for each image, in order. A file that is no image gets one that says so in `error`.
+            One prediction for each image, in order. A file, bytes or a PIL image that cannot be read gets one that says
+            why in `error`.
 
         Raises:
             FileNotFoundError: If a path does not exist.
+            ValueError: For a URL, or an array that is not of 0..255: a range of 0..1 or -1..1, 16 bits, channels first.
+            TypeError: For anything else.
         """
-        from concurrent.futures import ThreadPoolExecutor
+        from keras_residual.data.images import named, read
 
-        named = _named(images)
+        listed = named(images, self.model.input_shape[-1])
         found: list[Prediction] = []
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for first in range(0, len(named), batch_size):
-                batch = named[first : first + batch_size]
-                read = list(pool.map(lambda pair: _read(pair[1]), batch))
-                good = [pixels for pixels in read if not isinstance(pixels, str)]
-                rows = iter(self._probabilities(np.stack([self._prepared(x) for x in good])) if good else ())
-                for (name, _), pixels in zip(batch, read, strict=True):
-                    if isinstance(pixels, str):
-                        found.append(Prediction(name, error=pixels))
-                        continue
-                    row = next(rows)
-                    best = int(row.argmax())
-                    each = dict(zip(self.labels, map(float, row), strict=True))
-                    found.append(Prediction(name, self.labels[best], float(row[best]), each))
+        for first in range(0, len(listed), batch_size):
+            names, sources = zip(*listed[first : first + batch_size], strict=True)
+            inputs = [self._input_or_reason(pixels) for pixels in read(sources)]
+            good = [x for x in inputs if not isinstance(x, str)]
+            rows = iter(self._probabilities(np.stack(good)) if good else ())
+            for name, x in zip(names, inputs, strict=True):
+                found.append(Prediction(name, error=x) if isinstance(x, str) else self._prediction(name, next(rows)))
         return found
 
+    def _input_or_reason(self, pixels: Any) -> Any:
+        from keras_residual.data.images import too_long
+
+        if isinstance(pixels, str):
+            return pixels
+        return too_long(pixels, self.preprocess.size) or self._prepared(pixels)
+
+    def _prediction(self, name: str, row: np.ndarray[Any, Any]) -> Prediction:
+        best = int(row.argmax())
+        each = dict(zip(self.labels, map(float, row), strict=True))
+        return Prediction(name, self.labels[best], float(row[best]), each)
+
     def probabilities(self, examples: Any, batch_size: int = 32) -> np.ndarray[Any, Any]:
-        """Probabilities `(N, classes)` of a `keras_residual.data.Examples`, in its order."""
-        rows = [
-            self._probabilities(self.normalise(keras.ops.convert_to_numpy(images)))
-            for images, _ in examples.evaluation(batch_size, self.preprocess)
-        ]
+        """Return the probabilities `(N, classes)` of a `keras_residual.data.Examples`, in its order."""
+        rows = [probabilities for probabilities, _ in self._batches(examples, batch_size)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), "float32")
 
+    def answers(self, examples: Any, batch_size: int = 32) -> metrics.Answers:
+        """Return what the measures need of each image; unlike `probabilities`, it fits in memory for many classes.
+
+        Raises:
+            ValueError: If there are no images.
+        """
+        return metrics.Answers.joined(metrics.Answers.of(*batch) for batch in self._batches(examples, batch_size))
+
+    def _batches(self, examples: Any, batch_size: int) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+        """Yield probabilities and labels, batch by batch."""
+        for images, labels in examples.evaluation(batch_size, self.preprocess):
+            pixels = self.normalise(keras.ops.convert_to_numpy(images))
+            yield self._probabilities(pixels), np.asarray(labels)
+
     def evaluate(self, data: Any, batch_size: int = 32, majority: int | None = None) -> dict[str, float]:
-        """Measures the classifier on labelled images; see `keras_residual.metrics.measure`.
+        """Measure the classifier on labelled images; see `keras_residual.metrics.measure`.
 
         Args:
             data: What `keras_residual.data.load` reads, or an `Examples`. Classes go by their names; some may have no
                 images. Of a source that is split, the part called test, or else validation, is measured.
             batch_size: Images in a batch.
-            majority: Number of the class that a constant answer would name; by default the most frequent one here.
+            majority: Number of the class that a constant classifier would predict; by default the most frequent one
+                here.
+
+        Returns:
+            The measures, and `skipped`: how many images of `data` could not be read and are not measured. A
+            `UserWarning` names them, and whatever else is unusual about the data.
 
         Raises:
             ValueError: If the data has a class that the classifier does not know.
         """
         from keras_residual.data import Examples
 
-        examples = data if isinstance(data, Examples) else labelled(data, self.labels)[0]
+        if isinstance(data, Examples):
+            examples, skipped = data, 0
+        else:
+            examples, words, skipped = labelled(data, self.labels)
+            for line in words:
+                warnings.warn(line, stacklevel=2)
         if majority is None:
             majority = int(np.bincount(examples.labels, minlength=1).argmax())
-        return metrics.measure(self.probabilities(examples, batch_size), examples.labels, majority)
+        return self.answers(examples, batch_size).measure(majority) | {"skipped": float(skipped)}
 
     def normalise(self, images: Any) -> Any:
         """Pixels of 0..255 that are resized already, to the model's input."""
@@ -159,12 +192,17 @@ class Classifier:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").unlink(missing_ok=True)  # an earlier one does not describe what follows
         save_weights(self.model, directory / "weights.safetensors")
         with written_whole(directory / "model.keras") as part:
             keras.saving.save_model(self.with_probabilities(), part)
-        with written_whole(directory / "labels.txt") as part:
-            part.write_text("".join(f"{label}\n" for label in self.labels), encoding="utf-8")
-        row, prepare = find(self.architecture).config, self.preprocess
+        with written_whole(directory / "labels.txt") as part:  # one line for each class, whatever its name
+            part.write_text("".join(f"{literal(label)}\n" for label in self.labels), encoding="utf-8")
+        self.save_config(directory, about)
+
+    def save_config(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
+        """Write `config.json` for weights that `save` has written to the directory; same arguments as `save`."""
+        directory, row, prepare = Path(directory), find(self.architecture).config, self.preprocess
         height, width, channels = self.model.input_shape[1:]
         config = {
             "architecture": row.timm or row.name,
@@ -187,8 +225,7 @@ class Classifier:
                 **(about or {}),
             },
         }
-        with written_whole(directory / "config.json") as part:
-            part.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(directory / "config.json", config)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Classifier:
@@ -232,8 +269,11 @@ class Classifier:
         return (weights / weights.sum(-1, keepdims=True)).astype("float32")
 
 
-def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str]]:
-    """The images of a source to measure a classifier of these labels on, as `Examples`, and what is to be said of them.
+def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str], int]:
+    """Load the images of a source to measure a classifier of these labels on.
+
+    Returns:
+        The images as `Examples`; what the user should know about them, a line each; how many could not be read.
 
     Raises:
         ValueError: If the source has other classes.
@@ -243,9 +283,13 @@ def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str]]:
     found = load(source, validation=0.0, classes=labels, partial=True)
     parts = {"test": found.test or (), "validation": found.validation, "train": found.train}
     there = [name for name, images in parts.items() if len(images)]
-    words = [f"the part {there[0]!r} of {source} is measured"] if len(there) > 1 else []
-    words += [f"{name} {reason}: left out" for name, reason in found.skipped]
-    return parts[there[0]], words + list(found.warnings)
+    words = [f"the part {there[0]!r} of {literal(str(source))} is measured"] if len(there) > 1 else []
+    skipped = found.skipped
+    if skipped:
+        named = "; ".join(f"{literal(name)} {reason}" for name, reason in skipped[:NAMED])
+        more = f"; and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
+        words.append(f"{len(skipped):,} file{'s are' if len(skipped) > 1 else ' is'} not measured: {named}{more}.")
+    return parts[there[0]], words + list(found.warnings), len(skipped)
 
 
 def model_inputs(images: Any, preprocess: Preprocess, channels: int, most: int) -> np.ndarray[Any, Any]:
@@ -257,56 +301,31 @@ def model_inputs(images: Any, preprocess: Preprocess, channels: int, most: int) 
         FileNotFoundError: If a path does not exist.
         ValueError: If none is an image.
     """
-    named = _named(images)
-    if len(named) > most:
-        named = [named[number * len(named) // most] for number in range(most)]
-    read = (_read(source) for _, source in named)
-    prepared = [_model_input(pixels, preprocess, channels) for pixels in read if not isinstance(pixels, str)]
+    from keras_residual.data.images import named, read
+
+    listed = named(images, channels)
+    if len(listed) > most:
+        listed = [listed[number * len(listed) // most] for number in range(most)]
+    read_ones = (pixels for source in listed for pixels in read([source[1]]))
+    prepared = [_model_input(pixels, preprocess, channels) for pixels in read_ones if not isinstance(pixels, str)]
     if not prepared:
         raise ValueError(f"There is no image that can be read. Received: {images!r}.")
     return np.stack(prepared)
 
 
 def _model_input(image: Any, preprocess: Preprocess, channels: int) -> Any:
-    if image.ndim != 3 or image.shape[-1] not in (1, 3, channels):
-        raise ValueError(f"An image is (height, width, channels) of 0..255. Received: shape {image.shape}.")
+    """Prepare pixels `(height, width, channels)`, uint8, of 1, 3 or 4 channels or as many as the model's."""
     if image.shape[-1] != channels:
         image = _with_channels(image, channels)
     return keras.ops.convert_to_numpy(preprocess(image))
 
 
-def _named(images: Any) -> list[tuple[str, Any]]:
-    if isinstance(images, (str, os.PathLike)):
-        path = Path(images)
-        below = (p for p in path.rglob("[!.]*") if p.is_file())  # not .DS_Store and the like
-        images = sorted(below) if path.is_dir() else [path]
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-        images = [images]
-    named = []
-    for number, image in enumerate(images):
-        if isinstance(image, (str, os.PathLike)):
-            if not Path(image).exists():
-                raise FileNotFoundError(f"There is no image {str(image)!r}.")
-            named.append((str(image), Path(image)))
-        else:
-            named.append((str(number), np.asarray(image)))
-    return named
-
-
-def _read(source: Any) -> Any:
-    """Pixels `(H, W, C)`, or the words that say why there are none."""
-    if not isinstance(source, Path):
-        return source
-    from keras_residual.data import UnreadableError, decode
-    from keras_residual.data.scan import content
-
-    try:
-        return decode(content(str(source)))
-    except (UnreadableError, OSError) as error:
-        return str(error)
-
-
 def _with_channels(image: Any, channels: int) -> Any:
+    image = image[..., :3]  # transparency is dropped
+    if image.shape[-1] == channels:
+        return image
     if channels == 1:  # ITU-R 601 luma, as Pillow's convert("L")
-        return np.round(image[..., :3] @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
-    return np.repeat(image, channels, -1)
+        return np.round(image @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
+    if image.shape[-1] == 1:
+        return np.repeat(image, channels, -1)
+    raise ValueError(f"The network takes {channels} channels. Received: an image of {image.shape[-1]}.")

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from keras_residual import __version__
+from keras_residual.io import expand, locked
 
 Command = Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `keras-residual`; returns its exit code: 2 for what the user can mend."""
+    """Run `keras-residual` and return its exit code: 0, 1 for a negative result, 2 for an error, 130 for Ctrl-C.
+
+    Every error is one message. Set KERAS_RESIDUAL_TRACEBACK=1 to see where it was raised.
+    """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped: no error mid-run
+        sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     code: int | None = 0
     try:
         _import_quietly()
@@ -24,12 +32,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # `keras-residual list | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"keras-residual: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
+        print("keras-residual: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if os.environ.get("KERAS_RESIDUAL_TRACEBACK", "0") not in ("", "0"):
+            raise
+        print(f"keras-residual: {_message(error)}", file=sys.stderr)
+        return 2
     return code or 0
+
+
+def _message(error: Exception) -> str:
+    """Return the text of an error. One that this package did not foresee is introduced as such."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ValueError | TypeError | OSError | ImportError | ArithmeticError):
+        return text
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return (
+        f"unexpected {type(error).__name__}: {first[:500]}\nSet KERAS_RESIDUAL_TRACEBACK=1 and run the command again "
+        "to see where it happened, and please report it."
+    )
 
 
 def _import_quietly() -> None:
@@ -72,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "--saved-model", default="saved_models/digits", metavar="DIR", help="where the export goes (%(default)s)"
     )
 
-    sub = add("finetune", _finetune, "Train a classifier on your own images; started again, it goes on where it was.")
+    sub = add("finetune", _finetune, "Train a classifier on your own images. Run the same command again to resume.")
     sub.add_argument("data", metavar="DATA", help="a folder per class, a .csv or .parquet manifest, or tfds:NAME")
     sub.add_argument("--model", default="ResNet18", metavar="NAME", help="a registered network (%(default)s)")
     sub.add_argument(
@@ -91,12 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images (the checkpoint's)")
     sub.add_argument("--batch-size", type=int, metavar="N", help="images in a step")
     sub.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest one, for this batch size")
-    sub.add_argument("--head-epochs", type=int, metavar="N", help="epochs, of all, that train the head alone")
-    sub.add_argument("--batch-norm", choices=["frozen", "train"], help="what becomes of the checkpoint's statistics")
-    sub.add_argument("--patience", type=int, metavar="N", help="epochs without gain before it stops early")
+    sub.add_argument("--head-epochs", type=int, metavar="N", help="epochs, out of all, that train the head alone")
+    sub.add_argument("--batch-norm", choices=["frozen", "train"], help="freeze or update batch-norm statistics")
+    sub.add_argument("--patience", type=int, metavar="N", help="epochs without improvement before it stops early")
     sub.add_argument("--precision", default="auto", metavar="POLICY", help="for example mixed_bfloat16 (%(default)s)")
     sub.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits")
-    sub.add_argument("--overwrite", action="store_true", help="replace a run of other settings")
+    sub.add_argument("--overwrite", action="store_true", help="replace a run with other settings")
+    sub.add_argument(
+        "--resume-anyway",
+        action="store_const",
+        const="anyway",
+        dest="resume",
+        help="resume an interrupted run even if settings or versions differ",
+    )
     several = sub.add_argument_group("several machines", "Each runs the same command, with KERAS_BACKEND=jax.")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     several.add_argument("--processes", type=int, default=1, metavar="N", help="how many there are (%(default)s)")
@@ -107,9 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data", metavar="DATA", help="as for finetune; the test part where it is split, else all")
     sub.add_argument("--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes there")
 
-    sub = add("predict", _predict, "Name what is on images.")
+    sub = add("predict", _predict, "Classify images.")
+    sub.epilog = (
+        "Exit codes: 0 if every image was classified; 1 if an image could not be read, or there was none; 2 if the "
+        "command could not be carried out (no such run or file, a URL)."
+    )
     sub.add_argument("run", metavar="RUN", help="the run's directory")
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'")
     sub.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each (%(default)s)")
     sub.add_argument("--json", action="store_true", help="one line of JSON for each image")
 
@@ -176,7 +210,8 @@ def _parser() -> argparse.ArgumentParser:
 def _quickstart(options: argparse.Namespace) -> None:
     from keras_residual.quickstart import quickstart
 
-    quickstart(options.output, options.saved_model, options.seeds, options.seed, options.epochs, options.width)
+    output, saved_model = expand(options.output), expand(options.saved_model)
+    quickstart(output, saved_model, options.seeds, options.seed, options.epochs, options.width)
 
 
 def _fraction_or_source(text: str) -> float | str:
@@ -202,28 +237,41 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from keras_residual.classifier import Classifier, labelled
     from keras_residual.reports import write_report
 
     classifier = Classifier.load(options.run)
-    examples, words = labelled(options.data, classifier.labels)
+    examples, words, skipped = labelled(options.data, classifier.labels)
     for line in words:
         print(f"warning: {line}", file=sys.stderr)
     if options.output is None:
-        found = classifier.evaluate(examples)
+        found = classifier.evaluate(examples) | {"skipped": float(skipped)}
     else:
-        majority = max(examples.labels.tolist(), key=examples.labels.tolist().count)
-        found = write_report(classifier, examples, Path(options.output), majority=majority)
+        majority = int(np.bincount(examples.labels).argmax())
+        folder = expand(options.output)
+        with locked(folder):
+            found = write_report(classifier, examples, folder, majority=majority, skipped=skipped)
     for name, value in found.items():
-        print(f"{name:<20} {value:,.0f}" if name == "images" else f"{name:<20} {value:.4f}")
+        print(f"{name:<20} {value:,.0f}" if name in ("images", "skipped") else f"{name:<20} {value:.4f}")
 
 
 def _predict(options: argparse.Namespace) -> int:
     from keras_residual.classifier import Classifier
+    from keras_residual.data.images import find
+    from keras_residual.io import expand
 
-    classifier, failed = Classifier.load(options.run), False
-    for image in options.images:
-        for found in classifier.predict(image):
+    images, skipped = find(options.images)
+    if skipped:
+        names = ", ".join(path.name for path in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        print(f"skipped {len(skipped)} (hidden, or not an image): {names}", file=sys.stderr)
+    if not images:
+        print(f"keras-residual: There are no images in {', '.join(options.images)}.", file=sys.stderr)
+        return 1
+    classifier, failed = Classifier.load(expand(options.run)), False
+    for first in range(0, len(images), 256):  # answers appear as they are known
+        for found in classifier.predict(images[first : first + 256]):
             failed |= bool(found.error)
             if options.json:
                 print(json.dumps({"image": found.name, "classes": dict(found.top(options.top)), "error": found.error}))

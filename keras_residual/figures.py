@@ -1,27 +1,23 @@
-"""The pictures that runs leave behind. Drawn without a screen, written whole."""
+"""The pictures of a run. Drawn without a screen, written whole, with names exactly as they are."""
 
 from __future__ import annotations
 
-import warnings
+import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_residual.io import written_whole
+from keras_residual.io import escaped, literal, written_whole
+from keras_residual.metrics import confusions
 
-# Fonts for class names that the first one cannot write, on the usual systems.
-_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "Arial Unicode MS",
-    "Yu Gothic",
-)
+MOST_CLASSES = 60  # more rows and columns of a confusion matrix cannot be read
+MOST_CONFUSIONS = 30  # pairs of classes that are drawn instead
+BASE_FONT = "DejaVu Sans"  # comes with matplotlib
 
-__all__ = ["draw_confusion", "draw_curves", "draw_mistakes"]
+__all__ = ["as_written", "canvas", "draw_confusion", "draw_curves", "draw_mistakes", "save", "short"]
 
 
 def draw_curves(
@@ -43,8 +39,8 @@ def draw_curves(
         head: Epochs that trained the head alone: a grey ground.
         constant: Accuracy of the constant answer, a dotted line.
     """
-    figure, axes = _canvas(1, 2, (9, 3.6))
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+    figure, axes = canvas(1, 2, (9, 3.6))
+    for axis, name in zip(axes[0], ("loss", "accuracy"), strict=True):
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "held out", "--")):
             if history.get(key):
                 marker = "o" if len(history[key]) < 10 else None  # a line of one point would not be seen
@@ -70,23 +66,33 @@ def draw_curves(
     shown = [key for key in ("accuracy", "val_accuracy") if history.get(key)]
     low = min((min(history[key][len(history[key]) // 4 :]) for key in shown), default=0.0)
     bottom = max(0.0, min(low, 1.0 if constant is None else constant) - 0.02)
-    axes[1].set_ylim(bottom, 1 + 0.1 * (1 - bottom))  # room for a line at 1, and no tick above it
-    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}")
-    figure.suptitle(title)
-    _save(figure, path)
+    axes[0, 1].set_ylim(bottom, 1 + 0.1 * (1 - bottom))  # room for a line at 1, and no tick above it
+    axes[0, 1].yaxis.set_major_formatter(
+        lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}"
+    )
+    figure.suptitle(literal(title))
+    save(figure, path)
 
 
-def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Path, title: str) -> None:
-    """Draws a confusion matrix with its numbers.
+def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, title: str) -> None:
+    """Draw a confusion matrix with its numbers; of more than 60 classes, the pairs that are confused most often.
 
     Args:
-        matrix: Counts `(classes, classes)`, true classes in rows.
+        truth: Numbers of the true classes `(N,)`.
+        guesses: Numbers of the predicted classes `(N,)`.
         labels: Names of the classes.
         path: The PNG to write.
         title: Above the picture.
     """
+    truth, guesses = np.asarray(truth), np.asarray(guesses)
+    if len(labels) > MOST_CLASSES:
+        _draw_most_frequent(truth, guesses, labels, path, title)
+        return
+    matrix = np.zeros((len(labels), len(labels)), int)
+    np.add.at(matrix, (truth, guesses), 1)
     side = min(14.0, max(5.2, 2.2 + 0.3 * len(labels)))
-    figure, axis = _canvas(1, 1, (side + 0.4, side))
+    figure, axes = canvas(1, 1, (side + 0.4, side))
+    axis = axes[0, 0]
     diagonal = np.eye(len(labels), dtype=bool)
     # Each colour on its own scale: beside the many right answers, a few mistakes would hardly show.
     for cmap, part in (("Blues", diagonal), ("Reds", ~diagonal)):
@@ -100,15 +106,35 @@ def draw_confusion(matrix: np.ndarray[Any, Any], labels: Sequence[str], path: Pa
         axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="minor", length=0)
-    long = 0.09 * min(18, max(map(len, labels))) > 0.75 * side / len(labels)  # inches of a name, and of its place
-    every = -(-len(labels) // 60)  # more names than that cannot be read
-    places, names = range(0, len(labels), every), [_short(label) for label in labels[::every]]
-    axis.set_xticks(places, names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
-    axis.set_yticks(places, names, fontsize=9 if side < 14 else 6)
+    names = [short(label) for label in labels]
+    long = 0.09 * max(map(len, names)) > 0.75 * side / len(labels)  # inches of a name, and of its place
+    axis.set_xticks(range(len(labels)), names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
+    axis.set_yticks(range(len(labels)), names, fontsize=9 if side < 14 else 6)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    figure.suptitle(title)
-    _save(figure, path)
+    figure.suptitle(literal(title))
+    save(figure, path)
+
+
+def _draw_most_frequent(truth: Any, guesses: Any, labels: Sequence[str], path: Path, title: str) -> None:
+    """Draw a bar for each of the pairs of classes that are confused most often, with their counts."""
+    pairs = confusions(truth, guesses)
+    most = pairs[:MOST_CONFUSIONS]
+    figure, axes = canvas(1, 1, (8.5, 1.6 + 0.26 * max(1, len(most))))
+    axis, places = axes[0, 0], range(len(most))
+    axis.barh(places, [count for count, _, _ in most], color="tab:red", alpha=0.6)
+    for place, (count, _, _) in zip(places, most, strict=True):
+        axis.text(count, place, f" {count:,}", va="center", fontsize=8)
+    names = [f"{short(labels[true], 26)} → {short(labels[predicted], 26)}" for _, true, predicted in most]
+    axis.set_yticks(places, names, fontsize=8)
+    axis.set_ylim(max(1, len(most)) - 0.4, -0.6)  # the most frequent pair on top
+    axis.set_ylabel("true class → predicted class")
+    axis.set_xlim(0, 1.1 * max((count for count, _, _ in most), default=1))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    which = "no mistakes" if not pairs else f"images: the {len(most)} most frequent of {len(pairs):,} confusions"
+    axis.set_xlabel(f"{which}, {len(labels):,} classes")
+    figure.suptitle(literal(title))
+    save(figure, path)
 
 
 def draw_mistakes(
@@ -124,39 +150,116 @@ def draw_mistakes(
         columns: Images in a row.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = _canvas(rows, columns, (1.9 * columns, (2.3 * rows if len(images) else 0) + 0.5))
+    figure, axes = canvas(rows, columns, (1.9 * columns, (2.3 * rows if len(images) else 0) + 0.5))
     cells = np.ravel(axes)
     for cell in cells:
         cell.set_axis_off()
     for cell, image, caption in zip(cells, images, captions, strict=False):
         cell.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         cell.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
-    figure.suptitle(title)
-    _save(figure, path)
+    figure.suptitle(literal(title))
+    save(figure, path)
 
 
-def _short(label: str, most: int = 18) -> str:
+def short(label: str, most: int = 18) -> str:
+    """Return the beginning of a name, in one line."""
+    label = literal(label)
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
-def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+# ------------------------------------------------------------------------------------------------------------- canvas
+
+
+def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Make a figure that needs no screen, and its axes as a 2-D array."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import font_manager, rc_context
-    from matplotlib.text import Text
-
-    installed = set(font_manager.get_font_names())
-    fonts = ["DejaVu Sans", *(name for name in _FONTS if name in installed)]
-    with written_whole(path) as temporary, warnings.catch_warnings(), rc_context({"font.family": fonts}):
-        # a name that no font here can write stands in the tables all the same
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        for text in figure.findobj(Text):
-            text.set_fontfamily(fonts)
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all, with all of its text as it is written."""
+    as_written(figure)
+    with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
+
+
+def as_written(figure: Any) -> None:
+    """Make a figure draw text character by character: no mathematics, no TeX, no boxes for missing glyphs.
+
+    Names come from users: matplotlib would read `US$10\\frac$` as a formula and fail. Numbers along an axis keep the
+    form that matplotlib gives them (powers of ten are formulas). A glyph that `DejaVu Sans` lacks is drawn in a font of
+    this system that has it; if there is none, the character is escaped (`\\u4e2d`). The order and the joined forms of
+    Arabic and Hebrew are matplotlib's own, from version 3.11 on; earlier ones draw separate letters from left to right.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedLocator
+
+    numbers: set[int] = set()
+    named = []
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        ticks = axis.get_minor_ticks()
+        if isinstance(axis.get_major_locator(), FixedLocator):  # set by set_xticks or set_yticks
+            named.append(axis)
+        else:
+            ticks = [*ticks, *axis.get_major_ticks()]
+        numbers |= {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
+    texts = [text for text in figure.findobj(Text) if id(text) not in numbers]
+    fonts, missing = _coverage(frozenset("".join(text.get_text() for text in texts)))
+    for axis in named:  # their text would be set again as the figure is drawn
+        axis.set_ticklabels([_drawable(text.get_text(), missing) for text in axis.get_ticklabels()])
+    for text in texts:
+        text.set_usetex(False)
+        text.set_parse_math(False)
+        text.set_text(_drawable(text.get_text(), missing))
+        text.set_fontfamily([BASE_FONT, *fonts])
+
+
+def _drawable(text: str, missing: frozenset[str]) -> str:
+    lines = (literal(line) for line in text.split("\n"))  # captions have lines of their own
+    return "\n".join("".join(escaped(char) if char in missing else char for char in line) for line in lines)
+
+
+@functools.lru_cache
+def _coverage(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the fonts needed beside the first one for some characters, and the characters that no font has."""
+    from matplotlib import font_manager
+
+    special = frozenset(char for char in characters if ord(char) > 0x7F and literal(char) == char)
+    missing = _lacking(font_manager.findfont(BASE_FONT), special) if special else special
+    fonts: list[str] = []
+    for font in _upright_fonts() if missing else ():
+        if not missing:
+            break
+        left = _lacking(font.fname, missing)
+        # of a family with several files matplotlib opens the one that findfont names
+        if left < missing and _lacking(font_manager.findfont(font.name), missing) == left:
+            fonts.append(font.name)
+            missing = left
+    return tuple(fonts), missing
+
+
+def _upright_fonts() -> list[Any]:
+    """The fonts of this system, upright and regular ones first; without placeholders for missing glyphs."""
+    from matplotlib import font_manager
+
+    known = [font for font in font_manager.fontManager.ttflist if not _PLACEHOLDER.search(font.name)]
+    return sorted(known, key=lambda font: (font.style != "normal", str(font.weight) not in ("400", "normal")))
+
+
+def _lacking(file: str, characters: frozenset[str]) -> frozenset[str]:
+    """Return those of some characters that a font file has no glyph for."""
+    from matplotlib import font_manager
+
+    try:
+        font = font_manager.get_font(file)
+    except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
+        return characters
+    return frozenset(char for char in characters if not (font.get_char_index(ord(char)) or _UNSEEN.match(char)))
+
+
+_PLACEHOLDER = re.compile(r"last ?resort|blank|notdef", re.IGNORECASE)
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # joiners and selectors have no glyph to miss

@@ -1,13 +1,15 @@
-"""From one's own images to a classifier: data, network, recipe, training, report, each with its usual choices."""
+"""Fine-tuning on one's own images: plan, train, report."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
+import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,20 @@ import numpy as np
 
 from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
-from keras_residual.io import expand, remove_parts, written_whole
+from keras_residual.io import expand, literal, say, sha256
 from keras_residual.models import find
 from keras_residual.models._checkpoints import require_architecture
 from keras_residual.models.pretrained import from_pretrained
+from keras_residual.run_directory import RunDirectory
 from keras_residual.weights import Preprocess, Weights, preprocessing
+from keras_residual.weights.sources import weights_file
 
 __all__ = ["finetune"]
 
-_FINISHED, _TO_TRAIN = "finished", "to train"
-_RUN = "run.json"
-_FILES = ("config.json", "model.keras", "weights.safetensors", "labels.txt", "history.csv", "metrics.json")
-_FILES += ("curves.png", "confusion.png", "mistakes.png", "predictions.csv")
+# A rare class weighs at most this many times as much as the most frequent one: two images that count for half of the
+# loss would be learned by heart.
+MOST_WEIGHT = 10.0
+UNBALANCED = 3  # images of the largest class for each of the smallest, from which classes are weighted
 
 
 def finetune(
@@ -51,194 +55,431 @@ def finetune(
     jit: bool | str = "auto",
     deterministic: bool = False,
     overwrite: bool = False,
+    resume: bool | str = True,
     devices: Sequence[str] | None = None,
     coordinator: str | None = None,
     processes: int = 1,
     process_id: int = 0,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
     **options: Any,
 ) -> Classifier:
-    """Trains a classifier on one's own images and writes all there is to know of it into a run directory.
+    """Train a classifier on your own images and write it, with its report, to a run directory.
 
-    The classifier's head is trained first, then everything, lower layers more slowly; what is not given is chosen by
-    the size of the data, after BiT's HyperRule (Kolesnikov et al. 2020). The same call, started again after an
-    interruption, goes on where it was.
+    The head is trained first, then all layers, lower ones more slowly. Settings that are not given are chosen by the
+    size of the dataset, after BiT's HyperRule (Kolesnikov et al. 2020). The same call resumes an interrupted run;
+    with more `epochs` it continues a finished one. The classifier is on disk before the report is attempted.
 
     Args:
         data: What `keras_residual.data.load` reads: a folder per class, a manifest, `"tfds:NAME"`, arrays ...
-        model: Name of a registered network. Not needed where `weights` is a repository or a run.
+        model: Name of a registered network. Not needed if `weights` is a repository or a run.
         weights: `"imagenet"` for the network's default checkpoint, a repository such as `"timm/resnet18.a1_in1k"`, a
-            directory or file; `None` to begin from scratch.
+            directory or file; `None` to train from scratch.
         epochs: Passes over the training images.
         output: The run directory; `runs/MODEL` if `None`.
-        seed: Of the split, of new weights, of the order of images and of augmentation.
-        validation: Part of the images that validates, or a source of its own.
+        seed: Of the split, new weights, the order of images and augmentation.
+        validation: Fraction of the images for validation, or a source of its own.
         recipe: Name of a preset of `keras_residual.training`, or a `Recipe`; `"finetune"` if `None`.
-        size: Height and width of the images; the checkpoint's if `None`, in training that of a recipe you name.
-        batch_size: Images in a step.
-        learning_rate: The highest one, for this batch size.
-        head_epochs: Epochs, of all, in which only the head is trained.
-        batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` goes on with them.
-        class_weights: Whether rare classes weigh more; `"auto"`: where the largest has more than 3 times the images
-            of the smallest.
-        patience: Epochs without a better validation accuracy (of equal ones: loss) after which training stops; `None`
-            for never.
+        size: Height and width of the images; by default the checkpoint's, and in training that of a named recipe.
+        batch_size: Images per step.
+        learning_rate: The peak rate, for this batch size.
+        head_epochs: Epochs, out of `epochs`, that train the head alone; all of them for a linear probe.
+        batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` updates them.
+        class_weights: Whether rare classes weigh more, up to 10 times as much as the most frequent one; `"auto"` if the
+            largest class has more than 3 times the images of the smallest. The best epoch is then chosen by macro F1
+            instead of accuracy.
+        patience: Epochs without improvement on the validation split after which training stops; `None` for never.
         precision: `"auto"`, or a dtype policy of Keras such as `"mixed_bfloat16"`.
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         deterministic: Whether the same seed gives the same bits; somewhat slower on GPUs.
-        overwrite: Whether a run of other settings that lies there is replaced.
+        overwrite: Whether to replace a run with other settings in `output`.
+        resume: `"anyway"` resumes an interrupted run even if settings or versions differ.
         devices: Devices of this machine that share each batch; all GPUs if `None`.
-        coordinator: `"HOST:PORT"` of the process number 0, where several machines train together (Keras on JAX). Each
-            calls this with the same arguments but `process_id`, before anything else of JAX, and reads its part of each
-            batch from its own copy of the data. Number 0 writes the run; the others keep checkpoints only.
-        processes: How many processes there are.
-        process_id: Which one this is, from 0 on.
-        say: Gets each line for the user; of process 0 alone.
-        **options: The network builder's own options, for example `drop_path=0.1`.
+        coordinator: `"HOST:PORT"` of process 0 if several machines train together (Keras on JAX). Each calls this with
+            the same arguments except `process_id`, before anything else of JAX, and reads its part of each batch from
+            its own copy of the data. Process 0 writes the run; the others keep checkpoints only.
+        processes: Number of processes.
+        process_id: Number of this process, from 0.
+        say: Receives each line for the user, from process 0 only.
+        **options: Options of the network's builder, for example `drop_path=0.1`.
 
     Returns:
         The classifier, with the weights of the best epoch.
 
     Raises:
-        ValueError: If the data cannot be trained on, a run of other settings lies in `output`, or several processes are
-            asked for on TensorFlow.
+        ValueError: If the data cannot be trained on, `output` contains another run, or several processes are requested
+            on TensorFlow.
+        LockedError: If another process is writing to `output`.
+        OSError: If `output` is not writable or lacks space, or images disappear during training.
+        NonFiniteError: If the loss or a weight becomes NaN or infinite; the last good weights are saved.
         PeerError: A `ConnectionError`, if another process has ended.
-        FileNotFoundError: If data or weights are not there; the error says what to do.
+        FileNotFoundError: If data or weights do not exist; the message says what to do.
     """
-    from keras_residual.data import load
-    from keras_residual.training import best_precision, distributed, fit, start
-    from keras_residual.training import recipe as preset
+    from keras_residual.training import distributed, start
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
-        say = say if process_id == 0 else _nothing
+        say = say if process_id == 0 else _silent
     scope, count = distributed.shared(devices)
-    try:
-        json.dumps(options)
-    except TypeError as error:
-        raise ValueError(
-            f"A run keeps its options as JSON, so they are numbers, strings and booleans. Received: {options!r} "
-            f"({error}). For others build the network yourself and call keras_residual.fit."
-        ) from None
     if not 0 <= seed < 1 << 32:
-        raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
-    if isinstance(recipe, str):  # what is wrong with names is said before the images are read, which may take minutes
-        recipe = preset(recipe)
-    source = _source(model, weights)
-    record = None if source is None else _record(source)
-    name = find(record.architecture if record else model).config.name
-    row = find(name).config
-    folder = Path(output if output is not None else Path("runs") / name)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"A run is written into a directory. Received: {str(folder)!r}, which is a file.")
+        raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}.")
+    if resume not in (True, "anyway"):
+        raise ValueError(f"resume must be True or 'anyway'; got {resume!r}.")
+    asked = {"recipe": recipe, "epochs": epochs, "size": size, "batch_size": batch_size}
+    asked |= {"learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
+    network = _Network.of(model, weights, options)
+    run = RunDirectory(expand(output if output is not None else Path("runs") / network.name))
+    with contextlib.ExitStack() as stack, distributed.explained():
+        distributed.first(lambda: stack.enter_context(run.writing()) or "")
+        found = _read(data, validation, seed, say)
+        plan = _plan(found, network, asked, class_weights, count)
+        about = {
+            **plan.record(),
+            "asked": asked | {"recipe": recipe if isinstance(recipe, str | None) else recipe.to_dict()},
+            "data": str(data) if isinstance(data, str | os.PathLike) else type(data).__name__,
+            "validation": validation if isinstance(validation, float) else None,
+            "validation_source": None if isinstance(validation, float) else str(validation),
+            "seed": seed,
+            "precision": precision,
+            "deterministic": deterministic,
+        }
+        begun = json.loads(distributed.first(lambda: _begun(run, about, overwrite, resume == "anyway")))
+        plan, about = plan.with_recipe(begun["recipe"]), {**about, "recipe": begun["recipe"]}
+        if begun["finished"]:
+            _prune(run.path)  # a kill may have come first
+            say(f"finished    {run.path} already contains this completed run; more --epochs would continue it.")
+            distributed.alone()
+            return Classifier.load(run.path)
+        if process_id == 0:
+            found.write_skipped(run.path / "skipped.csv")
+        if found.skipped:
+            say(f"skipped     {len(found.skipped):,} images, listed in {run.path / 'skipped.csv'}")
+        if plan.class_weights:
+            say(f"balance     {_weights_line(plan)}")
+        keras.utils.set_random_seed(seed)
+        trained, history = _train(
+            plan, run, scope, seed=seed, precision=precision, patience=patience, jit=jit, deterministic=deterministic,
+            resume=resume,
+        )  # fmt: skip
+        classifier = Classifier(distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options)
+        if process_id == 0:
+            classifier.save(run.path, about)  # first of all: nothing below may lose it
+            run.discard_previous()
+            measured = _report(classifier, plan, run.path, history, about["data"], say)
+            classifier.save_config(run.path, {**about, "metrics": measured})  # with metrics the run is finished
+        _prune(run.path)
+    if process_id == 0:
+        say(f"written to  {run.path}/: {', '.join(sorted(_shown(run.path)))}")
+        place = shlex.quote(str(run.path))
+        say(f"next:\n  keras-residual predict {place} IMAGE...\n  keras-residual export {place} saved_models/NAME")
+    return classifier
+
+
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """What is fine-tuned: a registered network, and where its weights come from."""
+
+    name: str
+    source: str | os.PathLike[str] | None
+    record: Weights | None
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: str, weights: Any, options: Mapping[str, Any]) -> _Network:
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise ValueError(
+                f"A run stores its options as JSON, so they must be numbers, strings and booleans; got {options!r} "
+                f"({error}). For others build the network yourself and call keras_residual.fit."
+            ) from None
+        source = _source(model, weights)
+        if source is not None:
+            require_architecture(source)
+        record = None if source is None or Path(source).is_file() else Weights.read(source)
+        return cls(find(record.architecture if record else model).config.name, source, record, dict(options))
+
+    def identity(self) -> str | None:
+        """What the weights are: a local file by its content, a repository by its name."""
+        if self.source is None:
+            return None
+        local = Path(self.source).exists()
+        return f"sha256:{sha256(weights_file(self.source))}" if local else str(self.source).removeprefix("hf-hub:")
+
+    def build(self, classes: int, shape: tuple[int | None, ...], options: Mapping[str, Any]) -> keras.Model:
+        if self.record is not None:
+            assert self.source is not None
+            return from_pretrained(self.source, classes=classes, input_shape=shape, **options)
+        weights = None if self.source is None else str(self.source)
+        builder = find(self.name).builder
+        return builder(weights=weights, classes=classes, input_shape=shape, classifier_activation=None, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """Everything that is decided before the first step.
+
+    Attributes:
+        data: The dataset, checked and split.
+        network: What is fine-tuned.
+        recipe: How it is trained.
+        preprocess: From images of 0..255 to the network's input.
+        shape: The network's input shape; spatial dimensions are `None` if training and evaluation differ in size.
+        options: Of the network's builder.
+        counts: `(classes,)`, training images of each class.
+        class_weights: Weight of each class in the loss, or `None`.
+    """
+
+    data: Any
+    network: _Network
+    recipe: Any
+    preprocess: Preprocess
+    shape: tuple[int | None, ...]
+    options: dict[str, Any]
+    counts: np.ndarray[Any, Any]
+    class_weights: tuple[float, ...] | None
+
+    def record(self) -> dict[str, Any]:
+        """The plan's part of `run.json`."""
+        return {
+            "version": __version__,
+            "fingerprint": self.data.fingerprint,
+            "labels": list(self.data.labels),
+            "model": self.network.name,
+            "options": self.options,
+            "weights": None if self.network.source is None else str(self.network.source),
+            "weights_id": self.network.identity(),
+            "recipe": self.recipe.to_dict(),
+            "size": list(self.preprocess.size),
+            "class_weights": self.class_weights,
+        }
+
+    def with_recipe(self, settings: Mapping[str, Any]) -> RunPlan:
+        """The same plan with a recorded recipe."""
+        return dataclasses.replace(self, recipe=type(self.recipe).from_dict(dict(settings)))
+
+
+def _read(data: Any, validation: Any, seed: int, say: Callable[[str], None]) -> Any:
+    from keras_residual.data import load
+
     found = load(data, validation=validation, seed=seed, progress=_Reading(say))
     say(f"data        {found}")
     for words in found.warnings:
         say(f"warning     {words}")
     if not len(found.validation):
         raise ValueError(
-            "Fine-tuning chooses its best epoch by validation images. Received: none. Say validation=0.2, or give more "
-            "images: a class of one image has none to spare."
+            "Fine-tuning chooses its best epoch on validation images; got none. Use validation=0.2, or add images: a "
+            "class with a single image has none to spare."
         )
-    settings = _settings(recipe, len(found.train), row, source is None)
-    changes = {"epochs": epochs, "learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
-    if head_epochs is None:  # of few epochs most train everything, unless a recipe says otherwise
-        total = epochs or settings.epochs
-        changes["head_epochs"] = min(settings.head_epochs, total // 3 if recipe is None else total - 1)
-    changes |= {"batch_size": batch_size, "rate_batch": None if learning_rate is None else batch_size}
-    settings = settings.replace(**{key: value for key, value in changes.items() if value is not None})
-    if batch_size is None:  # it divides among all devices
-        settings = settings.replace(batch_size=max(1, settings.batch_size // count) * count)
-    if settings.drop_path and "drop_path" not in options:
-        options["drop_path"] = settings.drop_path
-    prepare = _preprocess(record, row, size, found.train.channels)
-    settings = settings.replace(head_epochs=min(settings.head_epochs, settings.epochs - 1))
-    if size is not None or recipe is None:
-        settings = settings.replace(size=None, growth=())  # images have one size, in training and evaluation
+    return found
+
+
+def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights: bool | str, devices: int) -> RunPlan:
+    row = find(network.name).config
+    settings = _settings(asked, len(found.train), network.source is None)
+    if asked["batch_size"] is None:  # must divide among all devices
+        settings = settings.replace(batch_size=max(1, settings.batch_size // devices) * devices)
+    options = dict(network.options)
+    if settings.drop_path:
+        options.setdefault("drop_path", settings.drop_path)
+    prepare = _preprocess(network.record, row, asked["size"], found.train.channels)
+    if asked["size"] is not None or asked["recipe"] is None:
+        settings = settings.replace(size=None, growth=())  # one image size, in training and evaluation
     sizes = {settings.image_size(epoch, settings.epochs) or prepare.size[0] for epoch in range(settings.epochs)}
     fixed = sizes == {prepare.size[0]} or not row.dynamic_size
     shape = (*(prepare.size if fixed else (None, None)), found.train.channels)
     counts = np.bincount(found.train.labels, minlength=len(found.labels))
-    balance = _class_weights(counts, class_weights)
+    weighted = class_weights is True or (class_weights == "auto" and counts.max() > UNBALANCED * counts.min())
+    return RunPlan(found, network, settings, prepare, shape, options, counts, _balance(counts) if weighted else None)
 
-    about = {
-        "version": __version__,
-        "data": str(data) if isinstance(data, (str, os.PathLike)) else type(data).__name__,
-        "fingerprint": found.fingerprint,
-        "labels": list(found.labels),
-        "model": name,
-        "options": options,
-        "weights": None if source is None else str(source),
-        "recipe": settings.to_dict(),
-        "size": list(prepare.size),
-        "class_weights": balance,
-        "seed": seed,
-        "validation": validation if isinstance(validation, float) else str(validation),
-        "precision": precision,
-        "deterministic": deterministic,
-    }
-    with distributed.explained():
-        finished = distributed.first(lambda: _begin(folder, about, overwrite)) == _FINISHED
-    if finished:
-        say(f"finished    {folder} holds this very run; overwrite=True (--overwrite) trains it again.")
-        distributed.alone()
-        return Classifier.load(folder)
-    if process_id == 0:
-        found.write_skipped(folder / "skipped.csv")
-    if found.skipped:
-        say(f"left out    {len(found.skipped)} images, listed in {folder / 'skipped.csv'}")
 
-    keras.utils.set_random_seed(seed)
-    with _forgotten_if_refused(folder) if process_id == 0 else contextlib.nullcontext():
-        policy = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
-        try:
-            with scope:
-                network = _network(name, source, record, len(found.labels), shape, options)
-        finally:
-            keras.config.set_dtype_policy(policy)
-        history = fit(
-            network,
-            settings,
-            found.train,
-            found.validation,
-            seed=seed,
-            directory=folder / "training",
-            preprocess=prepare,
-            class_weight=balance,
-            fingerprint=found.fingerprint,
-            patience=patience,
-            jit=jit,
-            deterministic=deterministic,
-            logs=folder / "tensorboard",
+def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
+    """The recipe with what the user asked for, and a head phase that fits its epochs."""
+    from keras_residual.training import recipe as preset
+
+    given = asked["recipe"]
+    settings = (
+        _default_recipe(images, from_scratch) if given is None else preset(given) if isinstance(given, str) else given
+    )
+    epochs, head = asked["epochs"] or settings.epochs, asked["head_epochs"]
+    if head is not None and head > epochs:
+        raise ValueError(f"head_epochs must be at most the number of epochs, {epochs}; got {head}.")
+    if head is None:  # most of few epochs train all layers
+        head = min(settings.head_epochs, epochs // 3 if given is None else epochs - 1)
+    changes = {key: asked[key] for key in ("learning_rate", "batch_norm", "batch_size")}
+    if asked["learning_rate"] is not None:
+        changes["rate_batch"] = asked["batch_size"]
+    changes = {key: value for key, value in changes.items() if value is not None}
+    return settings.replace(epochs=epochs, head_epochs=head, **changes)
+
+
+def _default_recipe(images: int, from_scratch: bool) -> Any:
+    """The default recipe, fitted to the size of the dataset as BiT's HyperRule does, within reasonable time."""
+    from keras_residual.training import recipe as preset
+
+    chosen = preset("finetune")
+    # HyperRule: 500 steps of 512 images below 20,000 images, 10,000 below 500,000, 20,000 beyond; MixUp except for the
+    # smallest. At most 30 epochs: the rule would show 300 images 850 times.
+    steps = 500 if images < 20_000 else 10_000 if images < 500_000 else 20_000
+    epochs = min(30, max(3, math.ceil(steps * 512 / images)))
+    batch = chosen.batch_size
+    while batch > 4 and batch * 8 > images:  # several steps per epoch, even with a hundred images
+        batch //= 2
+    chosen = chosen.replace(epochs=epochs, batch_size=batch, mixup=0.1 if images >= 20_000 else 0.0)
+    if from_scratch:
+        return chosen.replace(
+            name="scratch",
+            source="",
+            learning_rate=2e-3,
+            head_rate=None,
+            layer_decay=1.0,
+            label_smoothing=0.1,
+            head_epochs=0,
+            batch_norm="train",
         )
-    classifier = Classifier(distributed.single(network), prepare, found.labels, name, options)
-    if process_id:
-        return classifier
-    reports.write_history(history, folder / "history.csv")
-    figures.draw_curves(
-        history,
-        folder / "curves.png",
-        f"{name} on {Path(about['data']).name or about['data']}, {'new' if source is None else 'pretrained'} weights",
-        best=history.best_epoch,
-        head=settings.head_epochs,
-        constant=float((found.validation.labels == counts.argmax()).mean()),
+    # With BiT's SGD (rate 0.003, three epochs for the head) a small network stayed at chance on 60 digits of five new
+    # classes, 20 %; a linear classifier on its features reached 87 %, training from scratch 79 %. AdamW with rates by
+    # layer and a third of the epochs for the head: 82 %. One seed each: benchmarks/rates.py compares more.
+    return chosen.replace(head_epochs=epochs // 3)
+
+
+def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
+    """Where the weights come from, with the default checkpoint's name spelled out."""
+    if weights is None:
+        return None
+    if weights != "imagenet":
+        expanded = expand(weights)
+        return expanded if expanded.exists() else weights
+    row = find(model).config
+    if row.tag is None:
+        raise ValueError(
+            f"{row.name} has no default ImageNet checkpoint, but weights='imagenet' was requested. Name a repository "
+            "or a file, or train from scratch with weights=None (--weights none)."
+        )
+    return f"timm/{row.timm}.{row.tag}"
+
+
+def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
+    """The checkpoint's preprocessing at the requested size; without a checkpoint ImageNet's mean and deviation."""
+    if record is not None:
+        layer = preprocessing(record)
+    else:
+        layer = Preprocess(row.input_shape[:2], crop=0.875 if row.input_shape[0] > 64 else 1.0)
+    given = layer.get_config()
+    if channels != len(layer.mean):  # as timm, which sums the first kernel over its channels
+        given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
+    if size is not None:
+        given["size"] = (size, size)
+    return Preprocess.from_config(given)
+
+
+def _balance(counts: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    """Weights inverse to the size of each class, capped; their mean over the training images is 1."""
+    weights = np.minimum(counts.max() / np.maximum(counts, 1), MOST_WEIGHT)
+    return tuple(float(weight) for weight in weights * counts.sum() / (weights * counts).sum())
+
+
+def _weights_line(plan: RunPlan) -> str:
+    """Describe the class weights, heaviest first."""
+    assert plan.class_weights is not None
+    order = sorted(range(len(plan.counts)), key=lambda i: -plan.class_weights[i])[:8]  # type: ignore[index]
+    words = ", ".join(f"{literal(plan.data.labels[i])} {plan.class_weights[i]:.2g}" for i in order)
+    more = f" and {len(plan.counts) - 8:,} more" if len(plan.counts) > 8 else ""
+    ratio = plan.counts.max() / max(1, plan.counts.min())
+    capped = f"; capped at {MOST_WEIGHT:g} times the most frequent class" if ratio > MOST_WEIGHT else ""
+    spread = f"classes have {plan.counts.min():,} to {plan.counts.max():,} images"
+    return f"{spread}, so they are weighted: {words}{more}{capped}"
+
+
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+def _begun(run: RunDirectory, about: Mapping[str, Any], overwrite: bool, anyway: bool) -> str:
+    """Compare with what the directory holds, and return what all processes must know of it, as JSON."""
+    settings = run.begin(about, overwrite=overwrite, anyway=anyway)
+    return json.dumps({"recipe": settings["recipe"], "finished": run.finished()})
+
+
+def _train(
+    plan: RunPlan, run: RunDirectory, scope: Any, *, seed: int, precision: str, resume: bool | str, **options: Any
+) -> tuple[keras.Model, Any]:
+    from keras_residual.training import best_precision, fit
+
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
+    try:
+        with scope:
+            network = plan.network.build(len(plan.data.labels), plan.shape, plan.options)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    history = fit(
+        network,
+        plan.recipe,
+        plan.data.train,
+        plan.data.validation,
+        seed=seed,
+        directory=run.path / "training",
+        preprocess=plan.preprocess,
+        class_weight=plan.class_weights,
+        fingerprint=plan.data.fingerprint,
+        resume=resume,
+        logs=run.path / "tensorboard",
+        **options,
     )
-    measured = reports.write_report(
-        classifier, found.validation, folder, majority=int(counts.argmax()), batch_size=settings.batch_size
-    )
-    classifier.save(folder, {**about, "metrics": measured})  # the config is written last: it says that all is there
-    say(
-        f"held out    {measured['accuracy']:.2%} of {int(measured['images']):,} images right (always "
-        f"{found.labels[int(counts.argmax())]!r}: {measured['majority_accuracy']:.2%}), macro F1 "
-        f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
-    )
-    say(f"written to  {folder}/: {', '.join(_FILES)}, tensorboard/")
-    return classifier
+    return network, history
+
+
+def _prune(folder: Path) -> None:
+    """Keep the one checkpoint that more epochs would continue from."""
+    from keras_residual.training import distributed
+    from keras_residual.training.checkpoint import Checkpoints
+
+    with contextlib.suppress(OSError):  # a read-only medium
+        Checkpoints(distributed.own(folder / "training")).prune()
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def _report(
+    classifier: Classifier, plan: RunPlan, folder: Path, history: Any, data: str, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Write tables and figures; the classifier is on disk already, so that a failure here costs one of them."""
+    found, majority = plan.data, int(plan.counts.argmax())
+    with reports.attempt("history.csv"):
+        reports.write_history(history, folder / "history.csv")
+    with reports.attempt("curves.png"):
+        figures.draw_curves(
+            history,
+            folder / "curves.png",
+            f"{plan.network.name} on {literal(Path(data).name or data)}, "
+            f"{'new' if plan.network.source is None else 'pretrained'} weights",
+            best=history.best_epoch,
+            head=plan.recipe.head_epochs,
+            constant=float((found.validation.labels == majority).mean()),
+        )
+    measured: dict[str, float] = {}
+    with reports.attempt("the report on the validation split"):
+        answers = classifier.answers(found.validation, plan.recipe.batch_size)
+        measured = reports.write_report(classifier, found.validation, folder, majority=majority, answers=answers)
+        say(
+            f"validation  {measured['accuracy']:.2%} of {int(measured['images']):,} images correct (always "
+            f"{literal(found.labels[majority])!r}: {measured['majority_accuracy']:.2%}), macro F1 "
+            f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
+        )
+        if plan.counts.max() > UNBALANCED * plan.counts.min():
+            say(f"recall      {reports.recall_line(answers, found.labels)}")
+    return measured
+
+
+def _shown(folder: Path) -> list[str]:
+    return [path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 class _Reading:
-    """Says how far the first reading of images is: after some seconds, and now and then from there on."""
+    """Reports the progress of the first scan of the images: after some seconds, then at intervals."""
 
     def __init__(self, say: Callable[[str], None], first: float = 5.0, then: float = 15.0) -> None:
         self.say, self.due, self.then = say, first, then
@@ -254,152 +495,5 @@ class _Reading:
             self.due = seconds + self.then
 
 
-def _nothing(line: str) -> None:
-    """Says nothing: what process 0 says is enough."""
-
-
-def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
-    """Where weights come from, with the default checkpoint's name in full."""
-    if weights != "imagenet":
-        return weights
-    row = find(model).config
-    if row.tag is None:
-        raise ValueError(
-            f"{row.name} has no default ImageNet checkpoint. Received: weights='imagenet'. Name a repository or a "
-            "file, or begin from scratch with weights=None (--weights none)."
-        )
-    return f"timm/{row.timm}.{row.tag}"
-
-
-def _record(source: Any) -> Weights | None:
-    """What a checkpoint says of itself; a plain file says nothing."""
-    if expand(source).is_file():
-        return None
-    require_architecture(source)
-    return Weights.read(source)
-
-
-def _network(
-    name: str, source: Any, record: Any, classes: int, shape: tuple[int | None, ...], options: Any
-) -> keras.Model:
-    if record is not None:
-        return from_pretrained(source, classes=classes, input_shape=shape, **options)
-    builder = find(name).builder
-    weights = None if source is None else str(source)
-    return builder(weights=weights, classes=classes, input_shape=shape, classifier_activation=None, **options)
-
-
-def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
-    """The checkpoint's preprocessing at the wanted size; ImageNet's mean and deviation where there is none."""
-    if record is not None:
-        layer = preprocessing(record)
-    else:
-        layer = Preprocess(row.input_shape[:2], crop=0.875 if row.input_shape[0] > 64 else 1.0)
-    given = layer.get_config()
-    if channels != len(layer.mean):  # as timm does where it sums the first kernel's channels
-        given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
-    if size is not None:
-        given["size"] = (size, size)
-    return Preprocess.from_config(given)
-
-
-def _settings(recipe: Any, images: int, row: Any, from_scratch: bool) -> Any:
-    """A recipe, fitted to the size of the data as BiT's HyperRule does, within what one waits for."""
-    from keras_residual.training import recipe as preset
-
-    if recipe is not None:
-        return recipe
-    chosen = preset("finetune")
-    # HyperRule: 500 steps of 512 images below 20,000 images, 10,000 below 500,000, 20,000 beyond; MixUp but for the
-    # smallest. 30 epochs at the most: the rule would see 300 images 850 times.
-    steps = 500 if images < 20_000 else 10_000 if images < 500_000 else 20_000
-    epochs = min(30, max(3, math.ceil(steps * 512 / images)))
-    batch = chosen.batch_size
-    while batch > 4 and batch * 8 > images:  # some steps an epoch, also of a hundred images
-        batch //= 2
-    chosen = chosen.replace(epochs=epochs, batch_size=batch, mixup=0.1 if images >= 20_000 else 0.0)
-    if from_scratch:
-        return chosen.replace(
-            name="scratch",
-            source="",
-            learning_rate=2e-3,
-            head_rate=None,
-            layer_decay=1.0,
-            label_smoothing=0.1,
-            head_epochs=0,
-            batch_norm="train",
-        )
-    # With BiT's SGD (rate 0.003, three epochs for the head) a small network stayed at chance on 60 digits of five new
-    # classes, 20 %; a linear classifier on its features had 87 %, training from scratch 79 %. AdamW with rates by layer
-    # and a third of the epochs for the head: 82 %. One seed each: benchmarks/rates.py compares more.
-    return chosen.replace(head_epochs=epochs // 3)
-
-
-def _class_weights(counts: np.ndarray[Any, Any], wanted: bool | str) -> tuple[float, ...] | None:
-    """Weights that give each class the same part of the loss; their mean over the images is 1."""
-    if wanted is False or (wanted == "auto" and counts.max() <= 3 * counts.min()):
-        return None
-    return tuple(float(counts.sum() / (len(counts) * count)) for count in counts)
-
-
-def _begin(folder: Path, about: Mapping[str, Any], overwrite: bool) -> str:
-    """Makes the run directory, or finds the same run in it; answers whether it is finished.
-
-    Raises:
-        ValueError: If another run lies there; the error names each difference.
-    """
-    path, finished = folder / _RUN, (folder / "config.json").is_file()
-    wanted = json.loads(json.dumps(about))
-    if folder.is_dir():
-        remove_parts(folder)
-    if path.is_file():
-        different = _different(json.loads(path.read_text(encoding="utf-8")), wanted)
-        if not different and not (finished and overwrite):
-            return _FINISHED if finished else _TO_TRAIN
-        if not overwrite:
-            raise ValueError(
-                f"A run directory holds one run. Received: {str(folder)!r}, which holds another one:\n  "
-                + "\n  ".join(different)
-                + "\nName another directory (output=, --output), or replace it (overwrite=True, --overwrite)."
-            )
-        _clear(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"A run begins in an empty directory. Received: {str(folder)!r}, which has other files.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        part.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return _TO_TRAIN
-
-
-@contextlib.contextmanager
-def _forgotten_if_refused(folder: Path) -> Iterator[None]:
-    """A run that fails before its first checkpoint leaves nothing that the mended command would have to overwrite."""
-    try:
-        yield
-    except Exception:
-        if not any(folder.glob("training/**/step-*.safetensors")):
-            _clear(folder)
-            (folder / _RUN).unlink()
-            with contextlib.suppress(OSError):  # something of the user's is there
-                folder.rmdir()
-        raise
-
-
-def _clear(folder: Path) -> None:
-    """Removes what a run has written, and nothing else; `config.json` first, by which a run is finished."""
-    import shutil
-
-    for name in (*_FILES, "skipped.csv"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("training", "tensorboard", "inspect"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _different(there: Any, wanted: Any) -> list[str]:
-    """What differs, in words."""
-    from keras_residual.training.checkpoint import differences
-
-    found = [line for line in differences(there, wanted) if not line.startswith("fingerprint:")]
-    if there.get("fingerprint") != wanted["fingerprint"]:
-        found.append("images: some were added, removed or changed, or validate that did not")
-    return found
+def _silent(line: str) -> None:
+    """Print nothing: process 0 prints."""

@@ -1,17 +1,44 @@
-"""Files on disk: written whole or not at all, hashed, and found where the user says they are."""
+"""Files and directories on disk: written whole or not at all, locked, hashed, expanded, and given room."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
+import json
 import os
 import re
+import shutil
+import socket
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["expand", "remove_parts", "sha256", "write_table", "written_whole"]
+__all__ = [
+    "LockedError",
+    "escaped",
+    "expand",
+    "literal",
+    "locked",
+    "remove_parts",
+    "require_space",
+    "say",
+    "sha256",
+    "write_json",
+    "write_table",
+    "written_whole",
+]
+
+LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LockedError(OSError):
+    """Another process is writing to the directory."""
+
 
 # How safetensors (Rust) and HDF5 report a disk error: neither raises an OSError.
 _DISK = re.compile(r"os error|I/O error|errno = |no space left|file too large|read-only file", re.IGNORECASE)
@@ -24,9 +51,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full or not writable, whichever exception the writing library raises.
     """
-    temporary = path.with_name(
-        f".{path.stem}.{os.getpid()}.part{path.suffix}"
-    )  # Keras chooses the format by the suffix
+    # Keras chooses the format by the suffix
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -51,11 +77,55 @@ def remove_parts(folder: Path) -> None:
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV table, whole or not at all."""
+    """Write a CSV table, whole or not at all. Text is written as `literal` returns it: one line per row."""
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
+        for row in (header, *rows):
+            table.writerow([literal(cell) if isinstance(cell, str) else cell for cell in row])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all. Reading it back returns every string unchanged."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    with written_whole(path) as part:  # UTF-8 has no surrogates; backslashreplace writes them as JSON's own \\udcff
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def literal(text: str) -> str:
+    """Return a name as it is printed, drawn and written: in one line, without characters that act on their own.
+
+    Line feeds and other control characters become `\\n`, `\\x1b`, `\\u202e`; bytes of a file name that are not UTF-8
+    become `\\xNN`. All other text, backslashes and dollar signs included, stays as it is.
+    """
+    if text.isprintable():  # nearly all names, at once
+        return text
+    with contextlib.suppress(UnicodeEncodeError):  # in the C locale Python represents every byte beyond ASCII as one
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    return "".join(escaped(char) if _acts(char) else char for char in text)
+
+
+def _acts(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
+
+
+def escaped(char: str) -> str:
+    """Return the escape of a character, for example `\\n`, `\\xe9` or `\\u4e2d`."""
+    if char in _ESCAPES:
+        return _ESCAPES[char]
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("ascii", "backslashreplace").decode() if code > 0x7F else f"\\x{code:02x}"
+
+
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reorder the text around them
+
+
+def say(line: str) -> None:
+    """Print a line. Characters that the terminal's encoding lacks are escaped; `print` would raise an error."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -73,3 +143,81 @@ def expand(path: str | os.PathLike[str]) -> Path:
     A program called without a shell (from Python, a notebook or a service file) receives them literally.
     """
     return Path(os.path.expandvars(os.path.expanduser(os.fspath(path))))
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for writing; it is created if missing.
+
+    The operating system releases the lock when the process ends, even by SIGKILL, so a dead process blocks nobody.
+
+    Raises:
+        LockedError: If another process holds it.
+        OSError: If the directory cannot be created or written to.
+    """
+    import filelock
+
+    path = directory / LOCK
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        holder = _text(path)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise LockedError(
+                f"Only one command at a time may write to {str(directory)!r}. Another one is running"
+                f"{f' ({holder})' if holder else ''}: wait until it ends, or choose another output directory."
+            ) from None
+        if path.exists():
+            break
+        lock.release()  # the previous holder removed the directory after we had opened the file
+    try:
+        with contextlib.suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def require_space(directory: Path, size: int) -> None:
+    """Check that a directory is writable and has room for `size` bytes, by reserving them for a moment.
+
+    Reserving finds what a look at the free space misses: quotas and limits on the size of a file.
+
+    Raises:
+        OSError: If it is not writable or has less room; the message gives both numbers.
+    """
+    probe = directory / f".space.{os.getpid()}.part"
+    try:
+        with probe.open("wb") as file:
+            free = shutil.disk_usage(directory).free
+            if free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if size and hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    if error.errno in _FULL:  # others: the file system cannot reserve
+                        raise
+    except OSError as error:
+        where = f"The output directory {str(directory)!r}"
+        if error.errno not in _FULL:
+            raise OSError(error.errno, f"{where} is not writable: {error.strerror}.") from error
+        free = shutil.disk_usage(directory).free
+        limit = "" if free < size else ", but a quota or limit allows less"
+        raise OSError(
+            error.errno,
+            f"{where} must have room for about {size / 1e6:,.0f} MB; it has {free / 1e6:,.0f} MB free{limit}. Make "
+            "room or choose another directory.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

@@ -6,8 +6,8 @@ Train a small residual network, compare it, draw, save, export, read the export 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -17,12 +17,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual import figures
+from keras_residual import figures, reports
 from keras_residual.blocks import basic
 from keras_residual.exporting import export
-from keras_residual.io import written_whole
+from keras_residual.io import locked, say, write_json, written_whole
 from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
-from keras_residual.reports import write_history
 from keras_residual.weights import Preprocess, save_weights
 
 __all__ = ["quickstart"]
@@ -175,7 +174,7 @@ class Progress(keras.callbacks.Callback):
         elif (epoch + 1) % max(1, self.epochs // 10) == 0:
             # By the last epoch: the first compiles, and would promise too long a time.
             left = (time.perf_counter() - self.start) * (self.epochs - epoch - 1)
-            _say(f"  epoch {words}  {left:.0f} s left")
+            say(f"  epoch {words}  {left:.0f} s left")
 
     def on_train_end(self, logs: Any = None) -> None:
         if self.bar is not None:
@@ -240,9 +239,15 @@ def quickstart(
             "The quickstart ends in a SavedModel, which Keras writes on TensorFlow. Received: "
             f"KERAS_BACKEND={keras.backend.backend()}. Set KERAS_BACKEND=tensorflow."
         )
-    for place in (output, saved_model):
-        Path(place).mkdir(parents=True, exist_ok=True)
-    _say(
+    Path(saved_model).mkdir(parents=True, exist_ok=True)
+    with locked(Path(output)):
+        return _quickstart(Path(output), saved_model, seeds, seed, epochs, width)
+
+
+def _quickstart(
+    folder: Path, saved_model: str | os.PathLike[str], seeds: int, seed: int, epochs: int, width: int
+) -> dict[str, Any]:
+    say(
         f"keras_residual quickstart: Keras {keras.__version__} on {keras.backend.backend()}, "
         "XLA off: it gains on GPUs only"
     )
@@ -252,11 +257,11 @@ def quickstart(
     for number in range(seed, seed + seeds):
         split = Split.of_digits(number)
         train_size, test_size = len(split.train_images), len(split.test_images)
-        _say(f"\nseed {number}: {NETWORK.name} on {train_size} digits of 8x8 pixels, {test_size} held out")
+        say(f"\nseed {number}: {NETWORK.name} on {train_size} digits of 8x8 pixels, {test_size} held out")
         start = time.perf_counter()
         model, history = train(split, number, epochs, width)
         seconds.append(round(time.perf_counter() - start, 1))
-        _say(f"  trained in {seconds[-1]:.0f} s")
+        say(f"  trained in {seconds[-1]:.0f} s")
         predicted = _predict(model, split.test_images).argmax(-1)
         for name, accuracy in {
             **baselines(split),
@@ -267,10 +272,10 @@ def quickstart(
     assert first is not None
     model, history, split = first
 
-    _say("\naccuracy on held-out digits" + (f", {seeds} splits: mean, lowest to highest" if seeds > 1 else ""))
+    say("\naccuracy on held-out digits" + (f", {seeds} splits: mean, lowest to highest" if seeds > 1 else ""))
     for name, values in accuracies.items():
         spread = f"   {min(values):.1%} to {max(values):.1%}" if seeds > 1 else ""
-        _say(f"  {name:<20} {np.mean(values):7.2%}{spread}")
+        say(f"  {name:<20} {np.mean(values):7.2%}{spread}")
 
     metrics = {
         "accuracy": accuracies,
@@ -279,9 +284,8 @@ def quickstart(
         "epochs": epochs,
         "width": width,
     }
-    folder = Path(output)
     _write_run(folder, model, history, split, metrics)
-    _say(
+    say(
         f"\nwritten to {folder}/: model.keras, weights.safetensors, history.csv, metrics.json, curves.png, "
         "confusion.png"
     )
@@ -290,14 +294,14 @@ def quickstart(
     digits = [str(digit) for digit in range(10)]
     version = export(model, saved_model, labels=digits, preprocess=prepare, top_k=3, notes=_notes(metrics))
     difference = _read_without_keras(version, split.test_images, _predict(model, split.test_images))
-    _say(f"exported to {version}/, read back without Keras: probabilities agree to {difference:.1e}\n")
+    say(f"exported to {version}/, read back without Keras: probabilities agree to {difference:.1e}\n")
     _show(model, split)
-    _say(
+    say(
         "\nnext:\n"
         "  keras-residual list 'resnet*'             which models there are\n"
         "  keras-residual info ResNet50              what one of them costs\n"
         "  keras-residual quickstart --seeds 5       how sure the accuracy is\n"
-        f"  keras-residual {f'serve {saved_model}':<25}  try it in a browser"
+        f"  keras-residual {f'serve {shlex.quote(str(saved_model))}':<25}  try it in a browser"
     )
     return metrics
 
@@ -307,24 +311,24 @@ def _predict(model: keras.Model, images: Any) -> Any:
 
 
 def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]], split: Split, metrics: Any) -> None:
-    from sklearn.metrics import confusion_matrix
-
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / "model.keras") as path:
         model.save(path)
     save_weights(model, folder / "weights.safetensors")
-    with written_whole(folder / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    write_history(history, folder / "history.csv")
-    figures.draw_curves(history, folder / "curves.png", f"{NETWORK.name} on handwritten digits")
+    write_json(folder / "metrics.json", metrics)
+    with reports.attempt("history.csv"):
+        reports.write_history(history, folder / "history.csv")
+    with reports.attempt("curves.png"):
+        figures.draw_curves(history, folder / "curves.png", f"{NETWORK.name} on handwritten digits")
     predicted = _predict(model, split.test_images).argmax(-1)
-    right = (predicted == split.test_classes).mean()
-    figures.draw_confusion(
-        confusion_matrix(split.test_classes, predicted),
-        [str(digit) for digit in range(10)],
-        folder / "confusion.png",
-        f"{len(predicted)} held-out digits, {right:.1%} right",
-    )
+    with reports.attempt("confusion.png"):
+        figures.draw_confusion(
+            split.test_classes,
+            predicted,
+            [str(digit) for digit in range(10)],
+            folder / "confusion.png",
+            f"{len(predicted)} held-out digits, {(predicted == split.test_classes).mean():.1%} right",
+        )
 
 
 def _notes(metrics: dict[str, Any]) -> str:
@@ -380,9 +384,5 @@ def _show(model: keras.Model, split: Split, count: int = 4) -> None:
     answers = (
         f"{p.argmax()}, {p.max():.0%} sure (is {c})" for p, c in zip(probabilities, split.test_classes, strict=False)
     )
-    _say("\n".join(rows))
-    _say("   ".join(f"{answer:<16}" for answer in answers))
-
-
-def _say(words: str) -> None:
-    print(words, flush=True)
+    say("\n".join(rows))
+    say("   ".join(f"{answer:<16}" for answer in answers))

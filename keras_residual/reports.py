@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,25 @@ import numpy as np
 
 from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
-from keras_residual.io import write_table, written_whole
+from keras_residual.io import literal, write_json, write_table
 
-__all__ = ["write_history", "write_report"]
+__all__ = ["attempt", "recall_line", "write_history", "write_report"]
 
 SHEET = 24  # images of the worst mistakes
+
+
+@contextlib.contextmanager
+def attempt(name: str) -> Iterator[None]:
+    """Turn a failure to write one file of a report into a warning, so that everything else is still written.
+
+    Args:
+        name: The file, for the warning.
+    """
+    try:
+        yield
+    except Exception as error:  # MemoryError included; an interruption is not a failure
+        reason = literal(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(".: ")
+        warnings.warn(f"Could not write {literal(name)} ({reason}). Continuing without it.", stacklevel=3)
 
 
 def write_history(history: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -26,9 +41,21 @@ def write_history(history: Mapping[str, Sequence[float]], path: Path) -> None:
 
 
 def write_report(
-    classifier: Classifier, examples: Any, directory: Path, *, majority: int, batch_size: int = 32, title: str = ""
+    classifier: Classifier,
+    examples: Any,
+    directory: Path,
+    *,
+    majority: int,
+    batch_size: int = 32,
+    title: str = "",
+    skipped: int | None = None,
+    answers: metrics.Answers | None = None,
 ) -> dict[str, float]:
-    """Measures a classifier, and writes `metrics.json`, `confusion.png`, `predictions.csv` and `mistakes.png`.
+    """Measure a classifier, and write the results as tables and pictures.
+
+    Writes `metrics.json`, `predictions.csv` (a row for each image), `classes.csv` (a row for each class),
+    `confusions.csv` (a row for each pair of classes that was confused), `confusion.png` and `mistakes.png`, in this
+    order. A file that cannot be written is a warning.
 
     Args:
         classifier: The classifier.
@@ -37,44 +64,71 @@ def write_report(
         majority: Number of the training data's most frequent class.
         batch_size: Images in a batch.
         title: Above the pictures.
+        skipped: How many images could not be read and are therefore not measured; becomes one of the measures.
+        answers: The classifier's answers on these examples, if they are known already.
 
     Returns:
         The measures, as in `keras_residual.metrics.measure`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    probabilities = classifier.probabilities(examples, batch_size)
-    truth, guesses = examples.labels, probabilities.argmax(-1)
-    found = metrics.measure(probabilities, truth, majority)
-    with written_whole(directory / "metrics.json") as part:
-        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    labels = classifier.labels
-    matrix = np.zeros((len(labels), len(labels)), int)
-    np.add.at(matrix, (truth, guesses), 1)
-    words = f"{found['accuracy']:.1%} of {len(truth):,} held-out images are right"
-    figures.draw_confusion(matrix, labels, directory / "confusion.png", f"{title}{words}")
-    sure = probabilities[np.arange(len(truth)), guesses]
-    own = probabilities[np.arange(len(truth)), truth]
-    write_table(
-        directory / "predictions.csv",
-        ("image", "true", "predicted", "probability", "probability_of_true"),
-        (
-            (name, labels[t], labels[g], f"{p:.4f}", f"{q:.4f}")
-            for name, t, g, p, q in zip(examples.names, truth, guesses, sure, own, strict=True)
-        ),
-    )
-    wrong = np.flatnonzero(guesses != truth)
-    worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
-    figures.draw_mistakes(
-        [examples[int(i)][0] for i in worst],
-        [
-            f"{labels[guesses[i]][:22]} {sure[i]:.0%}\nis {labels[truth[i]][:22]} {own[i]:.0%}\n"
-            f"{_tail(examples.names[i])}"
-            for i in worst
-        ],
-        directory / "mistakes.png",
-        f"{title}{_worst(len(wrong), len(worst), len(truth))}",
-    )
+    labels, names = classifier.labels, examples.names
+    answers = classifier.answers(examples, batch_size) if answers is None else answers
+    found = answers.measure(majority) | ({} if skipped is None else {"skipped": float(skipped)})
+    with attempt("metrics.json"):
+        write_json(directory / "metrics.json", found)
+    truth, guesses, sure, own = answers.truth, answers.guesses, answers.sure, answers.own
+    with attempt("predictions.csv"):
+        write_table(
+            directory / "predictions.csv",
+            ("image", "true", "predicted", "probability", "probability_of_true"),
+            (
+                (name, labels[t], labels[g], f"{p:.4f}", f"{q:.4f}")
+                for name, t, g, p, q in zip(names, truth, guesses, sure, own, strict=True)
+            ),
+        )
+    with attempt("classes.csv"):
+        measures = answers.per_class()
+        rows = zip(*(measures[name] for name in ("recall", "precision", "f1")), strict=True)
+        write_table(
+            directory / "classes.csv",
+            ("class", "images", "recall", "precision", "f1"),
+            (
+                (label, int(count), *(f"{value:.4f}" for value in row))
+                for label, count, row in zip(labels, measures["images"], rows, strict=True)
+            ),
+        )
+    with attempt("confusions.csv"):
+        write_table(
+            directory / "confusions.csv",
+            ("true", "predicted", "images"),
+            ((labels[t], labels[g], count) for count, t, g in metrics.confusions(truth, guesses)),
+        )
+    with attempt("confusion.png"):
+        words = f"{found['accuracy']:.1%} of {len(truth):,} validation images are right"
+        figures.draw_confusion(truth, guesses, labels, directory / "confusion.png", f"{title}{words}")
+    with attempt("mistakes.png"):
+        wrong = np.flatnonzero(guesses != truth)
+        worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
+
+        def caption(i: int) -> str:
+            predicted, true = (figures.short(labels[part[i]], 22) for part in (guesses, truth))
+            return f"{predicted} {sure[i]:.0%}\nis {true} {own[i]:.0%}\n{_tail(literal(names[i]))}"
+
+        figures.draw_mistakes(
+            [examples[int(i)][0] for i in worst],
+            [caption(i) for i in worst],
+            directory / "mistakes.png",
+            f"{title}{_worst(len(wrong), len(worst), len(truth))}",
+        )
     return found
+
+
+def recall_line(answers: metrics.Answers, labels: Sequence[str], most: int = 8) -> str:
+    """Describe the recall of each class, lowest first; of many classes the lowest."""
+    measures = answers.per_class()
+    order = [int(i) for i in np.argsort(measures["recall"], kind="stable") if measures["images"][i]]
+    words = [f"{literal(labels[i])} {measures['recall'][i]:.1%} of {measures['images'][i]:,}" for i in order[:most]]
+    return ", ".join(words) + (f", {len(order) - most:,} more in classes.csv" if len(order) > most else "")
 
 
 def _tail(name: str, most: int = 30) -> str:
@@ -83,7 +137,7 @@ def _tail(name: str, most: int = 30) -> str:
 
 def _worst(wrong: int, shown: int, images: int) -> str:
     if not wrong:
-        return f"no mistake among {images:,} held-out images"
+        return f"no mistake among {images:,} validation images"
     which = f"all {wrong:,} mistakes" if shown == wrong else f"the {shown} worst of {wrong:,} mistakes"
     which = "the one mistake" if wrong == 1 else which
     return f"{which}: what was predicted, how surely; what it is, how surely; the file"

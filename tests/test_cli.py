@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 import keras_residual as kr
+from keras_residual.classifier import Classifier
 from keras_residual.cli import main
+from keras_residual.weights import Preprocess
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quickstart", "--help"]])
@@ -111,3 +115,80 @@ def test_convert(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "a.keras"), str(target), "--model", "ResNet20"]) == 0
     kernel = np.asarray(model.get_layer("conv1").kernel)
     np.testing.assert_array_equal(load_file(target)["conv1.weight"], kernel.transpose(3, 2, 0, 1))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "my run"
+    model = kr.ResNet20(classes=2, input_shape=(32, 32, 3), classifier_activation=None)
+    Classifier(model, Preprocess((32, 32), (0.4,) * 3, (0.2,) * 3), ("ant", "bee"), "ResNet20").save(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(40):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 50, 3)).astype("uint8")
+        Image.fromarray(noise).save(folder / f"{number:02}.jpg")
+    return folder
+
+
+def test_predict_passes_over_other_files(run, photos, capsys):
+    for name in ("notes.txt", ".hidden.jpg", "Thumbs.db", "00.jpg.xmp"):
+        (photos / name).write_text("no image")
+    assert main(["predict", str(run), str(photos)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 40
+    assert err.splitlines() == ["skipped 4 (hidden, or not an image): .hidden.jpg, 00.jpg.xmp, Thumbs.db, ..."]
+
+
+def test_predict_of_many_files_is_that_of_their_folder(run, photos, capsys, monkeypatch):
+    """Also in speed: the network sees whole batches, not one file at a time."""
+    sizes = []
+    predicted = Classifier._probabilities
+    monkeypatch.setattr(Classifier, "_probabilities", lambda self, x: sizes.append(len(x)) or predicted(self, x))
+    answers = []
+    for given in ([str(photos)], sorted(map(str, photos.iterdir())), [str(photos / "*.jpg")]):
+        assert main(["predict", str(run), *given]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2]
+    assert sizes == [32, 8] * 3
+
+
+def test_predict_expands_paths(run, photos, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    monkeypatch.setenv("PHOTOS", str(photos))
+    assert main(["predict", "~/my run", "$PHOTOS/07.jpg", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["image"] == str(photos / "07.jpg")
+    assert set(answer["classes"]) == {"ant", "bee"}
+
+
+def test_predict_tells_by_its_exit_code(run, photos, tmp_path, capsys):
+    whole = (photos / "00.jpg").read_bytes()
+    (photos / "half.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")
+    assert main(["predict", str(run), str(photos / "half.jpg"), str(photos / "01.jpg")]) == 1
+    out, err = capsys.readouterr()
+    assert "half.jpg: is damaged: some of its pixels are lost" in err
+    assert out.startswith(f"{photos}/01.jpg: ")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("no image")
+    for folder in ("empty", "notes"):
+        assert main(["predict", str(run), str(tmp_path / folder)]) == 1
+        assert f"There are no images in {tmp_path / folder}." in capsys.readouterr().err
+    for given, words in (("https://example.com/a.jpg", "Download it first"), ("nowhere/*.jpg", "There is no image")):
+        assert main(["predict", str(run), str(photos / "01.jpg"), given]) == 2
+        out, err = capsys.readouterr()
+        assert words in err
+        assert not out
+        assert "Traceback" not in err
+
+
+def test_help_of_predict_lists_its_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Exit codes: 0 if .*; 1 if .*; 2 if ", words)

@@ -2,13 +2,15 @@
 
 import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_residual.data import UnreadableError, decode, decoding
+from keras_residual.data import UnreadableError, decode, decoding, load
 from keras_residual.data.scan import check
 from keras_residual.data.stores import Encoded
 from tests.data_images import encoded, exif, picture, png
@@ -114,6 +116,32 @@ def test_sixteen_bit_png_keeps_its_high_byte(colour, channels):
     high = (values >> 8).astype("uint8")
     np.testing.assert_array_equal(decode(data), high[..., :3] if channels > 2 else high[..., :1].repeat(3, -1))
     assert "16-bit" in check(data).notes
+
+
+def test_an_opaque_webp_animation_never_reaches_tensorflow(tmp_path):
+    """Its decoder would end the process. Also as encoded bytes in a tf.data dataset, which `data.load` reads."""
+    frames = [Image.fromarray(picture(seed=i)) for i in range(3)]
+    film = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert film[20] & 0x12 == 0x02, "animated, and no alpha flag"
+    assert check(film).how == decoding.PILLOW
+    np.testing.assert_array_equal(in_graph(film), picture())
+    pairs = tf.data.Dataset.from_tensor_slices(([film, encoded(RGB, "PNG")] * 3, [0, 1] * 3))
+    found = load(pairs, validation=0.0)
+    images = np.concatenate([np.asarray(batch) for batch, _ in found.train.evaluation(6, (45, 53))])
+    assert len(images) == 6
+
+
+def test_endless_work_is_refused():
+    progressive = encoded(RGB, "JPEG", progressive=True)
+    last = progressive[progressive.rindex(b"\xff\xda") : -2]
+    with pytest.raises(UnreadableError, match=r"has 209 scans"):
+        decode(progressive[:-2] + 199 * last + b"\xff\xd9")
+    text = b"iTXt" + b"a\0\0\0\0\0"
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    good = encoded(RGB, "PNG")
+    assert decode(good[:33] + 99 * chunk + good[33:]).shape == (45, 53, 3)
+    with pytest.raises(UnreadableError, match="compressed texts"):
+        decode(good[:33] + 101 * chunk + good[33:])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])

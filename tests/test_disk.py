@@ -59,7 +59,6 @@ WRITERS = {
     "run": lambda c, folder: c.save(folder),
     "history": lambda c, folder: reports.write_history(HISTORY, folder / "history.csv"),
     "curves": lambda c, folder: figures.draw_curves(HISTORY, folder / "curves.png", "title"),
-    "report": lambda c, folder: reports.write_report(c, examples(), folder, majority=0),
 }
 
 
@@ -74,4 +73,15 @@ def test_what_was_there_stays(classifier, writer, disk, tmp_path):
     before = hashes(tmp_path)
     with disk(tmp_path), pytest.raises(OSError, match=r"could not be written.*The previous file is unchanged"):
         WRITERS[writer](classifier, tmp_path)
+    assert hashes(tmp_path) == before
+
+
+@pytest.mark.parametrize("disk", [full, read_only])
+def test_a_report_that_cannot_be_written_is_a_warning(classifier, disk, tmp_path):
+    measured = reports.write_report(classifier, examples(), tmp_path, majority=0)
+    before = hashes(tmp_path)
+    with disk(tmp_path), pytest.warns(UserWarning, match=r"^Could not write .*could not be written") as seen:
+        assert reports.write_report(classifier, examples(), tmp_path, majority=0) == measured
+    named = {str(warning.message).split()[3] for warning in seen}
+    assert named == {"metrics.json", "predictions.csv", "confusion.png", "mistakes.png"}  # confusions.csv is short
     assert hashes(tmp_path) == before

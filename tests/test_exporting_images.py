@@ -1,6 +1,9 @@
 """Encoded images in a served graph: the pixels of the training decoder, and one bad image harms no other."""
 
 import io
+import struct
+import time
+import zlib
 
 import keras
 import numpy as np
@@ -11,6 +14,8 @@ from PIL import Image
 import keras_residual as kr
 from keras_residual.data import decode
 
+from .data_images import png
+from .mutants import on_a_canvas
 from .tools import noise
 
 SIZE = (24, 32, 3)
@@ -162,6 +167,79 @@ def test_bombs_are_refused_by_their_header(colour):
     ask([encoded(picture(), "PNG")])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert ask(list(bombs.values()))[1] == ["more than 64,000,000 pixels"] * 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
+
+
+def film(kind, **options):
+    return encoded(picture(), kind, save_all=True, append_images=[picture(seed=i) for i in (1, 2)], **options)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        film("WEBP", lossless=True),
+        film("WEBP", quality=70),
+        film("PNG"),
+        film("GIF"),
+        on_a_canvas(film("GIF"), 80, 90, 11, 22),
+        on_a_canvas(film("GIF"), 20, 30, 0, 0),
+    ],
+    ids=["WebP", "lossy WebP", "PNG", "GIF", "GIF on a canvas", "GIF beyond its canvas"],
+)
+def test_the_first_frame_of_an_animation(colour, data):
+    """An opaque WebP animation used to end the process: TensorFlow wrote four channels where three fit."""
+    prepare, ask = colour
+    good = encoded(picture(seed=9), "PNG")
+    for _ in range(10):
+        (pixels, other), errors = ask([data, good])
+        assert errors == ["", ""]
+    assert np.abs(pixels - np.asarray(prepare(decode(data)))).max() <= 1 / 255 + 1e-6
+    np.testing.assert_array_equal(other, ask([good])[0][0])
+
+
+def test_a_gif_is_cut_after_its_first_frame(colour):
+    """Frames that follow are not decoded: whole and large ones, damaged ones, and such as would take 1.2 GB."""
+    prepare, ask = colour
+    start = b"\x2c" + bytes(4)
+    first, large = encoded(picture(), "GIF"), encoded(Image.new("P", (3000, 3000)), "GIF")
+    second = large[large.index(start) :]
+    cut, huge = second[:400], start + (20_000).to_bytes(2, "little") * 2 + second[9:]
+    for row in ask([first[:-1] + frame for frame in (second, cut, huge)])[0]:
+        assert np.abs(row - np.asarray(prepare(decode(first)))).max() <= 1 / 255 + 1e-6
+    assert ask([first[:-40]])[1] == ["a damaged image"], "the first frame is not whole"
+
+
+def bombs_inside():
+    """Small headers, and something behind them that takes memory or hours."""
+    gif = bytearray(encoded(picture(), "GIF"))
+    frame = gif.index(b"\x2c" + bytes(4))
+    gif[frame + 5 : frame + 9] = (20_000).to_bytes(2, "little") * 2
+    yield bytes(gif), "more than 10,000,000 pixels"
+    progressive = encoded(Image.new("L", (3000, 3000)), "JPEG", progressive=True)
+    last = progressive[progressive.rindex(b"\xff\xda") : -2]
+    yield progressive[:-2] + 5000 * (last[:12] + b"\0") + b"\xff\xd9", "a damaged image"
+    for kind, name in ((b"zTXt", b"a\0\0"), (b"iTXt", b"a\0\1\0\0\0"), (b"iCCP", b"a\0\0")):
+        text = name + zlib.compress(bytes(7_000_000))
+        chunk = struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text))
+        yield png(8, 8, body=bytes(8 * 25), extra=500 * chunk), "a damaged image"
+    for size in ((1, 65_000), (65_000, 1)):
+        yield encoded(Image.new("RGB", size), "JPEG"), "more than 10,000,000 pixels once resized: crop its longer side"
+    jpeg = encoded(picture(), "JPEG")
+    header = jpeg.index(b"\xff\xc0")
+    big = bytearray(jpeg[header:])
+    big[5:9] = (20_000).to_bytes(2, "big") * 2
+    # Read as lengths, which these markers do not have, the next two bytes would hide the header behind them.
+    yield jpeg[:header] + b"\xff\xd0" + bytes(big), "more than 10,000,000 pixels"
+
+
+def test_bombs_behind_a_small_header(tmp_path):
+    resource = pytest.importorskip("resource")
+    _, ask = served(3, tmp_path, max_pixels=10_000_000)
+    bombs, reasons = zip(*bombs_inside(), strict=True)
+    ask([encoded(picture(), "PNG")])
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    assert ask(bombs)[1] == list(reasons)
+    assert time.perf_counter() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 

@@ -1,159 +1,137 @@
-"""Images that are in memory already: NumPy arrays, and what a `tf.data.Dataset` yields. Wrong values are told apart."""
+"""Images that are in memory already, or listed there. Wrong values are told apart."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from PIL import ImageOps
 
-from keras_residual.data.gathered import Gathered, from_bytes, from_pixels
+from keras_residual.data import sources
+from keras_residual.data.gathered import Gathered, from_bytes, from_listing, from_pixels
+from keras_residual.data.images import checked_pixels
+from keras_residual.data.objects import Collected, class_numbers, kind_of
 from keras_residual.data.scan import Progress
-from keras_residual.data.sources import Listing, listed
+from keras_residual.data.sources import Listing, class_name, listed
 
 
-def from_arrays(x: Any, y: Any, classes: Sequence[str] | None) -> Gathered:
-    """Images `(N, height, width, channels)` of 0..255 and `(N,)` labels.
-
-    Raises:
-        ValueError: For a wrong rank, order of axes, range or dtype, with the rule and what came.
-    """
-    x = np.asarray(x)
-    warnings: list[str] = []
-    images = _images(x, warnings)
-    labels, names = _labels(y, classes, warnings)
-    if len(images) != len(labels):
-        raise ValueError(f"Each image has one label. Received: {len(images):,} images and {len(labels):,} labels.")
-    listing = Listing("", names, [str(i) for i in range(len(images))], labels, [None] * len(images), [], warnings)
-    _all_occur(listing)
-    return from_pixels(listing, images)
-
-
-def from_dataset(
-    data: tf.data.Dataset, classes: Sequence[str] | None, max_pixels: int, progress: Progress | None
+def from_collected(
+    found: Collected,
+    classes: Sequence[str] | None,
+    partial: bool,
+    cache: str | os.PathLike[str] | bool,
+    max_pixels: int,
+    progress: Progress | None,
 ) -> Gathered:
-    """A `tf.data.Dataset` of `(image, label)`, one by one or in batches; images as numbers or as encoded bytes.
-
-    It is read once and kept in memory: what has no order and no length cannot be split, shuffled and resumed.
+    """Check the images and labels of a Python object.
 
     Raises:
-        ValueError: If it yields something else, or does not end.
+        ValueError: For images or labels that cannot be trained on, with the rule and what came.
     """
-    spec: Any = data.element_spec
-    if not (isinstance(spec, tuple) and len(spec) == 2 and all(isinstance(part, tf.TensorSpec) for part in spec)):
-        raise ValueError(
-            f"A tf.data.Dataset yields pairs (image, label). Received: {spec}. Bring it there with "
-            "data.map(lambda ...: (image, label))."
-        )
-    image, label = spec
-    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("A data set ends. Received: a tf.data.Dataset without an end. Leave out .repeat().")
-    encoded = image.dtype == tf.string
-    if image.shape.rank is None or label.shape.rank is None:
-        raise ValueError(f"A tf.data.Dataset says the rank of what it yields. Received: {spec}. Use tf.ensure_shape.")
-    if image.shape.rank == (1 if encoded else 4):
-        data = data.unbatch()
-    elif image.shape.rank != (0 if encoded else 3):
-        raise ValueError(
-            f"An image has the shape (height, width, channels), in a batch (batch, height, width, channels). Received: "
-            f"{tuple(image.shape)}."
-        )
-    items, labels = [], []
-    budget = Budget()
-    for item, number in data.as_numpy_iterator():
-        budget.take(len(item) if encoded else item.nbytes)
-        items.append(item)
-        labels.append(number)
-    if not items:
-        raise ValueError("A data set has images. Received: a tf.data.Dataset that yields nothing.")
-    y = np.array([label.decode() if isinstance(label, bytes) else label for label in labels])
-    if not encoded and len({item.shape for item in items}) == 1:
-        return from_arrays(np.stack(items), y, classes)
-    warnings: list[str] = []
-    numbers, names = _labels(y, classes, warnings)
-    listing = Listing("", names, [str(i) for i in range(len(items))], numbers, [None] * len(items), [], warnings)
+    if kind_of(found.images) == "paths":
+        return _from_paths(found, classes, partial, cache, max_pixels, progress)
+    gathered = _from_images(found, classes, max_pixels, progress)
+    return dataclasses.replace(gathered, named=found.ordered)
+
+
+def _from_paths(
+    found: Collected,
+    classes: Sequence[str] | None,
+    partial: bool,
+    cache: str | os.PathLike[str] | bool,
+    max_pixels: int,
+    progress: Progress | None,
+) -> Gathered:
+    """Files by their paths, relative to the working directory; wherever they are, only their folder's inside counts."""
+    paths = [os.path.abspath(os.path.expanduser(os.fsdecode(path))) for path in found.images]
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+    labels, classes = _named(found, classes)
+    columns = {"path": [os.path.relpath(path, root) for path in paths], "label": labels}
+    columns |= {} if found.splits is None else {"split": found.splits}
+    listing = sources.table(columns, "the table", root, classes, partial)
+    return from_listing(listing, root, cache, max_pixels, progress)
+
+
+def _from_images(
+    found: Collected, classes: Sequence[str] | None, max_pixels: int, progress: Progress | None
+) -> Gathered:
+    items, warnings, kind = found.images, [], kind_of(found.images)
+    pixels = checked_pixels(np.asarray(items), warnings) if kind == "array" else None
+    labels, names = _labels(*_named(found, classes), warnings)
+    if len(items) != len(labels):
+        raise ValueError(f"Each image must have one label. Received: {len(items):,} images and {len(labels):,} labels.")
+    listing = Listing(
+        "", names, found.names or [str(i) for i in range(len(items))], labels, [None] * len(items), [], warnings
+    )
     _all_occur(listing)
-    if not encoded:  # different sizes: kept as PNG, which loses nothing
-        if image.dtype != tf.uint8:
-            raise ValueError(f"Images of different sizes are uint8, 0..255. Received: {image.dtype.name}.")
-        channels = {item.shape[-1] for item in items}
-        if not channels <= {1, 3}:
-            raise ValueError(f"Images of different sizes have 1 or 3 channels. Received: {sorted(channels)}.")
-        items = [tf.io.encode_png(item, compression=1).numpy() for item in items]
-        return from_bytes(listing, items, 1 if channels == {1} else 3, max_pixels, progress)
-    return from_bytes(listing, items, 3, max_pixels, progress)
+    if pixels is not None:
+        return from_pixels(listing, pixels)
+    grey = False
+    if kind == "arrays":
+        items, grey = _pngs_of_arrays(items)
+    elif kind == "pictures":
+        grey = all(picture.mode in ("1", "L", "I;16") for picture in items)
+        items = [_png(picture) for picture in items]
+    return from_bytes(listing, list(items), 1 if grey else 3, max_pixels, progress)
 
 
-class Budget:
-    """Half of the machine's memory, for data sets that are kept there."""
-
-    def __init__(self) -> None:
-        total = 16 << 30
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.limit, self.used = total // 2, 0
-
-    def take(self, count: int) -> None:
-        self.used += count
-        if self.used > self.limit:
-            raise ValueError(
-                f"A data set that is no folder of files is kept in memory, in half of it at most. Received: more than "
-                f"{self.limit / 1e9:.0f} GB. Write its images out as a folder per class."
-            )
-
-
-def _images(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[Any, Any]:
-    rule = "Images are an array (number, height, width, channels) of 0..255."
-    if x.ndim == 3:
-        raise ValueError(f"{rule} Received: {x.shape}. If they are grey, add the axis of channels: x[..., None].")
-    if x.ndim != 4:
-        raise ValueError(f"{rule} Received: {x.shape}.")
-    if not x.size:
-        raise ValueError(f"{rule} Received: {x.shape}, which holds nothing.")
-    if x.shape[1] in (1, 3, 4) and x.shape[-1] > 4:
-        raise ValueError(f"{rule} Received: {x.shape}: channels first, it seems. Use np.moveaxis(x, 1, -1).")
-    if x.dtype.kind not in "iuf":
-        raise ValueError(f"{rule} Received: {x.dtype}.")
-    low, high = x.min(), x.max()
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"{rule} Received: values that are no numbers (NaN or infinite).")
-    if low < 0:
+def _named(found: Collected, classes: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
+    """Return labels and classes, both as names where the source has names for its numbers."""
+    if found.classes is None:
+        return found.labels, classes
+    numbers = class_numbers(found.labels, known=True)
+    if numbers.dtype.kind not in "iu" or (numbers < 0).any() or (numbers >= len(found.classes)).any():
         raise ValueError(
-            f"{rule} Received: {low:g} to {high:g}: normalised already, it seems. Give the images as they were; what "
-            "the weights want is done with the weights."
+            f"Labels must be numbers of the source's {len(found.classes)} class names, {listed(found.classes)}. "
+            f"Received: {numbers.min()} to {numbers.max()}, {numbers.dtype}."
         )
-    if high > 255:
-        raise ValueError(f"{rule} Received: {low:g} to {high:g}. For 16-bit images, use (x // 256).astype('uint8').")
-    if x.dtype.kind == "f" and 0 < high <= 1:
-        raise ValueError(f"{rule} Received: {low:g} to {high:g}: a range of 0..1, it seems. Use x * 255.")
-    if 0 < high < 64:
-        warnings.append(
-            f"The images' values end at {high:g}, where 0..255 is expected: scale them if 255 is not white."
+    return np.array(found.classes, object)[numbers], found.classes if classes is None else classes
+
+
+def _pngs_of_arrays(items: Sequence[Any]) -> tuple[list[bytes], bool]:
+    """Arrays of different sizes, kept as PNG, which loses nothing; and whether they are grey."""
+    arrays = [np.asarray(item) for item in items]
+    dtypes, channels = {item.dtype.name for item in arrays}, {item.shape[2:] for item in arrays}
+    if dtypes != {"uint8"}:
+        raise ValueError(f"Images of different sizes must be uint8, 0..255. Received: {', '.join(sorted(dtypes))}.")
+    if not channels <= {(1,), (3,)}:
+        raise ValueError(
+            "Images of different sizes must be arrays (height, width, channels) with 1 or 3 channels. Received: "
+            f"{' and '.join(str(item.shape) for item in arrays[:2])}."
         )
-    rounded = np.round(x).astype("uint8")
-    if x.dtype.kind == "f" and not np.array_equal(rounded, x):
-        warnings.append("The images' values are rounded to whole numbers.")
-    return rounded
+    return [tf.io.encode_png(item, compression=1).numpy() for item in arrays], channels == {(1,)}
+
+
+def _png(picture: Any) -> bytes:
+    """A PIL image as a file, so that the rules for files (transparency, palettes, 16 bits) hold for it, too."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        picture = picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _labels(y: Any, classes: Sequence[str] | None, warnings: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    y = np.asarray(y)
+    y = class_numbers(y)
     rule = "Labels are an array (number,) of whole numbers from 0, or of names."
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
     if y.ndim == 2:
-        raise ValueError(f"{rule} Received: {y.shape}. If they are one-hot, use y.argmax(-1).")
+        raise ValueError(f"{rule} Received: {y.shape}, not one-hot. For the likeliest class, use y.argmax(-1).")
     if y.ndim != 1:
         raise ValueError(f"{rule} Received: {y.shape}.")
     if y.dtype.kind in "USO" and all(isinstance(label, str) for label in y.tolist()):
-        names = tuple(sorted(set(y.tolist()))) if classes is None else tuple(classes)
-        unknown = sorted(set(y.tolist()) - set(names))
+        given = [class_name(label) for label in y.tolist()]
+        names = tuple(sorted(set(given)) if classes is None else map(class_name, classes))
+        unknown = sorted(set(given) - set(names))
         if unknown:
             raise ValueError(f"Each label is one of classes. Received: {listed(unknown)}; classes is {listed(names)}.")
         number = {name: i for i, name in enumerate(names)}
-        return [number[name] for name in y.tolist()], names
+        return [number[name] for name in given], names
     if y.dtype.kind not in "iu":
         whole = y.dtype.kind == "f" and np.array_equal(y, np.round(y))
         raise ValueError(f"{rule} Received: {y.dtype}." + (" Use y.astype('int32')." if whole else ""))

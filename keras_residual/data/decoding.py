@@ -34,6 +34,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000
 READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, JPEG 2000 and PPM"
 MAX_PIXELS = 64_000_000  # 192 MB as RGB
 
+# Decoders work through each scan of a JPEG and each compressed text of a PNG, even of a small file: millions of them
+# take hours. jpegtran writes 100 scans at most, and a thumbnail may have a few.
+SCAN, MOST_SCANS = b"\xff\xda", 128
+TEXTS, MOST_TEXTS = (b"zTXt", b"iTXt", b"iCCP"), 100
+
 # The EXIF orientation as (transpose, flip upside down, flip left to right), applied in this order.
 ORIENTATIONS = {
     1: (False, False, False),
@@ -71,11 +76,12 @@ class Header:
 
 
 def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Reads the header of an image; no pixel is decoded.
+    """Read the header of an image; no pixel is decoded.
 
     Raises:
         UnreadableError: If the bytes are no image, or declare more than `max_pixels`.
     """
+    _refuse_endless_work(data)
     try:
         # Pillow reads the header only
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -154,18 +160,32 @@ def pillow_pixels(data: bytes) -> np.ndarray[Any, Any]:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):
-                grey = (np.asarray(image) >> 8).astype("uint8")
-                return np.repeat(grey[..., None], 3, axis=-1)
-            if image.mode in ("I", "F"):
-                raise UnreadableError("has 32-bit samples, which have no fixed range; save it with 8 or 16 bits")
-            if image.mode in ("LAB", "HSV"):
-                raise UnreadableError(f"is in the {image.mode} colour space; save it as RGB")
-            if image.mode in ("La", "RGBa"):  # colours that are already multiplied by their opacity
-                image = image.convert("LA" if image.mode == "La" else "RGBA")
-            return np.array(image.convert("RGB"))
+            return rgb(image)
+    except UnreadableError:
+        raise
+    except Exception as error:
+        raise UnreadableError(f"is damaged or cut off ({_short(error)})") from None
+
+
+def rgb(image: Image.Image) -> np.ndarray[Any, Any]:
+    """Return the pixels of a Pillow image of any mode: `(height, width, 3)`, uint8, upright.
+
+    Raises:
+        UnreadableError: With the reason.
+    """
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            grey = (np.asarray(image) >> 8).astype("uint8")
+            return np.repeat(grey[..., None], 3, axis=-1)
+        if image.mode in ("I", "F"):
+            raise UnreadableError("has 32-bit samples, which have no fixed range; save it with 8 or 16 bits")
+        if image.mode in ("LAB", "HSV"):
+            raise UnreadableError(f"is in the {image.mode} colour space; save it as RGB")
+        if image.mode in ("La", "RGBa"):  # colours that are already multiplied by their opacity
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        return np.array(image.convert("RGB"))
     except UnreadableError:
         raise
     except Exception as error:
@@ -179,6 +199,13 @@ def grey(image: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- the header
+
+
+def _refuse_endless_work(data: bytes) -> None:
+    if data.startswith(b"\xff\xd8") and data.count(SCAN) > MOST_SCANS:
+        raise UnreadableError(f"is damaged: it has {data.count(SCAN):,} scans, far more than encoders write")
+    if data.startswith(b"\x89PNG") and sum(map(data.count, TEXTS)) > MOST_TEXTS:
+        raise UnreadableError("is damaged: it has far more compressed texts than encoders write")
 
 
 def _native(image: Image.Image, data: bytes) -> int:

@@ -108,7 +108,7 @@ class Examples:
             ValueError: If there are fewer images than a batch has, or an argument is out of its range.
         """
         steps = self.steps_per_epoch(batch_size)
-        size = (size, size) if isinstance(size, int) else size
+        size = height_and_width(size)
         views = Views(size, crop, scale, ratio, min(size) // 8 if padding is None else padding, flip)
         if not 0 <= seed < 1 << 32:
             raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
@@ -220,9 +220,28 @@ def geometry(size: Geometry, channels: int = 3) -> Preprocess:
     if isinstance(size, Weights):
         size = preprocessing(size)
     if not isinstance(size, Preprocess):
-        size = Preprocess((size, size) if isinstance(size, int) else size)
+        size = Preprocess(height_and_width(size))
     mean = size.mean if len(size.mean) == channels else (sum(size.mean) / len(size.mean),) * channels
     return Preprocess(size.size, mean, (1.0,) * channels, size.crop, size.crop_mode, size.interpolation)
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """Return a size as height and width.
+
+    Raises:
+        ValueError: If it is neither one positive whole number nor two of them.
+    """
+    pair = (size, size) if isinstance(size, (int, np.integer)) else size
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in pair)
+    ):
+        raise ValueError(
+            f"size must be one positive number of pixels, or (height, width), as arrays have them. Received: {size!r}. "
+            "The size of a PIL image is (width, height): use image.size[::-1]."
+        )
+    return int(pair[0]), int(pair[1])
 
 
 def _cropped(layer: Preprocess, image: Any) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from keras_residual.data.scan import Progress, Record, default_cache, scan, scan_bytes
-from keras_residual.data.sources import Listing, is_manifest, listed, shown
+from keras_residual.data.sources import Listing, is_manifest, listed
 from keras_residual.data.stores import Encoded, Pixels, Store
+from keras_residual.io import literal
 
 
 @dataclasses.dataclass
@@ -29,6 +30,7 @@ class Gathered:
         digests: Hash of each one's content.
         skipped: Images that are left out, with the reason.
         warnings: What the user should know.
+        named: Whether names identify the images. If not, their content does: the source returns them in any order.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +41,12 @@ class Gathered:
     digests: list[str]
     skipped: list[tuple[str, str]]
     warnings: list[str]
+    named: bool = True
+
+    @property
+    def keys(self) -> list[str]:
+        """What identifies each image in a split and a fingerprint."""
+        return self.names if self.named else self.digests
 
 
 def from_listing(
@@ -96,7 +104,7 @@ def _from_records(
                 "or name the classes that count with classes=[...]."
             )
         if all(records[i].reason for i in found):
-            examples = "; ".join(f"{shown(listing.names[i])} {records[i].reason}" for i in found[:3])
+            examples = "; ".join(f"{literal(listing.names[i])} {records[i].reason}" for i in found[:3])
             raise ValueError(
                 f"Each class has images that can be used. Received: the class {label!r}, of whose {len(found)} files "
                 f"none can: {examples}. Mend them, or name the classes that count with classes=[...]."

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tensorflow as tf
 
 from keras_residual.data import arrays, prepared, sources
 from keras_residual.data.decoding import MAX_PIXELS
 from keras_residual.data.examples import Examples
 from keras_residual.data.gathered import Gathered, from_listing
+from keras_residual.data.objects import KINDS, collect
 from keras_residual.data.scan import Progress
-from keras_residual.data.sources import listed, shown
-from keras_residual.io import write_table
+from keras_residual.data.sources import listed
+from keras_residual.io import literal, write_table
 
 
 class DataError(ValueError):
@@ -32,7 +32,7 @@ class DataError(ValueError):
 
     def __init__(self, skipped: Sequence[tuple[str, str]]) -> None:
         self.skipped = tuple(skipped)
-        lines = [f"  {shown(name)} {reason}" for name, reason in skipped[:50]]
+        lines = [f"  {literal(name)} {reason}" for name, reason in skipped[:50]]
         if len(skipped) > 50:
             lines.append(f"  and {len(skipped) - 50:,} more")
         super().__init__(
@@ -65,7 +65,7 @@ class Data:
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Writes what is left out as a CSV table with the columns path and reason."""
-        write_table(Path(path), ("path", "reason"), ((shown(name), reason) for name, reason in self.skipped))
+        write_table(Path(path), ("path", "reason"), self.skipped)
 
     def __str__(self) -> str:
         words = f"{len(self.labels)} classes, {len(self.train):,} images to train on"
@@ -92,10 +92,13 @@ def load(
 
     Args:
         source: A folder with a folder per class, or with `train/` and `val/` (`valid/`, `validation/`) and perhaps
-            `test/`, which have a folder per class each; a `.csv` or `.parquet` manifest with the columns path, label
-            and perhaps split (train, val or test); `"tfds:NAME"` or `"tfds:NAME:CONFIG"`; a directory prepared by TFDS;
-            `(images, labels)` as NumPy arrays, images `(N, height, width, channels)` of 0..255; a `tf.data.Dataset` of
-            `(image, label)`.
+            `test/`, which have a folder per class each; a table (`.csv`, `.tsv`, `.txt`, `.parquet`, or a DataFrame)
+            with the columns path, label and perhaps split (train, val or test); `"tfds:NAME"` or `"tfds:NAME:CONFIG"`;
+            a directory prepared by TFDS; `(images, labels)`, images as an array `(N, height, width, channels)` of
+            0..255, or a list of arrays, PIL images, encoded images or paths; a finite `tf.data.Dataset`,
+            `keras.utils.PyDataset`, data loader, generator or list of `(image, label)`, one by one or in batches.
+            `tf.data`, `PyDataset`, loaders and generators may shuffle: the order is a function of the content alone,
+            and so are split and fingerprint. Their `class_names` are used.
         validation: Part of the images, 0 <= validation < 1, that validates, where the source does not say which; the
             same part of each class. Or a source of its own, of any kind.
         seed: Which images validate: a function of their names and the seed.
@@ -146,8 +149,8 @@ def load(
     else:
         if parts["validation"]:
             raise ValueError(
-                f"Images to validate with come from one place. Received: validation={shown(str(validation))!r}, and a "
-                f"source that has {len(parts['validation'])} of its own."
+                f"Images to validate with come from one place. Received: validation='{literal(str(validation))}', and "
+                f"a source that has {len(parts['validation'])} of its own."
             )
         validating = _examples(other, [i for i, split in enumerate(other.splits) if split in (None, "validation")])
     _doubles(given, parts, other, warnings)
@@ -172,29 +175,24 @@ def _gather(
     data_dir: str | os.PathLike[str] | None,
     progress: Progress | None,
 ) -> Gathered:
-    if isinstance(source, tf.data.Dataset):
-        return arrays.from_dataset(source, classes, max_pixels, progress)
-    if isinstance(source, (tuple, list)) and len(source) == 2 and not isinstance(source[0], (str, os.PathLike)):
-        return arrays.from_arrays(source[0], source[1], classes)
+    found = collect(source)
+    if found is not None:
+        return arrays.from_collected(found, classes, partial, cache, max_pixels, progress)
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(
-            "Data comes from a folder, a .csv or .parquet manifest, 'tfds:NAME', arrays (images, labels) or a "
-            f"tf.data.Dataset. Received: {type(source).__name__}."
-        )
+        raise ValueError(f"Data must come from {KINDS}. Received: {type(source).__name__}.")
     path = os.fspath(source)
     path = os.fsdecode(path)
     if path.startswith("tfds:"):
         return prepared.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no folder or manifest {shown(path)!r}.")
+        raise FileNotFoundError(f"There is no folder or manifest '{literal(path)}'.")
     if os.path.isdir(path):
         found = prepared.directory(path)
         if found:
             return prepared.from_tfds(found, classes, max_pixels, progress, None, partial)
         return from_listing(sources.folder(path, classes, partial), path, cache, max_pixels, progress)
-    if not sources.is_manifest(path):
-        raise ValueError(f"A manifest is a .csv or .parquet file. Received: {shown(path)!r}.")
+    sources.check_file(path)
     return from_listing(sources.manifest(path, classes, partial), path, cache, max_pixels, progress)
 
 
@@ -206,7 +204,8 @@ def _examples(given: Gathered, rows: list[int]) -> Examples:
 def _split(given: Gathered, fraction: float, seed: int, warnings: list[str]) -> dict[str, list[int]]:
     """Which images go where. Where the source says, as it says; else the same part of each class validates.
 
-    Within a class, images are put in the order of a hash of the seed and their name, and the first ones validate.
+    Within a class, images are put in the order of a hash of the seed and their name (of streams, which have no names,
+    of their content), and the first ones validate.
     Copies of one image stay together, in training: else validation would know what was trained on.
     """
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
@@ -222,7 +221,7 @@ def _split(given: Gathered, fraction: float, seed: int, warnings: list[str]) -> 
     alone = []
     for label, members in sorted(by_class.items()):
         single = [i for i in members if copies[given.digests[i]] == 1]
-        single.sort(key=lambda i: hashlib.blake2b(f"{seed}/".encode() + os.fsencode(given.names[i])).digest())
+        single.sort(key=lambda i: hashlib.blake2b(f"{seed}/".encode() + os.fsencode(given.keys[i])).digest())
         count = min(round(len(members) * fraction), len(single), len(members) - 1)
         if fraction and not count and single and len(members) > 1:
             count = 1
@@ -246,7 +245,7 @@ def _doubles(given: Gathered, parts: dict[str, list[int]], other: Gathered | Non
         for digest, label, name in zip(other.digests, other.labels, other.names, strict=True):
             places[digest].append(("validation", label, name))
     several = [found for found in places.values() if len(found) > 1]
-    names = [" = ".join(shown(name) for *_, name in found[:3]) for found in several]
+    names = [" = ".join(literal(name) for *_, name in found[:3]) for found in several]
     for words, test in (
         ("in two splits: what is measured there is too good", lambda found: len({split for split, *_ in found}) > 1),
         ("in two classes", lambda found: len({label for _, label, _ in found}) > 1),
@@ -289,5 +288,5 @@ def _fingerprint(given: Gathered, parts: dict[str, list[int]], other: Gathered |
     for split, source, rows in groups:
         state.update(split.encode())
         for i in rows:
-            state.update(json.dumps([source.names[i], source.labels[i], source.digests[i]]).encode())
+            state.update(json.dumps([source.keys[i], source.labels[i], source.digests[i]]).encode())
     return state.hexdigest()

@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from keras_residual.data.arrays import Budget
 from keras_residual.data.gathered import Gathered, from_bytes
+from keras_residual.data.objects import Budget
 from keras_residual.data.scan import Progress
-from keras_residual.data.sources import SPLITS, Listing, known, listed, shown
+from keras_residual.data.sources import SPLITS, Listing, known, listed
+from keras_residual.io import literal
 
 
 def directory(path: str) -> str | None:
@@ -25,7 +26,7 @@ def directory(path: str) -> str | None:
         for file in glob.glob(os.path.join(glob.escape(path), depth, "dataset_info.json"))
     ]
     if len(found) > 1:
-        raise ValueError(f"One data set at a time. Received: {shown(path)!r}, which holds {listed(found)}.")
+        raise ValueError(f"One data set at a time. Received: '{literal(path)}', which holds {listed(found)}.")
     return found[0] if found else None
 
 

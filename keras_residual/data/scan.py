@@ -151,55 +151,93 @@ def default_cache(source: str) -> Path:
 
 
 def _parallel(function: Callable[[Any], Record], items: Sequence[Any]) -> Iterator[Record]:
-    """`map` in threads, in order, some hundred at a time. Decoders leave Python's lock alone."""
+    """Check items in threads, in order, some hundred at a time."""
+    for start in range(0, len(items), 256):
+        chunk = items[start : start + 256]
+        for record, words in _heard(function, chunk, lambda record: record.how == decoding.JPEG and not record.reason):
+            if reason := _loss(words):
+                yield Record(reason, digest=record.digest)
+            else:
+                yield dataclasses.replace(record, notes=(*record.notes, "extra bytes")) if words else record
+
+
+def decoded(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Decode images in threads; the results are the function's, and `UnreadableError` for JPEGs that have lost pixels.
+
+    Args:
+        function: Takes an item and returns its pixels, or an exception.
+        items: A batch: while it is decoded, the process's standard error is redirected.
+    """
+    heard = _heard(function, items, lambda result: not isinstance(result, Exception))
+    return [UnreadableError(_loss(words)) if _loss(words) else result for result, words in heard]
+
+
+def _heard(
+    function: Callable[[Any], Any], items: Sequence[Any], suspect: Callable[[Any], bool]
+) -> list[tuple[Any, str]]:
+    """Map in threads; return each result with what libjpeg found corrupt in that item, mostly "".
+
+    libjpeg replaces what is missing by grey and calls that a warning, which goes to standard error, without a name.
+    Only if there was one, those items are decoded again, one by one, whose result is `suspect`. Decoders do not hold
+    Python's lock.
+    """
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is said in the verdict
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-        for start in range(0, len(items), 256):
-            chunk = items[start : start + 256]
-            with _overheard() as said:
-                records = list(pool.map(function, chunk))
-            if said and "JPEG data" in said[0]:  # which of them was it?
-                records = [_listened(function, *pair) for pair in zip(chunk, records, strict=True)]
-            yield from records
+        with _overheard() as said:
+            results = list(pool.map(function, items))
+        if not (said and "JPEG data" in said[0]):
+            return [(result, "") for result in results]
+        return [
+            _alone(function, item) if suspect(result) else (result, "")
+            for item, result in zip(items, results, strict=True)
+        ]
 
 
-def _listened(function: Callable[[Any], Record], item: Any, record: Record) -> Record:
-    """The verdict on a JPEG, with what libjpeg had to say while it decoded it.
-
-    libjpeg replaces what is missing by grey and calls that a warning, which goes to standard error and nowhere else.
-    """
-    if record.reason or record.how != decoding.JPEG:
-        return record
+def _alone(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
     with _overheard() as said:
-        record = function(item)
+        result = function(item)
     words = re.search(r"Corrupt JPEG data: (.*)", said[0] if said else "")
-    if words and "extraneous bytes" in words[1]:
-        return dataclasses.replace(record, notes=(*record.notes, "extra bytes"))
-    if words:
-        return Record(f"is damaged: some of its pixels are lost ({words[1].strip()})", digest=record.digest)
-    return record
+    return result, words[1].strip() if words else ""
+
+
+def _loss(words: str) -> str:
+    """Return why a JPEG cannot be used, from what libjpeg found corrupt in it; superfluous bytes do no harm."""
+    lost = words and "extraneous bytes" not in words
+    return f"is damaged: some of its pixels are lost ({words})" if lost else ""
+
+
+_one_listener = threading.Lock()
+_DECODERS = re.compile(r"JPEG|JFIF|Huffman|SOS|SOF|marker|progression|scanlines|TIFF|PNG|WebP|GIF|gif")
 
 
 @contextlib.contextmanager
 def _overheard() -> Iterator[list[str]]:
-    """Collects what C libraries write to standard error meanwhile; the list is filled at the end."""
+    """Collect what C libraries write to standard error meanwhile; the list is filled at the end.
+
+    Other threads may write there, too: what is not a decoder's is passed on afterwards.
+    """
     said: list[str] = []
-    try:
-        stderr = os.dup(2)
-    except OSError:  # there is none
-        yield said
-        return
-    with tempfile.TemporaryFile() as file:
+    with _one_listener:  # a second one would put back the first one's file
         try:
-            sys.stderr.flush()
-            os.dup2(file.fileno(), 2)
+            stderr = os.dup(2)
+        except OSError:  # there is none
             yield said
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            file.seek(0)
-            said.append(file.read().decode("utf-8", "replace"))
+            return
+        with tempfile.TemporaryFile() as file:
+            try:
+                if sys.stderr is not None:
+                    sys.stderr.flush()
+                os.dup2(file.fileno(), 2)
+                yield said
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+                file.seek(0)
+                said.append(file.read().decode("utf-8", "replace"))
+                others = [line for line in said[0].splitlines(keepends=True) if not _DECODERS.search(line)]
+                if others:
+                    os.write(2, "".join(others).encode())
 
 
 def _cached(cache: Path | None, rules: str) -> dict[str, list[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,13 +56,25 @@ class Encoded(_Table):
     ) -> None:
         with tf.device("CPU:0"):
             self.items = tf.constant(list(items), tf.string, shape=(len(items),))
-        self.channels, self.in_memory = channels, in_memory
+        self.channels, self.in_memory, self._checked = channels, in_memory, time.time()
         columns = [(r.how, r.height, r.width, *ORIENTATIONS[r.orientation]) for r in records]
         super().__init__(np.array(columns, "int32").reshape(-1, 6).T)
 
     def _bytes(self, place: Any) -> Any:
         item = tf.gather(self.items, place)
         return item if self.in_memory else tf.io.read_file(item)
+
+    def changed(self) -> list[str]:
+        """Return the files that were removed or modified since they were checked."""
+        found = []
+        for item in () if self.in_memory else self.items.numpy():
+            try:
+                if os.stat(item).st_mtime <= self._checked:
+                    continue
+            except OSError:
+                pass
+            found.append(os.fsdecode(item))
+        return found
 
     def whole(self, place: Any) -> Any:
         """The image at a place, `(height, width, channels)`, uint8, as stored: not yet turned."""
@@ -107,6 +121,10 @@ class Encoded(_Table):
 
 class Pixels(_Table):
     """Images as an array `(N, height, width, channels)`, uint8."""
+
+    def changed(self) -> list[str]:
+        """Return nothing: an array does not change."""
+        return []
 
     def __init__(self, images: np.ndarray[Any, Any]) -> None:
         with tf.device("CPU:0"):

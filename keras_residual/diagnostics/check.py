@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_residual import figures
 from keras_residual.diagnostics.graph import Graph
-from keras_residual.diagnostics.result import Result, canvas, headline
+from keras_residual.diagnostics.result import Result, headline
 from keras_residual.diagnostics.rules import Fault, faults
 from keras_residual.diagnostics.structure import Structure
 
@@ -37,7 +38,7 @@ class Check(Result):
         return "\n".join([super().__str__(), *(f"! {fault}" for fault in self.faults)])
 
     def figure(self) -> Any:
-        figure, ((axis,),) = canvas(1, 1, (11, 4.2 if self.rows else 2.2))
+        figure, ((axis,),) = figures.canvas(1, 1, (11, 4.2 if self.rows else 2.2))
         length = max((last for _, _, last in self.spans), default=1)
         axis.plot([0, length], [0, 0], color="0.25", lw=2.5, solid_capstyle="butt")
         colours = {"identity": "tab:blue", "projection": "tab:orange", "parameter-free": "tab:green"}

@@ -17,6 +17,8 @@ from keras_residual.diagnostics.flow import gradient_flow
 from keras_residual.diagnostics.maps import attention_rollout, grad_cam
 from keras_residual.diagnostics.report import residual_report
 from keras_residual.diagnostics.result import Result
+from keras_residual.io import expand, literal, locked, say
+from keras_residual.reports import attempt
 
 __all__ = ["inspect_run"]
 
@@ -28,7 +30,7 @@ def inspect_run(
     data: str | None = None,
     count: int = 32,
     output: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> list[Result]:
     """Diagnoses a run: its skip connections, its gradients, its blocks, and where it looks in some images.
 
@@ -50,30 +52,51 @@ def inspect_run(
         FileNotFoundError: If there is no finished run, or no such image.
         ValueError: If a file is no image.
     """
-    classifier, folder = Classifier.load(run), Path(output or Path(run) / "inspect")
-    folder.mkdir(parents=True, exist_ok=True)
+    run = expand(run)
+    classifier, folder = Classifier.load(run), run / "inspect" if output is None else expand(output)
+    with locked(folder):
+        return _inspect(classifier, run, images, data, count, folder, say)
+
+
+def _inspect(
+    classifier: Classifier,
+    run: Path,
+    images: Sequence[str],
+    data: str | None,
+    count: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> list[Result]:
     prepared, raw = _read(classifier, images)
-    x, y = _sample(classifier, data or _trained_on(Path(run)), count)
+    x, y = _sample(classifier, data or _trained_on(Path(run)), count, say)
     if x is None and len(prepared):
         x = prepared
         y = np.asarray(classifier.model(x, training=False)).argmax(-1)
-    results: dict[str, Result] = {"skips": check_residual(classifier.model)}
+    model = classifier.model
+    diagnoses: dict[str, Callable[[], Result]] = {"skips": lambda: check_residual(model)}
     if x is not None:
-        results["gradients"] = gradient_flow(classifier.model, x, y)
-        if not results["skips"].title.startswith(f"{classifier.model.name}: no skip"):
-            results["blocks"] = residual_report(classifier.model, (x, y))
+        diagnoses["gradients"] = lambda: gradient_flow(model, x, y)
+        diagnoses["blocks"] = lambda: residual_report(model, (x, y))
     if len(prepared):
         names = [Path(image).name for image in images]
         options: dict[str, Any] = {"labels": classifier.labels, "names": names, "shown": raw}
-        tokens = any(isinstance(layer, layers.Attend) for layer in classifier.model.layers)
-        results["maps"] = (attention_rollout if tokens else grad_cam)(classifier.model, prepared, **options)
-    for name, result in results.items():
-        say(f"{result}\n")
-        result.plot(folder / f"{name}.png")
-        result.write_csv(folder / f"{name}.csv")
+        tokens = any(isinstance(layer, layers.Attend) for layer in model.layers)
+        diagnoses["maps"] = lambda: (attention_rollout if tokens else grad_cam)(model, prepared, **options)
+    results: dict[str, Result] = {}
+    for name, diagnose in diagnoses.items():
+        if name == "blocks" and "skips" in results and results["skips"].title.startswith(f"{model.name}: no skip"):
+            continue
+        with attempt(f"the diagnosis of {name}"):
+            results[name] = result = diagnose()
+            say(f"{result}\n")
+            with attempt(f"{name}.csv"):
+                result.write_csv(folder / f"{name}.csv")
+            with attempt(f"{name}.png"):
+                result.plot(folder / f"{name}.png")
     if x is None:
         say("Gradients and blocks are measured on images: give some, or --data.")
-    say(f"written to {folder}/: {', '.join(f'{name}.png, {name}.csv' for name in results)}")
+    written = [file for name in results for file in (f"{name}.png", f"{name}.csv") if (folder / file).exists()]
+    say(literal(f"written to {folder}/: {', '.join(written)}"))
     return list(results.values())
 
 
@@ -84,10 +107,12 @@ def _trained_on(run: Path) -> str | None:
     return data if data and Path(data).exists() else None
 
 
-def _sample(classifier: Classifier, data: str | None, count: int) -> tuple[Any, Any]:
+def _sample(classifier: Classifier, data: str | None, count: int, say: Callable[[str], None]) -> tuple[Any, Any]:
     if data is None:
         return None, None
-    examples, _ = labelled(data, classifier.labels)
+    examples, words, _ = labelled(data, classifier.labels)
+    for line in words:
+        say(f"warning: {line}")
     places = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
     x = np.stack([classifier._prepared(examples[int(i)][0]) for i in places])
     return x, np.asarray(examples.labels)[places]

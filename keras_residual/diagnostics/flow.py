@@ -10,8 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_residual import figures
 from keras_residual.diagnostics.graph import Call, Graph, gradients
-from keras_residual.diagnostics.result import Result, canvas, headline, name_places
+from keras_residual.diagnostics.result import Result, headline, name_places
 from keras_residual.diagnostics.structure import Structure
 
 __all__ = ["GradientFlow", "default_loss", "gradient_flow", "logits_of"]
@@ -33,7 +34,7 @@ class GradientFlow(Result):
     gradients: dict[str, dict[str, np.ndarray[Any, Any]]] = dataclasses.field(default_factory=dict)
 
     def figure(self) -> Any:
-        figure, ((axis,),) = canvas(1, 1, (max(6.0, min(16.0, 2.5 + 0.28 * len(self.rows))), 4.6))
+        figure, ((axis,),) = figures.canvas(1, 1, (max(6.0, min(16.0, 2.5 + 0.28 * len(self.rows))), 4.6))
         names = [row["block" if self.gradients else "layer"] for row in self.rows]
         if self.gradients:
             for key, style in (("shortcut", "o-"), ("branch", "s-"), ("input", "k--")):

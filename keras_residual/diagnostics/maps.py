@@ -11,11 +11,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_residual import layers
+from keras_residual import figures, layers
 from keras_residual.diagnostics.flow import logits_of
 from keras_residual.diagnostics.graph import Call, Graph, gradients
-from keras_residual.diagnostics.result import Result, canvas, headline
+from keras_residual.diagnostics.result import Result, headline
 from keras_residual.diagnostics.structure import Structure
+from keras_residual.io import literal
 
 __all__ = ["ImageMaps", "attention_rollout", "grad_cam"]
 
@@ -38,7 +39,7 @@ class ImageMaps(Result):
         count = len(self.maps)
         columns = min(4, count)
         lines = -(-count // columns)
-        figure, axes = canvas(lines, 2 * columns, (3.6 * columns, 2.15 * lines + 0.5))
+        figure, axes = figures.canvas(lines, 2 * columns, (3.6 * columns, 2.15 * lines + 0.5))
         for axis in axes.flat:
             axis.set_axis_off()
         for i, (image, heat, row) in enumerate(zip(self.images, self.maps, self.rows, strict=True)):
@@ -56,8 +57,8 @@ class ImageMaps(Result):
                 extent=_extent(gray, size),
                 interpolation="bilinear",
             )
-            left.set_title(str(row["image"])[-22:], fontsize=8)
-            right.set_title(f"{row['class']} {row['probability']:.0%}", fontsize=8)
+            left.set_title(literal(row["image"])[-22:], fontsize=8)
+            right.set_title(f"{figures.short(row['class'], 22)} {row['probability']:.0%}", fontsize=8)
         headline(figure, self.title)
         return figure
 

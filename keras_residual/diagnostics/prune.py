@@ -12,9 +12,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_residual import figures
 from keras_residual.diagnostics.graph import Graph
 from keras_residual.diagnostics.report import batches, lesions
-from keras_residual.diagnostics.result import Result, canvas, headline, name_places
+from keras_residual.diagnostics.result import Result, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
 
 __all__ = ["Pruned", "prune_blocks"]
@@ -35,7 +36,7 @@ class Pruned(Result):
     accuracy_before: float | None = None
 
     def figure(self) -> Any:
-        figure, ((axis,),) = canvas(1, 1, (max(6.0, min(16.0, 3 + 0.3 * len(self.rows))), 4.0))
+        figure, ((axis,),) = figures.canvas(1, 1, (max(6.0, min(16.0, 3 + 0.3 * len(self.rows))), 4.0))
         heights = [row.get("output change", 1.0) for row in self.rows]
         for word, colour in (("kept", "tab:blue"), ("removed", "tab:red")):
             places = [i for i, row in enumerate(self.rows) if row["block is"].startswith(word)]

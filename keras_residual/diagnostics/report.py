@@ -11,9 +11,10 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from keras_residual import figures
 from keras_residual.diagnostics.flow import check_labels, default_loss
 from keras_residual.diagnostics.graph import Call, Graph, gradients
-from keras_residual.diagnostics.result import Result, canvas, headline, name_places
+from keras_residual.diagnostics.result import Result, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
 
 __all__ = ["ResidualReport", "batches", "lesions", "residual_report"]
@@ -39,7 +40,7 @@ class ResidualReport(Result):
 
     def figure(self) -> Any:
         width = max(10.0, min(18.0, 6 + 0.45 * len(self.rows)))
-        figure, ((ratio, drop, paths),) = canvas(1, 3, (width, 4.2))
+        figure, ((ratio, drop, paths),) = figures.canvas(1, 3, (width, 4.2))
         names, places = [row["block"] for row in self.rows], range(len(self.rows))
         ratio.bar(places, [row["branch / stream"] for row in self.rows], color="tab:blue")
         ratio.set_title("norm of branch / stream", fontsize=10)

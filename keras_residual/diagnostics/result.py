@@ -8,7 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from keras_residual.io import write_table, written_whole
+from keras_residual import figures
+from keras_residual.io import literal, write_table
 
 __all__ = ["Result"]
 
@@ -43,9 +44,7 @@ class Result:
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Writes the picture, a PNG, and returns its path."""
-        figure = self.figure()
-        with written_whole(Path(path)) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+        figures.save(self.figure(), Path(path))
         return Path(path)
 
     def figure(self) -> Any:
@@ -62,22 +61,13 @@ class Result:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return "" if value != value else f"{value:.3g}"
-    return str(value)
-
-
-def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure drawn without a screen, and its axes as a 2-D array."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figures.short(str(value), 60)
 
 
 def headline(figure: Any, text: str) -> None:
-    """The figure's title, broken into lines that fit."""
-    figure.suptitle(textwrap.fill(text, int(10 * figure.get_figwidth())), fontsize=11)
+    """Finish a figure: set its title, broken into lines that fit, and draw all of its text as it is written."""
+    figure.suptitle(textwrap.fill(literal(text), int(10 * figure.get_figwidth())), fontsize=11)
+    figures.as_written(figure)
 
 
 def name_places(axis: Any, names: list[str], most: int = 40) -> None:

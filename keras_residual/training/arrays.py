@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_residual.data.objects import class_numbers, collect, kind_of
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["Arrays", "read"]
@@ -101,36 +102,44 @@ def _unsharded() -> tf.data.Options:
 
 
 def read(data: Any, what: str) -> Any:
-    """What `fit` was given as something with the methods of `Examples`.
+    """Return what `fit` was given as something with the methods of `Examples`.
 
     Args:
-        data: `Examples`, `(x, y)`, or a `tf.data.Dataset` of examples or batches, which is read into memory.
+        data: `Examples`, `(x, y)`, or what yields examples or batches (a `tf.data.Dataset`, a `PyDataset`, a loader, a
+            generator), which is read into memory, in an order that does not depend on how it shuffles.
         what: Its name in errors.
 
     Raises:
         TypeError: For anything else.
-        ValueError: For a data set without an end.
+        ValueError: For a dataset without an end, or without labels.
     """
     if all(hasattr(data, name) for name in ("training", "evaluation", "labels", "steps_per_epoch")):
         return data
-    if isinstance(data, tf.data.Dataset):
-        if data.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(f"{what}: a data set ends. Received: one without an end. Leave out .repeat().")
-        spec: Any = data.element_spec
-        if not (isinstance(spec, tuple) and len(spec) == 2):
-            raise ValueError(f"{what}: a tf.data.Dataset yields pairs (image, label). Received: {spec}.")
-        if spec[1].shape.rank == 0:
-            data = data.batch(256)
-        batches = list(data.as_numpy_iterator())
-        if not batches:
-            raise ValueError(f"{what}: there are no images in it.")
-        data = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        return Arrays(np.asarray(data[0]), np.asarray(data[1]))
-    raise TypeError(
-        f"{what}: images come as keras_residual.data.Examples, as arrays (x, y) or as a tf.data.Dataset. Received: "
-        f"{type(data).__name__}."
-    )
+    advice = "Images in files, or of several sizes, are read by keras_residual.data.load(...).train."
+    found = collect(data, what)
+    if found is None:
+        raise TypeError(
+            f"{what} must be keras_residual.data.Examples, arrays (x, y), or a tf.data.Dataset, keras.utils.PyDataset, "
+            f"data loader or generator of them. Received: {type(data).__name__}. {advice}"
+        )
+    kind = kind_of(found.images)
+    if kind != "array":
+        raise TypeError(f"{what} must be arrays of one shape. Received: {_KINDS[kind]}. {advice}")
+    labels = class_numbers(found.labels, known=found.classes is not None)
+    if labels.dtype.kind in "OU":
+        raise TypeError(
+            f"{what}: labels must be class numbers. Received: names, such as {labels.flat[0]!r}. Number them: "
+            "names, y = numpy.unique(y, return_inverse=True)."
+        )
+    return Arrays(np.asarray(found.images), labels)
+
+
+_KINDS = {
+    "arrays": "arrays of different shapes",
+    "encoded": "encoded images",
+    "pictures": "PIL images",
+    "paths": "paths of files",
+}
 
 
 def views(data: Any, recipe: Recipe, size: int | tuple[int, int] | None, batch: int, **options: Any) -> tf.data.Dataset:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,40 @@ class Board(keras.callbacks.Callback):
         super().__init__()
         self.directory, self.history = directory, history
         self.writers: dict[str, Any] = {}
+        self.failed = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if self.writers:  # another phase of the same training
+        if not self.writers:  # else it is another phase of the same training
+            self._attempt(self._begin)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._attempt(lambda: self._epoch(epoch))
+
+    def _attempt(self, write: Callable[[], None]) -> None:
+        """Logs are no reason to lose a training: the first failure is a warning, and the last attempt."""
+        if self.failed:
             return
+        try:
+            write()
+            for writer in self.writers.values():
+                writer.flush()
+        except Exception as error:
+            self.failed = True
+            reason = " ".join(str(error).split())[:300]
+            warnings.warn(f"TensorBoard's logs could not be written ({reason}). Training continues.", stacklevel=2)
+
+    def _begin(self) -> None:
         for part in ("train", "validation"):
             for path in (self.directory / part).glob("events.out.tfevents.*"):
                 path.unlink()
         for name, values in self.history.items():
             for epoch, value in enumerate(values):
                 self._write(name, epoch, value)
-        self._flush()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def _epoch(self, epoch: int) -> None:
         for name, values in self.history.items():  # the keeper has this epoch by now
             if epoch < len(values):
                 self._write(name, epoch, values[epoch])
-        self._flush()
 
     def _write(self, name: str, epoch: int, value: float) -> None:
         part = "validation" if name.startswith("val_") else "train"
@@ -57,7 +75,3 @@ class Board(keras.callbacks.Callback):
                 metadata = tf.compat.v1.SummaryMetadata(data_class=1)
                 metadata.plugin_data.plugin_name = "scalars"
                 tf.summary.write(tag, tf.constant(value, tf.float32), step=epoch, metadata=metadata)
-
-    def _flush(self) -> None:
-        for writer in self.writers.values():
-            writer.flush()

@@ -12,13 +12,14 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_residual.io import remove_parts, written_whole
+from keras_residual.io import locked, remove_parts, require_space, written_whole
 
 __all__ = ["CheckpointError", "Checkpoints", "ResumeError", "Snapshot"]
 
@@ -95,7 +96,7 @@ class Snapshot:
                 save_file(self.arrays, part, metadata)
         except OSError as error:
             raise CheckpointError(
-                f"{error} Make room and start the same training again: it goes on from the last checkpoint."
+                f"{error} Make room and start the same training again: it resumes from the last checkpoint."
             ) from error
 
     @classmethod
@@ -123,7 +124,7 @@ class Snapshot:
 
 
 class Checkpoints:
-    """The checkpoints of one training in a directory. Writing goes on beside the training.
+    """The checkpoints of one training in a directory, written in the background.
 
     Args:
         folder: The directory; made where missing.
@@ -136,9 +137,8 @@ class Checkpoints:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_parts(folder)
         except OSError as error:
-            raise CheckpointError(f"The directory {str(folder)!r} cannot be written to: {error}.") from error
+            raise CheckpointError(f"The directory {str(folder)!r} is not writable: {error}.") from error
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: list[concurrent.futures.Future[None]] = []
 
@@ -216,29 +216,54 @@ class Checkpoints:
             self._worker.shutdown()
 
     @contextlib.contextmanager
-    def open(self) -> Any:
-        """Closes at the end; an error of the training goes before one of the writing."""
+    def open(self) -> Iterator[Checkpoints]:
+        """Hold the directory, and close it at the end; an error of the training precedes one of the writing.
+
+        Raises:
+            LockedError: If another process is training there.
+        """
+        with locked(self.folder):
+            remove_parts(self.folder)
+            try:
+                yield self
+            except BaseException:
+                with contextlib.suppress(CheckpointError):
+                    self.close()
+                raise
+            self.close()
+
+    def reserve(self, size: int) -> None:
+        """Check that there is room for `size` bytes of checkpoints, those that are there already included.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        there = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
         try:
-            yield self
-        except BaseException:
-            with contextlib.suppress(CheckpointError):
-                self.close()
-            raise
-        self.close()
+            require_space(self.folder, max(0, size - there))
+        except OSError as error:
+            raise CheckpointError(error.strerror or str(error)) from error
+
+    def prune(self) -> None:
+        """Keep the last checkpoint and the best weights that it refers to: what a finished training resumes from."""
+        for step in self.steps()[1:]:
+            self._path(step).unlink(missing_ok=True)
+        for step in self.steps("best")[1:]:
+            self._path(step, "best").unlink(missing_ok=True)
 
     def _path(self, step: int, kind: str = "step") -> Path:
         return self.folder / f"{kind}-{step:010d}.safetensors"
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "") -> list[str]:
-    """What differs between two descriptions of a training, in words."""
+    """Describe the differences between two records, one line each."""
     found = []
     for key in sorted({*saved, *wanted}):
         a, b = saved.get(key), wanted.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += differences(a, b, f"{where}{key}.")
         elif a != b:
-            found.append(f"{where}{key}: {_short(a)} then, {_short(b)} now")
+            found.append(f"{where}{key}: {_short(a)} before, {_short(b)} now")
     return found
 
 

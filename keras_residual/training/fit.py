@@ -16,6 +16,7 @@ from keras_residual.training.arrays import Arrays
 from keras_residual.training.board import Board
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
+from keras_residual.training.inputs import readable
 from keras_residual.training.loop import Keeper, Progress, signals
 from keras_residual.training.recipes import Recipe
 from keras_residual.training.run import Run
@@ -64,7 +65,7 @@ def fit(
     class_weight: Sequence[float] | None = None,
     patience: int | None = None,
     keep: str = "best",
-    monitor: str = "val_accuracy",
+    monitor: str = "auto",
     jit: bool | str = "auto",
     steps_per_execution: int | str = "auto",
     deterministic: bool = False,
@@ -98,14 +99,17 @@ def fit(
         patience: Epochs without a better `monitor` after which training stops; `None` for never.
         keep: `"best"` for the weights of the best epoch by `monitor`, if there is a validation, of equal ones by its
             loss; `"last"`.
-        monitor: `"val_accuracy"`, `"val_loss"`, `"accuracy"` or `"loss"`.
+        monitor: `"val_accuracy"`, `"val_loss"`, `"accuracy"` or `"loss"`; with class weights also `"val_macro_f1"` or
+            `"macro_f1"`. `"auto"` means `"val_macro_f1"` with class weights, which a constant answer cannot win, and
+            `"val_accuracy"` without.
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
         steps_per_execution: Steps in one call of the backend, at the most; less where an epoch does not divide by it.
             `"auto"` for 1.
         deterministic: Whether operations are deterministic on TensorFlow; this stays on in the process, and
             Keras trains without XLA there.
         save_steps: Save a checkpoint after so many steps; `None`: by time. There is always one after each epoch.
-        resume: `True` goes on if it is the same training; `"anyway"` whatever differs; `False` begins anew.
+        resume: `True` resumes the same training, also with more epochs than before; `"anyway"` whatever differs;
+            `False` starts over.
         fingerprint: Of the data, where it is known; otherwise one is computed.
         callbacks: Keras' own or others; their state is not saved.
         logs: Directory for TensorBoard's logs; `None` for none.
@@ -122,9 +126,14 @@ def fit(
     """
     run = Run(model, recipe, train, validation, epochs, batch_size, seed, preprocess, classes, class_weight)
     if keep not in ("best", "last"):
-        raise ValueError(f"keep is 'best' or 'last'. Received: {keep!r}.")
-    if monitor not in ("val_accuracy", "val_loss", "accuracy", "loss"):
-        raise ValueError(f"monitor is val_accuracy, val_loss, accuracy or loss. Received: {monitor!r}.")
+        raise ValueError(f"keep must be 'best' or 'last'; got {keep!r}.")
+    if monitor == "auto":
+        monitor = "val_accuracy" if class_weight is None else "val_macro_f1"
+    if monitor.removeprefix("val_") not in ("accuracy", "loss", *(("macro_f1",) if class_weight is not None else ())):
+        raise ValueError(
+            "monitor must be 'auto', 'val_accuracy', 'val_loss', 'accuracy' or 'loss', or with class_weight "
+            f"'val_macro_f1' or 'macro_f1'; got {monitor!r}."
+        )
     if validation is None and monitor.startswith("val_"):
         if patience is not None:
             raise ValueError(f"patience needs something to watch: {monitor} has no validation. Give one, or a monitor.")
@@ -146,6 +155,8 @@ def fit(
             stack.enter_context(checkpoints.open())
         snapshot = _last(checkpoints, about, resume)
         run.make_step()
+        if checkpoints is not None:
+            checkpoints.reserve(run.checkpoint_bytes())
         keeper = Keeper(
             run.variables,
             run.steps,
@@ -175,7 +186,7 @@ def fit(
         watching = [keeper, bar if progress else _quiet(bar), *callbacks]
         if logs is not None and distributed.part()[0] == 0:
             watching.append(Board(Path(logs), keeper.history))
-        with distributed.explained():
+        with distributed.explained(), readable([run.train_data, run.validation], keeper.kept):
             run.train(keeper, decision, watching, snapshot)
         if keeper.best_weights is not None:
             keeper.best_weights.put(run.evaluated())
@@ -222,13 +233,23 @@ def _last(checkpoints: Checkpoints | None, about: dict[str, Any], resume: bool |
         return None
     snapshot = checkpoints.load(distributed.common(checkpoints.steps()))
     if snapshot is not None and resume != "anyway":
-        found = differences(snapshot.state["about"], about)
+        found = differences(_with_more_epochs(snapshot.state["about"], about), about)
         if found:
             raise ResumeError(
-                f"{str(checkpoints.folder)!r} holds another training:\n  " + "\n  ".join(found) + "\nUse another "
-                "directory, begin anew there (resume=False), or go on all the same (resume='anyway')."
+                f"{str(checkpoints.folder)!r} already contains another training. It differs in\n  "
+                + "\n  ".join(found)
+                + "\nChoose another directory to keep both, or resume despite the difference with resume='anyway' "
+                "(--resume-anyway)."
             )
     return snapshot
+
+
+def _with_more_epochs(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved description as if it had asked for the epochs that are asked for now, if these are more."""
+    epochs = wanted["recipe"]["epochs"]
+    if epochs <= saved["recipe"]["epochs"]:
+        return saved
+    return {**saved, "recipe": {**saved["recipe"], "epochs": epochs}}
 
 
 def _divisor(wanted: int, steps: int, done: int) -> int:
@@ -264,7 +285,7 @@ def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
     if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
         print("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
     if keeper.step:
-        print(f"goes on after step {keeper.step:,} of {r.epochs * run.steps:,}")
+        print(f"resuming after step {keeper.step:,} of {r.epochs * run.steps:,}")
 
 
 def _conclude(run: Run, keeper: Keeper, bar: Progress) -> None:

@@ -5,6 +5,8 @@ Without these checks XLA turns a label out of range into NaN in every weight, an
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,7 +14,9 @@ import numpy as np
 
 from keras_residual.training.recipes import Recipe
 
-__all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size"]
+__all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size", "readable"]
+
+WIDTH_FIRST = "Is the width first? PIL's sizes are (width, height), those of arrays and networks (height, width)."
 
 
 def check_labels(labels: Any, outputs: int, what: str, classes: int | None = None, whole: bool = True) -> np.ndarray:
@@ -87,6 +91,8 @@ def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bo
         hint = ""
         if len(given) == 3 and len(shape) == 3 and given[0] == shape[-1] and given[-1] != shape[-1]:
             hint = " These have their channels first: np.moveaxis(images, 1, -1)."
+        elif len(given) == len(shape) == 3 and given[0] != given[1] and given == (shape[1], shape[0], shape[2]):
+            hint = f" {WIDTH_FIRST} Use np.swapaxes(images, 1, 2), or input_shape={given}."
         elif len(given) == len(shape) - 1 and shape[-1] == 1:
             hint = " The channel is missing: images[..., None]."
         elif len(given) == len(shape) and given[-1] != shape[-1]:
@@ -185,6 +191,8 @@ def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[
     if None in size:
         raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
     if any(b is not None and a != b for a, b in zip(size, shape[:-1], strict=True)):
+        if tuple(size) == shape[1::-1]:
+            raise ValueError(f"The network takes images of {shape[:2]}. Received: {tuple(size)}. {WIDTH_FIRST}")
         raise ValueError(
             f"Recipe {recipe.name!r} trains on images of {size[0]} x {size[1]}. Received: a network that takes {shape} "
             "only. Build it with input_shape=(None, None, 3) if it can take any size, or say "
@@ -195,3 +203,30 @@ def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[
 def layers_of(model: keras.Model) -> list[Any]:
     """All layers, those inside of others too."""
     return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+@contextlib.contextmanager
+def readable(sources: list[Any], kept: Any) -> Iterator[None]:
+    """Explain a failure of reading images as what it is: a file that was removed or changed after it was checked.
+
+    Args:
+        sources: What is read, training and validation.
+        kept: Returns a sentence that says which weights are kept.
+
+    Raises:
+        OSError: With the names of those files.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if "IteratorGetNext" not in str(error):
+            raise
+        stores = {id(store): store for data in sources if (store := getattr(data, "store", None)) is not None}
+        changed = [name for store in stores.values() for name in store.changed()]
+        which = ": " + ", ".join(map(repr, changed[:5])) + (", ..." if len(changed) > 5 else "") if changed else ""
+        raise OSError(
+            f"Images must stay as they are during training, but some could no longer be read{which}. {kept()} Restore "
+            "them and start the same training again to resume, or start another one without them."
+        ) from error

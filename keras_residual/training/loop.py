@@ -88,10 +88,12 @@ class Keeper(keras.callbacks.Callback):
         }
 
     def resume(self, snapshot: Snapshot) -> None:
-        """Takes over a checkpoint's state; variables are put in when the phase's optimiser is there."""
+        """Adopt a checkpoint's state; variables get their values once the phase's optimiser exists."""
         state = snapshot.state
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.stopped, self.good, self._metrics = state["stopped"], snapshot, snapshot
+        if self.recipe.epochs > state["about"]["recipe"]["epochs"]:  # more were asked for
+            self.stopped, self.best["waited"] = False, 0
         self.best_weights = snapshot.best if self.keep_best else None
         if self.checkpoints is not None:  # what a damaged one, or a kill, left of a future that will be another
             self.checkpoints.clear(after=self.step)
@@ -222,19 +224,24 @@ class Keeper(keras.callbacks.Callback):
             self._fail(f"the loss is {value} at step {step:,}")
 
     def _fail(self, what: str) -> None:
-        """Puts the last good state back and says what happened."""
-        where = ""
+        """Restore the last good state and raise."""
         epoch, within = divmod(max(self.step - 1, 0), self.steps)
         if self.good is not None:
             sync(self.model)
             self.put(self.good)
-            where = f" The weights are those after step {self.good.state['step']:,} again"
-            where += ", and so is the last checkpoint." if self.checkpoints is not None else "."
         raise NonFiniteError(
-            f"Training stopped: {what} (epoch {epoch + 1}, step {within + 1} of {self.steps}).{where} The usual "
-            "reasons are a learning rate that is too high, no warm-up, or half precision: try a tenth of the rate, "
+            f"Training stopped: {what} (epoch {epoch + 1}, step {within + 1} of {self.steps}). {self.kept()} The usual "
+            "causes are a learning rate that is too high, no warm-up, or half precision: try a tenth of the rate, "
             "clip_norm=1.0, or float32."
         )
+
+    def kept(self) -> str:
+        """Say which weights a failed training leaves behind."""
+        step = 0 if self.good is None else self.good.state["step"]
+        if not step:
+            return "No weights had been trained yet."
+        saved = f", and are saved in {str(self.checkpoints.folder)!r}" if self.checkpoints is not None else ""
+        return f"The weights of step {step:,} are kept{saved}."
 
 
 class Interrupted(BaseException):
@@ -335,7 +342,9 @@ class Progress(keras.callbacks.Callback):
         logs = logs or {}
         words = f"epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2%}"
         if "val_accuracy" in logs:
-            words += f"  held out {logs['val_loss']:.4f} {logs['val_accuracy']:.2%}"
+            words += f"  validation {logs['val_loss']:.4f} {logs['val_accuracy']:.2%}"
+        if "val_macro_f1" in logs:
+            words += f" F1 {logs['val_macro_f1']:.3f}"
         words += f"  {self.rate:,.0f} images/s"
         left = (time.perf_counter() - self.begun) * (self.epochs - epoch - 1)
         if left:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from keras_residual.training.inputs import check_batch, check_images, check_labe
 from keras_residual.training.loop import Keeper
 from keras_residual.training.optimizers import Schedule, layer_rates, optimizer
 from keras_residual.training.recipes import Recipe, recipe
-from keras_residual.training.step import Normalize, Step, logits_of
+from keras_residual.training.step import MacroF1, Normalize, Step, logits_of
 from keras_residual.weights import Preprocess, Weights
 
 __all__ = ["Run"]
@@ -151,6 +152,17 @@ class Run:
         """The weights of the network that is evaluated: the averages, where there are some."""
         return {f"weight/{i:05d}": v for i, v in enumerate((self.step.averaged or self.network).weights)}
 
+    def checkpoint_bytes(self) -> int:
+        """Room that checkpoints need: two of the state and of the best weights are kept while a third is written."""
+
+        def size(variables: Any) -> int:
+            return sum(math.prod(v.shape) * (8 if str(v.dtype) == "float64" else 4) for v in variables)
+
+        network = size(self.network.weights)
+        slots = 1 if self.recipe.optimizer == "sgd" else 2
+        state = size(self.step.variables) + slots * network
+        return 3 * (state + network)
+
     # ------------------------------------------------------------------------------------------------------- how
 
     @contextlib.contextmanager
@@ -188,9 +200,12 @@ class Run:
         schedule = Schedule(peak, epochs * self.steps, self.recipe, self.steps)
         rates = layer_rates(self.network, self.recipe.layer_decay) if self.recipe.layer_decay != 1 else None
         with _scope(self.model):
+            metrics: list[Any] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+            if self.class_weight is not None:
+                metrics.append(MacroF1(self.step.classes))
             self.step.compile(
                 optimizer(self.recipe, schedule, self.step, rates),
-                metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+                metrics=metrics,
                 jit_compile=decision.jit,
                 steps_per_execution=decision.steps_per_execution,
             )

@@ -11,9 +11,35 @@ from keras_residual.training import augment
 from keras_residual.training.augment import Random
 from keras_residual.training.recipes import Recipe
 
-__all__ = ["Normalize", "Step", "logits_of"]
+__all__ = ["MacroF1", "Normalize", "Step", "logits_of"]
 
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+class MacroF1(keras.metrics.Metric):
+    """Mean F1 score over the classes that occur, as scikit-learn computes it from all predictions of an epoch.
+
+    Args:
+        classes: Number of classes.
+    """
+
+    def __init__(self, classes: int, name: str = "macro_f1") -> None:
+        super().__init__(name=name)
+        self.hits, self.guessed, self.occurring = (
+            self.add_variable((classes,), "zeros", name=what) for what in ("hits", "guessed", "occurring")
+        )
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        classes = self.hits.shape[0]
+        truth = ops.one_hot(ops.reshape(ops.cast(y_true, "int32"), (-1,)), classes, dtype="float32")
+        guess = ops.one_hot(ops.argmax(y_pred, -1), classes, dtype="float32")
+        for total, counted in ((self.hits, truth * guess), (self.guessed, guess), (self.occurring, truth)):
+            total.assign_add(ops.sum(counted, 0))
+
+    def result(self) -> Any:
+        scores = 2 * self.hits / ops.maximum(self.guessed + self.occurring, 1.0)
+        occurs = ops.cast(self.occurring > 0, "float32")
+        return ops.sum(scores * occurs) / ops.maximum(ops.sum(occurs), 1.0)
 
 
 class Step(keras.Model):

@@ -1,0 +1,231 @@
+"""Images in any form that a caller has them: files, folders, patterns, encoded bytes, Pillow images, arrays."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from keras_residual.data import decoding, scan
+from keras_residual.data.decoding import UnreadableError
+from keras_residual.data.sources import SUFFIXES
+from keras_residual.io import expand
+
+# Also those of photos that are not read: a folder's HEIC photos must be reported, not passed over.
+_SUFFIXES = {*SUFFIXES, ".jpe", ".dib", ".pbm", ".pnm", ".j2k", ".heic", ".heif", ".jxl"}
+_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP", re.DOTALL)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left
+_RULE = "An image must be an array (height, width, channels) of 0..255, or (height, width) if it is grey."
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def find(places: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[Path]]:
+    """Find image files.
+
+    Args:
+        places: Files, folders, which are searched with all that is in them, and patterns such as `photos/*.jpg`; `~`
+            and environment variables are expanded.
+
+    Returns:
+        The images, in order, and the files in folders that are passed over: hidden ones, and those that neither their
+        suffix nor their first bytes show to be images.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or none of this pattern.
+        ValueError: For a URL.
+    """
+    found: list[Path] = []
+    skipped: list[Path] = []
+    for place in places:
+        path = expand(place)
+        if path.is_dir():
+            for file in sorted(file for file in path.rglob("*") if not file.is_dir()):
+                (found if _is_image(file, path) else skipped).append(file)
+        elif os.path.lexists(path):
+            found.append(path)
+        elif _URL.match(os.fspath(place)):
+            raise ValueError(f"Images must be files on this machine; got the URL {str(place)!r}. Download it first.")
+        else:
+            matches = sorted(glob.glob(str(path), recursive=True))
+            if not matches:
+                raise FileNotFoundError(f"There is no image {str(path)!r}.")
+            more, others = find(map(Path, matches))
+            found, skipped = found + more, skipped + others
+    return found, skipped
+
+
+def _is_image(file: Path, folder: Path) -> bool:
+    if any(part.startswith(".") for part in file.relative_to(folder).parts):
+        return False
+    if file.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        if not file.is_file():  # to open a FIFO would wait for ever
+            return False
+        with file.open("rb") as opened:
+            return bool(_MAGIC.match(opened.read(16)))
+    except OSError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------------- any form of images
+
+
+def named(images: Any, channels: int = 3) -> list[tuple[str, Any]]:
+    """List images of any form.
+
+    Args:
+        images: A path, folder or pattern; the bytes of a file; a Pillow image; an array or tensor of one image or of a
+            batch; or an iterable of these, mixed.
+        channels: Arrays may have these, as the classifier does, or 1, 3 or 4.
+
+    Returns:
+        Each one's name, its path or number, with what `read` takes.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: For an array that is no image of 0..255. In a list, with its index.
+        TypeError: For anything else.
+    """
+    single = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
+    if single or (hasattr(images, "__array__") and np.asarray(images).dtype.kind not in "SUO"):
+        return list(_one(images, 0, channels))
+    if hasattr(images, "__array__"):  # of paths or encoded images
+        images = np.asarray(images).ravel().tolist()
+    if isinstance(images, dict) or not isinstance(images, Iterable):
+        raise TypeError(_unknown("images", images))
+    found: list[tuple[str, Any]] = []
+    for index, image in enumerate(images):
+        try:
+            found += _one(image, len(found), channels)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"images[{index}]: {error}") from None
+    return found
+
+
+def _one(image: Any, number: int, channels: int) -> Iterator[tuple[str, Any]]:
+    """Name one image, or each of a folder or of a batch."""
+    if not isinstance(image, Image.Image) and hasattr(image, "__array__"):
+        array = np.asarray(image)
+        if array.ndim or array.dtype.kind not in "SUO":
+            for offset, pixels in enumerate(_pixels(array, channels)):
+                yield str(number + offset), pixels
+            return
+        image = array.item()
+    if isinstance(image, (str, os.PathLike)):
+        for path in find([image])[0]:
+            yield str(path), path
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        yield str(number), bytes(image)
+    elif isinstance(image, Image.Image):
+        yield str(getattr(image, "filename", "") or number), image
+    else:
+        raise TypeError(_unknown("an image", image))
+
+
+def _unknown(what: str, given: Any) -> str:
+    forms = "a path, a folder, bytes of a file, a PIL image or an array (height, width, channels) of 0..255"
+    return f"Expected {what} as {forms}, or a list of these; got {type(given).__name__}."
+
+
+def _pixels(array: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
+    """Return an array of one image or of a batch as uint8 `(N, height, width, channels)`."""
+    shape, kinds = array.shape, (1, 3, 4, channels)
+    batch = array[None, ..., None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
+    if batch.ndim == 4 and batch.shape[-1] not in kinds:
+        hint = " If it is a batch of grey images, add the axis of channels: x[..., None]." if array.ndim == 3 else ""
+        if batch.shape[1] in kinds:
+            hint = f" With channels first, as it seems, use np.moveaxis(x, {array.ndim - 3}, -1)."
+        raise ValueError(f"{_RULE} Received: shape {shape}.{hint}")
+    if batch.ndim != 4:
+        raise ValueError(f"{_RULE} Received: shape {shape}.")
+    return checked_pixels(batch, [])
+
+
+def checked_pixels(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[Any, Any]:
+    """Return a batch of images as uint8, if its values are of 0..255.
+
+    Args:
+        x: `(N, height, width, channels)`, of whole or floating numbers.
+        warnings: Gets what is allowed but suspicious.
+
+    Raises:
+        ValueError: For a wrong rank, order of axes, range or dtype, with the rule and what came.
+    """
+    rule = "Images must be an array (number, height, width, channels) of 0..255."
+    if x.ndim == 3:
+        raise ValueError(f"{rule} Received: {x.shape}. If they are grey, add the axis of channels: x[..., None].")
+    if x.ndim != 4:
+        raise ValueError(f"{rule} Received: {x.shape}.")
+    if not x.size:
+        raise ValueError(f"{rule} Received: {x.shape}, which holds nothing.")
+    if x.shape[1] in (1, 3, 4) and x.shape[-1] > 4:
+        raise ValueError(f"{rule} Received: {x.shape}: channels first, it seems. Use np.moveaxis(x, 1, -1).")
+    if x.dtype.name == "bfloat16":
+        x = x.astype("float32")
+    if x.dtype.kind not in "iuf":
+        raise ValueError(f"{rule} Received: {x.dtype}." + (" Use x * np.uint8(255)." if x.dtype.kind == "b" else ""))
+    low, high = x.min(), x.max()
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{rule} Received: values that are no numbers (NaN or infinite).")
+    if low < 0:
+        raise ValueError(
+            f"{rule} Received: {low:g} to {high:g}: normalised already, it seems. Give the images as they were; they "
+            "are normalised as the weights need it. For -1..1, use (x + 1) * 127.5."
+        )
+    if high > 255:
+        raise ValueError(f"{rule} Received: {low:g} to {high:g}. For 16-bit images, use (x // 256).astype('uint8').")
+    if x.dtype.kind == "f" and 0 < high < 2 and not (high > 1 and np.array_equal(x, np.round(x))):
+        raise ValueError(f"{rule} Received: {low:g} to {high:g}: a range of 0..1, it seems. Use x * 255.")
+    if 0 < high < 64:
+        warnings.append(
+            f"The images' values end at {high:g}, where 0..255 is expected: scale them if 255 is not white."
+        )
+    rounded = np.round(x).astype("uint8")
+    if x.dtype.kind == "f" and not np.array_equal(rounded, x):
+        warnings.append("The images' values are rounded to whole numbers.")
+    return rounded
+
+
+# -------------------------------------------------------------------------------------------------------------- pixels
+
+
+def read(sources: Sequence[Any]) -> list[np.ndarray[Any, Any] | str]:
+    """Read images as `named` lists them.
+
+    Returns:
+        Of each the pixels, uint8 `(height, width, channels)`, or why it cannot be read, by the same verdict as before
+        training.
+    """
+    if all(isinstance(source, np.ndarray) for source in sources):
+        return list(sources)
+    return [str(result) if isinstance(result, Exception) else result for result in scan.decoded(_decode, sources)]
+
+
+def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
+    try:
+        if isinstance(source, np.ndarray):
+            return source
+        if isinstance(source, Image.Image):
+            return decoding.rgb(source)
+        return decoding.decode(scan.content(str(source)) if isinstance(source, Path) else source)
+    except (UnreadableError, OSError) as error:
+        return error
+    except MemoryError:
+        return UnreadableError("needs more memory than there is")
+
+
+def too_long(image: np.ndarray[Any, Any], size: tuple[int, int]) -> str:
+    """Return why an image is too long to be resized by its shorter side to a model's size; "" if it is not."""
+    longer, shorter = max(image.shape[:2]), min(image.shape[:2])
+    if longer // shorter * size[0] * size[1] <= decoding.MAX_PIXELS:
+        return ""
+    return f"is {image.shape[0]:,} x {image.shape[1]:,} pixels, too long to be resized; crop it"

@@ -1,0 +1,222 @@
+"""The directory of a run: one writer at a time, recognised by what the run is of, complete or resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from keras_residual.classifier import SECTION
+from keras_residual.io import LOCK, locked, remove_parts, require_space, write_json
+from keras_residual.training.checkpoint import differences
+
+__all__ = ["RunDirectory"]
+
+RUN, CONFIG = "run.json", "config.json"
+_FILES = (CONFIG, RUN, "model.keras", "weights.safetensors", "labels.txt", "skipped.csv")
+_FILES += ("history.csv", "metrics.json", "predictions.csv", "classes.csv", "confusions.csv")
+_FILES += ("curves.png", "confusion.png", "mistakes.png")
+_FOLDERS = ("training", "tensorboard", "inspect")
+_PREVIOUS = ".previous"  # what --overwrite replaces, until the new classifier is on disk
+
+# What makes it this run and no other. Where the data lie, how their path was typed and which version wrote the record
+# do not: a moved or copied run resumes.
+_IDENTITY = ("model", "options", "weights_id", "seed", "validation", "precision", "deterministic")
+_DERIVED = ("recipe", "size", "class_weights")  # from the user's arguments and the data
+
+
+class RunDirectory:
+    """A run on disk.
+
+    `run.json` holds the settings and is written first, `config.json` together with the trained classifier. Its section
+    has `metrics` once the report has been written: then the run is finished.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the directory; it is created if missing. A run that fails before its first checkpoint leaves no trace.
+
+        Raises:
+            NotADirectoryError: If the path is a file.
+            ValueError: If the directory has files that do not belong to a run.
+            LockedError: If another process is writing to it.
+            OSError: If it is not writable.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"A run must be written to a directory. Received: {str(self.path)!r}, a file.")
+        if self._record() is None and self._foreign():
+            raise ValueError(
+                f"A new run needs an empty directory. Received: {str(self.path)!r}, which has other files "
+                f"({', '.join(self._foreign()[:3])}). Choose another output directory."
+            )
+        if self.finished() and not os.access(self.path, os.W_OK):  # on a read-only medium it can still be used
+            yield
+            return
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        with _explained(self.path), contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self.path))
+            require_space(self.path, 0)
+            remove_parts(self.path)
+            try:
+                yield
+            except BaseException:
+                if not self._trained():
+                    self._forget(made)
+                raise
+
+    def begin(self, about: Mapping[str, Any], *, overwrite: bool = False, anyway: bool = False) -> dict[str, Any]:
+        """Compare with the run that the directory holds, and return the settings to train by.
+
+        Args:
+            about: The settings, of JSON's types.
+            overwrite: Whether another or a finished run is replaced.
+            anyway: Whether an unfinished run is resumed whatever differs.
+
+        Returns:
+            The settings: those of the earlier run where it continues with more epochs.
+
+        Raises:
+            ValueError: If the directory holds another run; the message names what differs.
+        """
+        wanted = json.loads(json.dumps(about))
+        there = self._record()
+        if there is not None:
+            different = _different(there, wanted)
+            if self.finished() and not different and not overwrite:
+                return there  # perhaps on a read-only medium
+            if overwrite and (different or self.finished()):
+                self._set_aside()
+            elif different and self._trained() and (self.finished() or not anyway):
+                more = _more_epochs(there, wanted)
+                if more is None:
+                    raise ValueError(
+                        f"{str(self.path)!r} already contains another run. It differs in\n  "
+                        + "\n  ".join(different)
+                        + "\nChoose another output directory (output=, --output) to keep both."
+                    )
+                wanted = more
+        self._write(wanted)
+        return wanted
+
+    def finished(self) -> bool:
+        """Return True if the classifier and its report are there, for all epochs that were asked for."""
+        section, record = self._section(), self._record()
+        if record is None or "metrics" not in section:
+            return False
+        return section.get("recipe", {}).get("epochs") == record.get("recipe", {}).get("epochs")
+
+    def _trained(self) -> bool:
+        """Return True if there is something that took training: a classifier or a checkpoint."""
+        return (self.path / CONFIG).is_file() or any(self.path.glob("training/**/step-*.safetensors"))
+
+    def discard_previous(self) -> None:
+        """Remove what this run has replaced: its own classifier is on disk now."""
+        shutil.rmtree(self.path / _PREVIOUS, ignore_errors=True)
+
+    # ------------------------------------------------------------------------------------------------------- on disk
+
+    def _record(self) -> dict[str, Any] | None:
+        found = _json(self.path / RUN)
+        return found if isinstance(found, dict) else None
+
+    def _section(self) -> dict[str, Any]:
+        found = _json(self.path / CONFIG)
+        section = found.get(SECTION) if isinstance(found, dict) else None
+        return section if isinstance(section, dict) else {}
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._record() != record:
+            write_json(self.path / RUN, record)
+
+    def _foreign(self) -> list[str]:
+        if not self.path.is_dir():
+            return []
+        return sorted(path.name for path in self.path.iterdir() if path.name not in (LOCK, _PREVIOUS))
+
+    def _set_aside(self) -> None:
+        """Move the old run away, whole; it comes back if the new one fails before its first checkpoint."""
+        kept = self.path / _PREVIOUS
+        if kept.exists() and not (self.path / CONFIG).is_file():  # the older one has a classifier, the newer has none
+            self._remove()
+            return
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        for name in (*_FILES, *_FOLDERS):
+            if (self.path / name).exists():
+                (self.path / name).rename(kept / name)
+
+    def _remove(self) -> None:
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def _forget(self, made: list[Path]) -> None:
+        self._remove()
+        kept = self.path / _PREVIOUS
+        if kept.exists():
+            for path in kept.iterdir():
+                path.rename(self.path / path.name)
+            kept.rmdir()
+            return
+        (self.path / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: something of the user's is there
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Name the output directory where the system refuses to create it."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(f"The output directory {str(path)!r} is not writable: {error}.") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _different(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two runs, in the user's terms; consequences of a difference are not repeated."""
+    if there.get("labels") != wanted["labels"]:
+        return differences({"classes": there.get("labels")}, {"classes": wanted["labels"]})
+    keys = [key for key in _IDENTITY if key in there]  # an older version recorded fewer
+    if "weights_id" not in there:
+        keys.append("weights")
+    found = differences({key: there[key] for key in keys}, {key: wanted[key] for key in keys})
+    if found:  # the seed and the validation fraction also change which images validate
+        return found
+    if there.get("fingerprint") != wanted["fingerprint"]:
+        return ["images: some were added, removed or changed, or moved between training and validation"]
+    derived = differences({key: there.get(key) for key in _DERIVED}, {key: wanted[key] for key in _DERIVED})
+    asked = differences(there.get("asked", {}), wanted["asked"]) if "asked" in there else []
+    return asked if derived and asked else derived
+
+
+def _more_epochs(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the settings with the earlier recipe and more epochs, if that is all that was asked for."""
+    epochs, before = wanted["recipe"]["epochs"], there["recipe"]["epochs"]
+    changed = {"epochs"} if wanted["asked"].get("head_epochs") is not None else {"epochs", "head_epochs"}
+
+    def rest(record: dict[str, Any]) -> dict[str, Any]:
+        recipe = {key: value for key, value in record["recipe"].items() if key not in changed}
+        return {**{key: value for key, value in record.items() if key != "asked"}, "recipe": recipe}
+
+    if epochs <= before or _different(rest(there), {**rest(wanted), "asked": {}}):
+        return None
+    return {**wanted, "recipe": {**there["recipe"], "epochs": epochs}}
