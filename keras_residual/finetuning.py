@@ -196,9 +196,10 @@ class _Network:
                 f"({error}). For others build the network yourself and call keras_residual.fit."
             ) from None
         source = _source(model, weights)
-        if source is not None:
-            require_architecture(source)
-        record = None if source is None or Path(source).is_file() else Weights.read(source)
+        record = None
+        if source is not None and not Path(source).is_file():
+            require_architecture(source)  # before the network is contacted
+            record = Weights.read(source)
         return cls(find(record.architecture if record else model).config.name, source, record, dict(options))
 
     def identity(self) -> str | None:
