@@ -121,7 +121,7 @@ def fails(source="someone/net"):
     """The error of a load, and the seconds until it came."""
     start = time.monotonic()
     with pytest.raises(FileNotFoundError) as caught:
-        kr.ResNet10T(weights=source)
+        sources.weights_file(source)
     said = str(caught.value)
     assert "\n" not in said
     return said, time.monotonic() - start
