@@ -41,7 +41,7 @@ def draw_curves(
     """
     figure, axes = canvas(1, 2, (9, 3.6))
     for axis, name in zip(axes[0], ("loss", "accuracy"), strict=True):
-        for key, label, style in ((name, "training", "-"), (f"val_{name}", "held out", "--")):
+        for key, label, style in ((name, "training", "-"), (f"val_{name}", "validation", "--")):
             if history.get(key):
                 marker = "o" if len(history[key]) < 10 else None  # a line of one point would not be seen
                 epochs = range(1, len(history[key]) + 1)
