@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -210,7 +211,8 @@ def as_written(figure: Any) -> None:
     texts = [text for text in figure.findobj(Text) if id(text) not in numbers]
     fonts, missing = _coverage(frozenset("".join(text.get_text() for text in texts)))
     for axis in named:  # their text would be set again as the figure is drawn
-        axis.set_ticklabels([_drawable(text.get_text(), missing) for text in axis.get_ticklabels()])
+        labels = (text.get_text() for text in axis.get_ticklabels())
+        axis.set_ticklabels([_cut(_drawable(label, missing), label) for label in labels])
     for text in texts:
         text.set_usetex(False)
         text.set_parse_math(False)
@@ -221,6 +223,11 @@ def as_written(figure: Any) -> None:
 def _drawable(text: str, missing: frozenset[str]) -> str:
     lines = (literal(line) for line in text.split("\n"))  # captions have lines of their own
     return "\n".join("".join(escaped(char) if char in missing else char for char in line) for line in lines)
+
+
+def _cut(drawn: str, label: str) -> str:
+    """Shorten a label that escapes have made long: an axis of them would leave no room for the picture."""
+    return drawn if len(drawn) == len(label) else short(drawn, 24)
 
 
 @functools.lru_cache
@@ -246,6 +253,10 @@ def _upright_fonts() -> list[Any]:
     """The fonts of this system, upright and regular ones first; without placeholders for missing glyphs."""
     from matplotlib import font_manager
 
+    listed = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in set(font_manager.findSystemFonts()) - listed:  # matplotlib's own list is from its first import
+        with contextlib.suppress(Exception):  # of a file that is no font it can draw, in ways of its parser's own
+            font_manager.fontManager.addfont(path)
     known = [font for font in font_manager.fontManager.ttflist if not _PLACEHOLDER.search(font.name)]
     return sorted(known, key=lambda font: (font.style != "normal", str(font.weight) not in ("400", "normal")))
 

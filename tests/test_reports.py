@@ -195,6 +195,22 @@ def test_fonts_are_found_by_what_they_can_draw(han):
     assert second.get_text() in ("龘", r"\u9f98")
 
 
+def test_a_font_installed_after_matplotlib_is_found(han, monkeypatch):
+    """Its list of fonts is from its first import on this machine."""
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(han), str(han.with_name("no.ttf"))])
+    kept = [font for font in font_manager.fontManager.ttflist if figures._lacking(font.fname, frozenset("中"))]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", kept)
+    figures._coverage.cache_clear()
+    assert figures._coverage(frozenset("中")) == (("Only Zhong",), frozenset())
+
+
+def test_labels_that_escapes_make_long_are_cut():
+    figure, axes = figures.canvas(1, 1, (4, 3))
+    axes[0, 0].set_yticks([0, 1], ["\n" * 18, "x" * 40])
+    figures.as_written(figure)
+    assert [len(label.get_text()) for label in axes[0, 0].get_yticklabels()] == [24, 40]
+
+
 # -------------------------------------------------------------------------------------------------------- many classes
 
 
