@@ -206,7 +206,7 @@ def test_a_font_installed_after_matplotlib_is_found(han, monkeypatch):
 
 def test_labels_that_escapes_make_long_are_cut():
     figure, axes = figures.canvas(1, 1, (4, 3))
-    axes[0, 0].set_yticks([0, 1], ["\n" * 18, "x" * 40])
+    axes[0, 0].set_yticks([0, 1], ["\U0010fffd" * 18, "x" * 40])  # no font has a glyph for the first
     figures.as_written(figure)
     assert [len(label.get_text()) for label in axes[0, 0].get_yticklabels()] == [24, 40]
 
