@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
-from keras_residual.io import expand, literal, say, sha256
+from keras_residual.io import announce, expand, literal, sha256
 from keras_residual.models import find
 from keras_residual.models._checkpoints import require_architecture
 from keras_residual.models.pretrained import from_pretrained
@@ -60,7 +60,7 @@ def finetune(
     coordinator: str | None = None,
     processes: int = 1,
     process_id: int = 0,
-    say: Callable[[str], None] = say,
+    say: Callable[[str], None] = announce,
     **options: Any,
 ) -> Classifier:
     """Train a classifier on your own images and write it, with its report, to a run directory.

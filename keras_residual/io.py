@@ -19,6 +19,7 @@ from typing import Any
 
 __all__ = [
     "LockedError",
+    "announce",
     "escaped",
     "expand",
     "literal",
@@ -126,6 +127,14 @@ def say(line: str) -> None:
     """Print a line. Characters that the terminal's encoding lacks are escaped; `print` would raise an error."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def announce(line: str) -> None:
+    """Print a line of a long task, which goes on if nobody reads it any more (`keras-residual finetune ... | head`)."""
+    try:
+        say(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

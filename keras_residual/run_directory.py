@@ -54,7 +54,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"A run must be written to a directory. Received: {str(self.path)!r}, a file.")
-        if self._record() is None and self._foreign():
+        if self._record() is None and not (self.path / _PREVIOUS).exists() and self._foreign():
             raise ValueError(
                 f"A new run needs an empty directory. Received: {str(self.path)!r}, which has other files "
                 f"({', '.join(self._foreign()[:3])}). Choose another output directory."
@@ -63,10 +63,15 @@ class RunDirectory:
             yield
             return
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        with _explained(self.path), contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.path))
-            require_space(self.path, 0)
-            remove_parts(self.path)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+                require_space(self.path, 0)
+                remove_parts(self.path)
+            except PermissionError as error:
+                raise PermissionError(f"The output directory {str(self.path)!r} is not writable: {error}.") from error
+            if self._record() is None:  # a kill while an old run was set aside
+                self._restore()
             try:
                 yield
             except BaseException:
@@ -155,6 +160,16 @@ class RunDirectory:
             if (self.path / name).exists():
                 (self.path / name).rename(kept / name)
 
+    def _restore(self) -> bool:
+        """Bring back what was set aside; return False if there was nothing."""
+        kept = self.path / _PREVIOUS
+        if not kept.exists():
+            return False
+        for path in kept.iterdir():
+            path.rename(self.path / path.name)
+        kept.rmdir()
+        return True
+
     def _remove(self) -> None:
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
@@ -163,25 +178,12 @@ class RunDirectory:
 
     def _forget(self, made: list[Path]) -> None:
         self._remove()
-        kept = self.path / _PREVIOUS
-        if kept.exists():
-            for path in kept.iterdir():
-                path.rename(self.path / path.name)
-            kept.rmdir()
+        if self._restore():
             return
         (self.path / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: something of the user's is there
             for folder in made:
                 folder.rmdir()
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Name the output directory where the system refuses to create it."""
-    try:
-        yield
-    except PermissionError as error:
-        raise PermissionError(f"The output directory {str(path)!r} is not writable: {error}.") from error
 
 
 def _json(path: Path) -> Any:

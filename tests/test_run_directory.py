@@ -433,3 +433,40 @@ def test_logs_that_cannot_be_written_stop_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"TensorBoard.*tensorboard is missing\)\. Training continues") as said:
         kr.fit(model, recipe, (x, y), logs=tmp_path, progress=False)
     assert sum("TensorBoard" in str(one.message) for one in said) == 1
+
+
+def test_a_kill_while_an_old_run_is_set_aside_loses_nothing(place, monkeypatch):
+    """`--overwrite` moves the old files one by one."""
+    moved, rename = [], type(place).rename
+
+    def dies(self, target):
+        if len(moved) == 3:
+            raise KeyboardInterrupt  # nothing below it runs, as after a kill
+        moved.append(self.name)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, locked(place / "run"):
+        patch.setattr(type(place), "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory(place / "run")._set_aside()
+    assert "run.json" in moved
+    assert "finished" in train(place / "photos", place / "run")[1]
+
+
+def test_a_directory_of_someone_else_keeps_its_files(place):
+    """Under the names of a run, but without a run: nothing is removed."""
+    (place / "mine").mkdir()
+    (place / "mine" / "labels.txt").write_text("mine")
+    with pytest.raises(ValueError, match="empty directory"):
+        train(place / "photos", place / "mine")
+    assert [path.name for path in (place / "mine").iterdir()] == ["labels.txt"]
+
+
+def test_a_reader_that_leaves_does_not_end_a_training(place):
+    """`keras-residual finetune ... | head -1`."""
+    process = command(place / "photos", place / "piped")
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 0, err[-2000:]
+    assert RunDirectory(place / "piped").finished()

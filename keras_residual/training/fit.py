@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_residual.io import announce
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays
 from keras_residual.training.board import Board
@@ -267,9 +268,9 @@ def _quiet(bar: Progress) -> Progress:
 
 def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
     r = run.recipe
-    print(decision.line())
+    announce(decision.line())
     values = "as they come" if run.normalize is None else f"0..255, mean {run.normalize[0]}, std {run.normalize[1]}"
-    print(
+    announce(
         f"recipe {r.name}: {r.optimizer}, rate {r.rate(run.batch):.3g}, {r.epochs} epochs of {run.steps} steps of "
         f"{run.batch}; images {values}"
     )
@@ -281,11 +282,11 @@ def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
     if r.batch_norm == "frozen":
         parts.append("statistics of batch norms stay")
     if parts:
-        print("; ".join(parts))
+        announce("; ".join(parts))
     if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
-        print("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
+        announce("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
     if keeper.step:
-        print(f"resuming after step {keeper.step:,} of {r.epochs * run.steps:,}")
+        announce(f"resuming after step {keeper.step:,} of {r.epochs * run.steps:,}")
 
 
 def _conclude(run: Run, keeper: Keeper, bar: Progress) -> None:
@@ -297,4 +298,4 @@ def _conclude(run: Run, keeper: Keeper, bar: Progress) -> None:
     if keeper.best_weights is not None:
         words.append(f"weights of epoch {keeper.best['epoch'] + 1}, the best by {keeper.monitor}")
     if words:
-        print("; ".join(words))
+        announce("; ".join(words))

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from keras_residual.io import announce
 from keras_residual.training.checkpoint import Checkpoints, Snapshot
 from keras_residual.training.recipes import Recipe
 
@@ -260,7 +261,7 @@ def sync(model: Any) -> None:
 
 @contextlib.contextmanager
 def signals(keeper: Keeper) -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the training after the current step, with a checkpoint."""
+    """End the training after the current step, with a checkpoint, on SIGTERM, Ctrl-C and a closed terminal."""
     if threading.current_thread() is not threading.main_thread() or keeper.checkpoints is None:
         yield
         return
@@ -270,7 +271,10 @@ def signals(keeper: Keeper) -> Iterator[None]:
             raise KeyboardInterrupt
         keeper.asked = number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
+        wanted.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in wanted}
     try:
         yield
     except Interrupted as stop:
@@ -352,4 +356,4 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None:
             self.bar.console.print(words)
         else:
-            print(words, flush=True)
+            announce(words)

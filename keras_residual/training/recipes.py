@@ -160,8 +160,8 @@ class Recipe:
             )
         if self.head_epochs > self.epochs:
             raise ValueError(
-                f"Recipe: head_epochs are among the epochs. Received: head_epochs={self.head_epochs}, "
-                f"epochs={self.epochs}."
+                f"head_epochs must be at most epochs; got head_epochs={self.head_epochs}, epochs={self.epochs}. Change "
+                f"both: recipe.replace(epochs={self.epochs}, head_epochs={self.epochs // 3})."
             )
 
     def to_dict(self) -> dict[str, Any]:
