@@ -390,7 +390,10 @@ def command(photos, output):
 
 @pytest.mark.slow
 def test_killed_in_each_second(tmp_path):
-    """While it imports, reads, compiles, trains, saves and reports: no epoch is lost, and the end is the same."""
+    """While it imports, reads, compiles, trains, saves and reports: no epoch is lost, and the end is the same.
+
+    KR_EVERY: seconds between two moments; KR_RESUME: of how many killed runs one is resumed.
+    """
     photos, whole = stripes(tmp_path / "photos", each=20), tmp_path / "whole"
     begun = time.monotonic()
     process = command(photos, whole)
@@ -410,13 +413,15 @@ def test_killed_in_each_second(tmp_path):
         assert saved >= announced - 1, (moment, out)  # the last one may still be on its way to the disk
         if (run / "config.json").exists():
             assert Classifier.load(run).labels == ("across", "down"), moment
-        print(f"killed after {moment:.1f} s: {saved} epochs saved, {announced} announced")
-        process = command(photos, run)
-        _, err = process.communicate()
-        assert process.returncode == 0, (moment, err[-2000:])
-        for name in ("weights.safetensors", "history.csv", "metrics.json", "predictions.csv", "labels.txt"):
-            assert (run / name).read_bytes() == (whole / name).read_bytes(), (moment, name)
-        shutil.rmtree(run)
+        there = {name for name in ("config.json", "metrics.json", "mistakes.png") if (run / name).exists()}
+        print(f"killed after {moment:.1f} s: {saved} epochs saved, {announced} announced, {sorted(there)}")
+        if number % int(os.environ.get("KR_RESUME", "1")) == 0 or 0 < len(there) < 3:
+            process = command(photos, run)
+            _, err = process.communicate()
+            assert process.returncode == 0, (moment, err[-2000:])
+            for name in ("weights.safetensors", "history.csv", "metrics.json", "predictions.csv", "labels.txt"):
+                assert (run / name).read_bytes() == (whole / name).read_bytes(), (moment, name)
+        shutil.rmtree(run, ignore_errors=True)
     assert killed >= len(moments) // 2
 
 
