@@ -15,7 +15,7 @@ from PIL import Image
 
 import keras_residual as kr
 from keras_residual import quickstart as job
-from keras_residual.cli import _parser
+from keras_residual.cli import parser
 
 from .tools import distance
 
@@ -71,7 +71,7 @@ def test_what_it_says(run):
     commands = re.findall(r"^  keras-residual (.*?)  ", printed, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:  # what it names next exists
-        _parser().parse_args(shlex.split(command))
+        parser().parse_args(shlex.split(command))
 
 
 def test_the_bar_is_whole_on_80_columns(monkeypatch):

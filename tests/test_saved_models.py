@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_residual.cli import _parser
+from keras_residual.cli import parser
 from keras_residual.exporting.bundle import verify
 from keras_residual.quickstart import Split
 
@@ -43,7 +43,7 @@ def test_it_is_as_good_as_its_card_says():
 
 def test_its_card_says_how_it_was_made():
     command = re.search(r"`keras-residual (quickstart .*)`", CARD)[1]
-    options = _parser().parse_args(shlex.split(command))
+    options = parser().parse_args(shlex.split(command))
     assert (options.output, options.saved_model) == ("runs/digits", "saved_models/digits")
     assert "CC BY 4.0" in CARD
     size = sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file())
