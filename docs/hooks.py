@@ -119,11 +119,11 @@ def _module(name: str, title: str) -> str:
 
 def _command_line() -> str:
     """What `keras-residual COMMAND --help` says, command by command."""
-    from keras_residual.cli import _parser
+    from keras_residual.cli import parser
 
-    parser = _parser()
-    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    parts = ["# Command line", parser.description or ""]
+    made = parser()
+    (commands,) = (a for a in made._actions if isinstance(a, argparse._SubParsersAction))
+    parts = ["# Command line", made.description or ""]
     for name, sub in commands.choices.items():
         sub.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=82)
         parts.append(f"## {name}\n\n```text\n{sub.format_help().strip()}\n```")

@@ -134,7 +134,7 @@ def measure(
 
     from keras_residual.models import create, find
     from keras_residual.training import best_precision, compiled_hlo, prepare
-    from keras_residual.training.decide import gpu_names
+    from keras_residual.training.devices import gpu_names
 
     row = find(name).config
     policy = best_precision() if precision == "auto" else precision

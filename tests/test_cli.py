@@ -98,7 +98,7 @@ def test_info_of_checkpoints(capsys):
         (["info", "resnet51"], "ResNet50"),
         (["list", "nothing*"], "No model matches"),
         (["convert", "missing.safetensors", "b.safetensors", "--model", "ResNet20"], "missing.safetensors"),
-        (["quickstart", "--seeds", "0"], "positive"),
+        (["quickstart", "--seeds", "0"], "seeds must be 1 or more"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, words, capsys):

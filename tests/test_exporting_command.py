@@ -166,8 +166,8 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
     [
         (["export", "missing", "models/x"], "missing"),
         (["export", ".", "models/x"], "finished run of `keras-residual finetune`"),
-        (["export", ".", "x.onnx", "--top-k", "3"], "fold alone. Received: top_k"),
-        (["export", ".", "models/x", "--int8", "."], "Only a file of LiteRT"),
+        (["export", ".", "x.onnx", "--top-k", "3"], "must be exported without --top-k"),
+        (["export", ".", "models/x", "--int8", "."], "Only a LiteRT file"),
         (["export", "runs/typo", "models/x"], "no run, directory or file 'runs/typo'"),
         (["verify", "missing"], "no exported version"),
         (["serve", "missing"], "missing"),

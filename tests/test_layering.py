@@ -11,21 +11,32 @@ import keras_residual as kr
 from keras_residual import registry
 
 PACKAGE = Path(kr.__file__).parent
-# From the bottom up; a module may import those of its own line and of the lines above it here.
-LAYERS = [
-    {"registry", "primitives", "io"},
-    {"layers"},
-    {"blocks"},
-    {"weights"},
-    {"models"},
-    {"costs", "folding", "data", "training", "metrics"},
-    {"classifier", "exporting"},
-    {"figures", "run_directory"},
-    {"reports"},
-    {"finetuning", "serving", "diagnostics", "benchmark", "quickstart"},
-    {"cli"},
-]
-HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+# From the bottom up, one part on each line: a part may import those above it here and no other, so no cycle can hide.
+ORDER = (
+    "serving",  # imports nothing of the rest
+    "primitives",
+    "registry",
+    "io",
+    "metrics",
+    "layers",
+    "blocks",
+    "weights",
+    "models",
+    "costs",
+    "folding",
+    "data",
+    "training",
+    "exporting",
+    "classifier",
+    "figures",
+    "run_directory",
+    "reports",
+    "diagnostics",
+    "benchmark",
+    "finetuning",
+    "quickstart",
+    "cli",
+)
 CORE = {"registry", "layers", "blocks", "models", "weights"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -59,7 +70,15 @@ def imports(path):
 
 
 def ours(path):
-    return {name.split(".")[1] for name in imports(path) if name.startswith("keras_residual.")}
+    """The parts of the package that a file imports."""
+    names = {name for name in imports(path) if name.split(".")[0] == "keras_residual"}
+    assert "keras_residual" not in names, f"{path.name}: import the part, not the package, whose names load any part"
+    return {name.split(".")[1] for name in names} - {"__version__"}
+
+
+def upward(part, path):
+    """What a file of a part imports although it does not stand below this part."""
+    return ours(path) - {part, *ORDER[: ORDER.index(part)]}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
@@ -67,10 +86,29 @@ def test_imports_point_downward(path):
     part = part_of(path)
     if not part:
         return
-    assert part in HEIGHT or part == "__main__", f"say in LAYERS where {part!r} stands"
-    own = HEIGHT.get(part, len(LAYERS))
-    upward = {name for name in ours(path) if name in HEIGHT and HEIGHT[name] > own}
-    assert not upward, f"{part} imports {upward}, which stand above it"
+    assert part in ORDER, f"say in ORDER where {part!r} stands"
+    assert not upward(part, path), f"{part} imports {upward(part, path)}, which do not stand below it"
+
+
+def test_every_part_has_one_place():
+    assert len(set(ORDER)) == len(ORDER)
+    assert set(ORDER) == {part_of(path) for path in MODULES} - {""}
+
+
+@pytest.mark.parametrize(
+    ("part", "line", "found"),
+    [
+        ("exporting", "from keras_residual.classifier import Classifier", {"classifier"}),
+        ("exporting", "def late():\n    from keras_residual import classifier", {"classifier"}),
+        ("exporting", "import keras_residual.classifier", {"classifier"}),
+        ("layers", "from keras_residual import fit", {"fit"}),  # loads `training`
+        ("classifier", "from keras_residual.exporting import export", set()),
+    ],
+)
+def test_an_upward_import_is_found(part, line, found, tmp_path):
+    planted = tmp_path / "planted.py"
+    planted.write_text(line)
+    assert upward(part, planted) == found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from PIL import Image
 
 import keras_residual as kr
 from keras_residual import quickstart as job
-from keras_residual.cli import _parser
+from keras_residual.cli import parser
+from keras_residual.io import LOCK
 
 from .tools import distance
 
@@ -30,7 +31,7 @@ def run(tmp_path_factory):
 
 def test_what_it_leaves_behind(run):
     folder, metrics, _ = run
-    names = {path.name for path in (folder / "run").iterdir()}
+    names = {path.name for path in (folder / "run").iterdir()} - {LOCK}
     assert names == {
         "model.keras",
         "weights.safetensors",
@@ -52,48 +53,25 @@ def test_what_it_leaves_behind(run):
 
 def test_the_saved_model_and_weights_are_the_network(run):
     folder, metrics, _ = run
-    split = job.Split.of_digits(0)
+    _, (images, classes) = job.split(0)
     model = keras.models.load_model(folder / "run" / "model.keras")
-    predicted = np.asarray(model(split.test_images))
-    assert (predicted.argmax(-1) == split.test_classes).mean() == pytest.approx(
-        metrics["accuracy"][job.NETWORK.name][0]
-    )
+    predicted = np.asarray(model(images))
+    assert (predicted.argmax(-1) == classes).mean() == pytest.approx(metrics["accuracy"][job.NETWORK.name][0])
     other = job.network(16)
     kr.load_weights(other, folder / "run" / "weights.safetensors")
-    logits = np.asarray(other(split.test_images))
+    logits = np.asarray(other(images))
     assert distance(keras.ops.softmax(logits), predicted) < 1e-5
 
 
 def test_what_it_says(run):
     *_, printed = run
-    assert re.search(r"epoch +2/2 +loss \d+\.\d+ .* images/s +0 s left", printed)
+    assert "recipe digits: adamw" in printed
+    assert re.search(r"^epoch +2/2  loss \d+\.\d+  accuracy .*  validation .* images/s$", printed, re.MULTILINE)
     assert float(re.search(r"read back without Keras: probabilities agree to (\S+)", printed)[1]) < 1e-5
     commands = re.findall(r"^  keras-residual (.*?)  ", printed, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:  # what it names next exists
-        _parser().parse_args(shlex.split(command))
-
-
-def test_the_bar_is_whole_on_80_columns(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr("rich._console", None)  # its width is read once
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("sys.stdout", terminal)
-    bar = job.Progress(40)
-    bar.on_train_begin()
-    bar.on_epoch_begin(38)
-    bar.on_train_batch_end(21)
-    bar.train_seconds = 0.11
-    bar.on_epoch_end(38, {"loss": 0.5251, "accuracy": 1.0, "val_accuracy": 1.0})
-    bar.on_train_end()
-    words = "39/40  loss 0.525  accuracy 100.0%  held out 100.0%  12,800 images/s"
-    *_, last = re.findall(r"[^\r\n]*39/40[^\r\n]*", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()))
-    assert re.fullmatch(rf"[━╸╺]+ {re.escape(words)} (--|\d+):(--|\d+)", last.rstrip())
+        parser().parse_args(shlex.split(command))
 
 
 def test_what_would_fail_at_the_end_fails_before_training(tmp_path, monkeypatch):
@@ -109,24 +87,37 @@ def test_what_would_fail_at_the_end_fails_before_training(tmp_path, monkeypatch)
 
 
 def test_split_is_stratified_and_disjoint():
-    split = job.Split.of_digits(3)
-    assert len(split.train_images) + len(split.test_images) == 1797
-    counts = np.bincount(split.test_classes)
+    (training, _), (test, classes) = job.split(3)
+    assert len(training) + len(test) == 1797
+    counts = np.bincount(classes)
     assert counts.min() >= 34
     assert counts.max() <= 37
-    assert not np.array_equal(split.test_images, job.Split.of_digits(4).test_images)
+    assert not np.array_equal(test, job.split(4)[1][0])
 
 
-def test_distortion_depends_on_seed_and_epoch_alone():
-    split = job.Split.of_digits(0)
-    data, again = (job.Distorted(split.train_images, split.train_classes, 7) for _ in range(2))
-    first, _ = data[0]
-    np.testing.assert_array_equal(first, again[0][0])
-    data.on_epoch_end()
-    assert not np.array_equal(first, data[0][0])
+def test_distortion_is_for_training_alone():
+    images = job.split(0)[0][0][:200]
+    distort = job.Distort()
+    np.testing.assert_array_equal(distort(images), images)
+    first, second = (np.asarray(distort(images, training=True)) for _ in range(2))
+    assert np.abs(first - images).max(axis=(1, 2, 3)).min() > 0.05  # each image
+    assert np.abs(first - second).max(axis=(1, 2, 3)).min() > 0.05  # anew each time
     assert first.min() >= 0
-    assert first.max() <= 1
-    assert first.mean() == pytest.approx(split.train_images.mean(), rel=0.2)  # a little ink leaves the picture
+    assert first.max() <= 1 + 1e-6
+    assert first.mean() == pytest.approx(images.mean(), rel=0.2)  # a little ink leaves the picture
+
+
+def test_distortion_is_one_affine_map(monkeypatch):
+    """That of SciPy, with the largest turn, size and shifts."""
+    from scipy.ndimage import affine_transform
+
+    monkeypatch.setattr(keras.random, "uniform", lambda shape, *_, **__: keras.ops.ones(shape))
+    image = job.split(0)[0][0][:1]
+    turned, middle, angle = np.asarray(job.Distort()(image, training=True)), np.array([3.5, 3.5]), np.deg2rad(10)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / np.exp(0.1)
+    offset = middle + 1 - rotation @ middle
+    expected = affine_transform(image[0, ..., 0], rotation, offset, order=1, mode="constant")
+    np.testing.assert_allclose(turned[0, ..., 0], expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_residual.cli import _parser
+from keras_residual.cli import parser
 from keras_residual.exporting.bundle import verify
-from keras_residual.quickstart import Split
+from keras_residual.quickstart import split
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "saved_models" / "digits" / "1"
@@ -24,9 +24,9 @@ CARD = (DIGITS / "README.md").read_text(encoding="utf-8")
 
 def held_out():
     """Digits of the split that the card names as encoded images, and what they are."""
-    split = Split.of_digits(int(re.search(r"split of seed (\d+)", CARD)[1]))
-    pixels = np.round(255 * split.test_images).astype("uint8")
-    return [tf.io.encode_png(image).numpy() for image in pixels], split.test_classes
+    _, (images, classes) = split(int(re.search(r"split of seed (\d+)", CARD)[1]))
+    pixels = np.round(255 * images).astype("uint8")
+    return [tf.io.encode_png(image).numpy() for image in pixels], classes
 
 
 def test_it_is_as_good_as_its_card_says():
@@ -43,7 +43,7 @@ def test_it_is_as_good_as_its_card_says():
 
 def test_its_card_says_how_it_was_made():
     command = re.search(r"`keras-residual (quickstart .*)`", CARD)[1]
-    options = _parser().parse_args(shlex.split(command))
+    options = parser().parse_args(shlex.split(command))
     assert (options.output, options.saved_model) == ("runs/digits", "saved_models/digits")
     assert "CC BY 4.0" in CARD
     size = sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file())

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import keras_residual
+from keras_residual import __version__
 from keras_residual.exporting.graph import EXAMPLE_KEY, Served
 from keras_residual.folding import Folding
 from keras_residual.io import sha256, written_whole
@@ -74,7 +74,7 @@ def complete(
         "preprocessing": None if preprocess is None else _config(preprocess),
         "signatures": {name: _signature(loaded[name]) for name in served.signatures},
         "versions": {
-            "keras_residual": keras_residual.__version__,
+            "keras_residual": __version__,
             "keras": keras.__version__,
             "tensorflow": tf.__version__,
             "python": platform.python_version(),

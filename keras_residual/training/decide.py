@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_residual.training.devices import gpu_names, replica_count
+
 __all__ = ["Decision", "compiled_hlo", "decide"]
 
 
@@ -120,29 +122,6 @@ def best_precision() -> str:
     gpus = tf.config.list_physical_devices("GPU")
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
     return "mixed_bfloat16" if capabilities and min(capabilities) >= (8, 0) else "float32"
-
-
-def gpu_names() -> list[str]:
-    """The accelerators of this process, by name."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return [d.device_kind for d in jax.local_devices() if d.platform != "cpu"]
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    return [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
-
-
-def replica_count(model: Any) -> int:
-    """Devices of this process among which a batch is divided: those of the strategy the model was built under."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    for variable in model.variables[:1]:
-        strategy = getattr(variable.value, "_distribute_strategy", None)
-        if strategy is not None:
-            return int(strategy.num_replicas_in_sync)
-    return 1
 
 
 def compiled_hlo(step: keras.Model, batch: Any) -> str:

@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual.training.decide import replica_count
+from keras_residual.training.devices import gpu_names, jax_devices, replica_count
 
 _STRATEGIES: dict[tuple[str, ...], Any] = {}
 _LONGEST = 1 << 14  # bytes of what one process tells the others
 _GONE = re.compile(r"gloo|nccl|socket|connection|peer|heartbeat|coordination|unavailable|deadline", re.IGNORECASE)
 
 __all__ = ["PeerError", "agree", "common", "explained", "first", "mirrored", "own", "part"]
-__all__ += ["processes", "replicas", "shared", "single", "start", "whole"]
+__all__ += ["processes", "shared", "single", "start", "whole"]
 
 
 class PeerError(ConnectionError):
@@ -118,21 +118,12 @@ def own(directory: Path) -> Path:
     return directory if count == 1 else directory / f"process-{index}"
 
 
-def replicas() -> int:
-    """Among how many devices, of all processes, a batch is divided on JAX."""
-    if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
-        return 1
-    import jax
-
-    return jax.device_count()
-
-
 def whole(batches: Any) -> Any:
     """Evaluation batches `(images, labels)` that divide among the devices of this process: JAX takes no others.
 
     Up to one image less than there are devices is left out, of the last batch.
     """
-    if replicas() == processes():
+    if jax_devices() == processes():
         return batches
     import jax
 
@@ -195,11 +186,9 @@ def shared(devices: Sequence[str] | None = None) -> tuple[Any, int]:
         devices: Of this machine, for TensorFlow; all GPUs if `None`.
     """
     if keras.backend.backend() == "jax":
-        import jax
-
-        if processes() == 1 and len([d for d in jax.local_devices() if d.platform != "cpu"]) > 1:
+        if processes() == 1 and len(gpu_names()) > 1:
             start()
-        return contextlib.nullcontext(), replicas()
+        return contextlib.nullcontext(), jax_devices()
     import tensorflow as tf
 
     names = [device.name for device in tf.config.list_logical_devices("GPU")] if devices is None else list(devices)
@@ -216,7 +205,7 @@ def alone() -> None:
 
 def single(network: keras.Model) -> keras.Model:
     """The trained network as one device's own, after all have trained it."""
-    if replicas() == replica_count(network) == 1:
+    if jax_devices() == replica_count(network) == 1:
         return network
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in network.weights]
     alone()

@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_residual.layers import Parameter
+from keras_residual.training.devices import sharing_gradients
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["Schedule", "decays", "layer_rates", "optimizer"]
@@ -87,7 +88,7 @@ class _PerVariable:
 
     def _clip_gradients(self, grads: Any) -> Any:
         # Keras clips what each replica has; the norm that counts is that of their sum.
-        count = _replicas()
+        count = sharing_gradients()
         if count > 1 and self.global_clipnorm:  # pyright: ignore
             import tensorflow as tf
 
@@ -99,14 +100,6 @@ class _PerVariable:
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)  # pyright: ignore
         self.update(gradient, variable, learning_rate * self._rates[index], self._decays[index])  # pyright: ignore
-
-
-def _replicas() -> int:
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync if tf.distribute.in_cross_replica_context() is False else 1
 
 
 class SGD(_PerVariable, keras.optimizers.SGD):

@@ -17,7 +17,8 @@ import numpy as np
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
 from keras_residual.training.checkpoint import Snapshot
-from keras_residual.training.decide import Decision, replica_count
+from keras_residual.training.decide import Decision
+from keras_residual.training.devices import jax_devices, replica_count, strategy_scope
 from keras_residual.training.inputs import check_batch, check_images, check_labels, check_recipe, check_size, layers_of
 from keras_residual.training.loop import Keeper
 from keras_residual.training.optimizers import Schedule, layer_rates, optimizer
@@ -83,7 +84,7 @@ class Run:
                         f"{what}: each has one label. Received: {len(data.images)} images, {len(data.labels)} labels."
                     )
                 check_images(_sample(data.images), shape, self.normalize is not None, what)
-        check_batch(model, self.recipe, self.batch, max(replica_count(model), distributed.replicas()))
+        check_batch(model, self.recipe, self.batch, max(replica_count(model), jax_devices()))
         self.steps = self.train_data.steps_per_epoch(self.batch)
         check_recipe(self.recipe, shape, self.normalize is not None or not isinstance(self.train_data, Arrays))
         if not isinstance(self.train_data, Arrays):
@@ -133,7 +134,7 @@ class Run:
 
     def make_step(self) -> None:
         """Makes the network in training, and its random generators a function of the seed."""
-        with _scope(self.model):
+        with strategy_scope(self.model):
             self.step = Step(self.network, self.recipe, self.seed, self.normalize, self.class_weight)
         generators = [v for v in self.step.variables if v.path.endswith("seed_generator_state")]
         for number, variable in enumerate(generators):
@@ -199,7 +200,7 @@ class Run:
             peak = self.recipe.head_rate
         schedule = Schedule(peak, epochs * self.steps, self.recipe, self.steps)
         rates = layer_rates(self.network, self.recipe.layer_decay) if self.recipe.layer_decay != 1 else None
-        with _scope(self.model):
+        with strategy_scope(self.model):
             metrics: list[Any] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
             if self.class_weight is not None:
                 metrics.append(MacroF1(self.step.classes))
@@ -339,13 +340,3 @@ def _fingerprint(data: Any) -> str:
     else:
         total.update(repr(getattr(data, "names", ())).encode())
     return total.hexdigest()[:16]
-
-
-def _scope(model: keras.Model) -> Any:
-    """The strategy that the model was built under, if any."""
-    if keras.backend.backend() == "tensorflow":
-        for variable in model.variables[:1]:
-            strategy = getattr(variable.value, "_distribute_strategy", None)
-            if strategy is not None:
-                return strategy.scope()
-    return contextlib.nullcontext()

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_residual.training import augment
 from keras_residual.training.augment import Random
+from keras_residual.training.devices import sharing
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["MacroF1", "Normalize", "Step", "logits_of"]
@@ -168,15 +169,6 @@ class Step(keras.Model):
         """Puts the averages into the network."""
         if self.averaged is not None:
             copy(self.averaged, self.network)
-
-
-def sharing() -> int:
-    """Replicas of TensorFlow's strategy: Keras sums their gradients, so that each has its part of the mean loss."""
-    if keras.backend.backend() != "tensorflow":
-        return 1
-    import tensorflow as tf
-
-    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def pairs(source: keras.Model, target: keras.Model) -> list[tuple[Any, Any]]:

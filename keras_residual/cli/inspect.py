@@ -1,74 +1,62 @@
-"""What `keras-residual inspect` does: every diagnosis of a run, printed and written beside it."""
+"""`keras-residual inspect`."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from keras_residual import layers
-from keras_residual.classifier import Classifier, labelled
-from keras_residual.diagnostics.check import check_residual
-from keras_residual.diagnostics.flow import gradient_flow
-from keras_residual.diagnostics.maps import attention_rollout, grad_cam
-from keras_residual.diagnostics.report import residual_report
-from keras_residual.diagnostics.result import Result
 from keras_residual.io import expand, literal, locked, say
-from keras_residual.reports import attempt
 
-__all__ = ["inspect_run"]
+if TYPE_CHECKING:
+    from keras_residual.classifier import Classifier
+    from keras_residual.diagnostics.result import Result
+
+SUMMARY = "Inspect a run: skip connections, gradients, block importance, saliency."
 
 
-def inspect_run(
-    run: str | os.PathLike[str],
-    images: Sequence[str] = (),
-    *,
-    data: str | None = None,
-    count: int = 32,
-    output: str | os.PathLike[str] | None = None,
-    say: Callable[[str], None] = say,
-) -> list[Result]:
-    """Diagnoses a run: its skip connections, its gradients, its blocks, and where it looks in some images.
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="draw Grad-CAM or attention roll-out on these")
+    parser.add_argument("--data", metavar="DATA", help="labelled images to measure on (the run's own)")
+    parser.add_argument("--count", type=int, default=32, metavar="N", help="how many of them (%(default)s)")
+    parser.add_argument("--output", metavar="DIR", help="where figures and tables go (RUN/inspect)")
 
-    Gradients and blocks are measured on `count` images spread evenly over `data`, with their labels; where there are no
-    data, on `images`, labelled by the run itself.
 
-    Args:
-        run: A run directory, as `keras_residual.finetune` writes it.
-        images: Files to draw Grad-CAM (or, for a Vision Transformer, attention roll-out) on.
-        data: Labelled images; by default what the run was trained on, if it is still there.
-        count: How many of them.
-        output: Where figures and tables go; `RUN/inspect` if `None`.
-        say: Gets each table.
+def run(options: argparse.Namespace) -> None:
+    """Diagnose a run, print each result, and write figures and tables.
 
-    Returns:
-        The results, in the order in which they were printed.
-
-    Raises:
-        FileNotFoundError: If there is no finished run, or no such image.
-        ValueError: If a file is no image.
+    Gradients and blocks are measured on labelled images of `--data`, by default what the run was trained on; if there
+    are none, on the given images, labelled by the run itself.
     """
-    run = expand(run)
-    classifier, folder = Classifier.load(run), run / "inspect" if output is None else expand(output)
+    from keras_residual.classifier import Classifier
+
+    place = expand(options.run)
+    classifier = Classifier.load(place)
+    folder = place / "inspect" if options.output is None else expand(options.output)
     with locked(folder):
-        return _inspect(classifier, run, images, data, count, folder, say)
+        _inspect(classifier, place, options.images, options.data, options.count, folder)
 
 
 def _inspect(
-    classifier: Classifier,
-    run: Path,
-    images: Sequence[str],
-    data: str | None,
-    count: int,
-    folder: Path,
-    say: Callable[[str], None],
-) -> list[Result]:
+    classifier: Classifier, run: Path, images: Sequence[str], data: str | None, count: int, folder: Path
+) -> None:
+    import numpy as np
+
+    from keras_residual import layers
+    from keras_residual.diagnostics import (
+        attention_rollout,
+        check_residual,
+        grad_cam,
+        gradient_flow,
+        residual_report,
+    )
+    from keras_residual.reports import attempt
+
     prepared, raw = _read(classifier, images)
-    x, y = _sample(classifier, data or _trained_on(Path(run)), count, say)
+    x, y = _sample(classifier, data or _trained_on(run), count)
     if x is None and len(prepared):
         x = prepared
         y = np.asarray(classifier.model(x, training=False)).argmax(-1)
@@ -97,17 +85,21 @@ def _inspect(
         say("Gradients and blocks are measured on images: give some, or --data.")
     written = [file for name in results for file in (f"{name}.png", f"{name}.csv") if (folder / file).exists()]
     say(literal(f"written to {folder}/: {', '.join(written)}"))
-    return list(results.values())
 
 
 def _trained_on(run: Path) -> str | None:
-    """The data the run was trained on, if they are there."""
+    """Return the data that the run was trained on, if they still exist."""
     record = run / "run.json"
     data = json.loads(record.read_text(encoding="utf-8")).get("data") if record.is_file() else None
     return data if data and Path(data).exists() else None
 
 
-def _sample(classifier: Classifier, data: str | None, count: int, say: Callable[[str], None]) -> tuple[Any, Any]:
+def _sample(classifier: Classifier, data: str | None, count: int) -> tuple[Any, Any]:
+    """Return `count` images spread evenly over labelled data, and their labels; `None` twice without data."""
+    import numpy as np
+
+    from keras_residual.classifier import labelled
+
     if data is None:
         return None, None
     examples, words, _ = labelled(data, classifier.labels)
@@ -119,7 +111,9 @@ def _sample(classifier: Classifier, data: str | None, count: int, say: Callable[
 
 
 def _read(classifier: Classifier, images: Sequence[str]) -> tuple[Any, list[Any]]:
-    """Images as the network takes them, and as they are shown: cut to what it sees."""
+    """Return images as the network takes them, and as they are shown: cropped to what it sees."""
+    import numpy as np
+
     from keras_residual.data import UnreadableError, decode
 
     prepared, mean, std = [], np.asarray(classifier.preprocess.mean), np.asarray(classifier.preprocess.std)

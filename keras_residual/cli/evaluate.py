@@ -1,0 +1,37 @@
+"""`keras-residual evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from keras_residual.io import expand, locked
+
+SUMMARY = "Measure a run on labelled images."
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("data", metavar="DATA", help="as for finetune; the test part where it is split, else all")
+    parser.add_argument("--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes there")
+
+
+def run(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from keras_residual.classifier import Classifier, labelled
+    from keras_residual.reports import write_report
+
+    classifier = Classifier.load(options.run)
+    examples, words, skipped = labelled(options.data, classifier.labels)
+    for line in words:
+        print(f"warning: {line}", file=sys.stderr)
+    if options.output is None:
+        found = classifier.evaluate(examples) | {"skipped": float(skipped)}
+    else:
+        majority = int(np.bincount(examples.labels).argmax())
+        folder = expand(options.output)
+        with locked(folder):
+            found = write_report(classifier, examples, folder, majority=majority, skipped=skipped)
+    for name, value in found.items():
+        print(f"{name:<20} {value:,.0f}" if name in ("images", "skipped") else f"{name:<20} {value:.4f}")
