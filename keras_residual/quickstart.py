@@ -21,7 +21,7 @@ from keras_residual import figures, reports
 from keras_residual.blocks import basic
 from keras_residual.exporting import export
 from keras_residual.io import locked, say, write_json, written_whole
-from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
+from keras_residual.models.resnet_cifar import CifarConfig, ResNetCifar
 from keras_residual.weights import Preprocess, save_weights
 
 __all__ = ["quickstart"]
@@ -102,7 +102,7 @@ def distort(images: Any, generator: np.random.Generator) -> Any:
 def network(width: int = NETWORK.widths[0]) -> keras.Model:
     """The CIFAR ResNet of He et al. 2016 with one block a stage, twice as wide; logits out."""
     row = dataclasses.replace(NETWORK, widths=(width, 2 * width, 4 * width))
-    return resnet_cifar(row, classifier_activation=None, name="digits")
+    return ResNetCifar(classifier_activation=None, name="digits").build(row)
 
 
 def train(

@@ -39,7 +39,7 @@ print(json.dumps(sorted(name for name in keras.saving.get_custom_objects() if na
 def saved(tmp_path_factory):
     """A file of each family, one that prepares its images, and what they answer."""
     folder = tmp_path_factory.mktemp("keras")
-    models = {name: find(name).family(find(name).config.tiny()) for name in FAMILIES}
+    models = {name: find(name).build(find(name).config.tiny()) for name in FAMILIES}
     pixels = keras.Input((40, 30, 3))
     models["preprocess"] = keras.Model(pixels, kr.weights.Preprocess((16, 16))(pixels))
     for name, model in models.items():
