@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import keras
 
@@ -76,9 +76,10 @@ class ViTConfig(Config):
         embed_tokens: Whether these tokens have positions too.
         norm: Normalisation everywhere.
         norm_embed: Whether patches are normalised as soon as they are embedded (AIMv2).
-        norm_first: Whether tokens are normalised before the first block, and patches embedded without bias (CLIP).
-        norm_last: Whether tokens are normalised after the last block.
-        norm_pooled: Whether that norm comes after pooling instead.
+        patch_bias: Whether the patch embedding has a bias.
+        norm_first: Whether tokens are normalised before the first block (CLIP).
+        final_norm: Where the last norm stands: after the last block (`"tokens"`), after pooling (`"pooled"`), or
+            nowhere (`None`).
         qkv_bias: Whether query, key and value have biases.
         proj_bias: Whether attention's last projection has a bias.
         qk_norm: Whether each head's query and key are normalised.
@@ -97,9 +98,9 @@ class ViTConfig(Config):
     embed_tokens: bool = True
     norm: Norm = layer_norm
     norm_embed: bool = False
+    patch_bias: bool = True
     norm_first: bool = False
-    norm_last: bool = True
-    norm_pooled: bool = False
+    final_norm: Literal["tokens", "pooled"] | None = "tokens"
     qkv_bias: bool = True
     proj_bias: bool = True
     qk_norm: bool = False
@@ -156,7 +157,7 @@ class ViT(Network[ViTConfig]):
     def forward(self, row: ViTConfig, x: Tensor) -> Tensor:
         norm = self.norm or row.norm
         _require_multiple(x, row)
-        x = blocks.patches(x, row.width, row.patch, bias=not row.norm_first, name="patch_embed")
+        x = blocks.patches(x, row.width, row.patch, bias=row.patch_bias, name="patch_embed")
         grid = x.shape[1:-1]
         x = keras.layers.Reshape((math.prod(grid), row.width), name="patch_embed.flatten")(x)  # (N, L, C)
         if row.norm_embed:
@@ -193,7 +194,7 @@ class ViT(Network[ViTConfig]):
             )
             if i in levels:
                 x = StageOutput(levels[i], grid=grid, name=f"blocks.{i}")(x)
-        if row.norm_last and not row.norm_pooled:
+        if row.final_norm == "tokens":
             x = norm(x, name="norm")
         return x[:, row.prefix :] if self.pooling and not self.include_top else x
 
@@ -202,7 +203,7 @@ class ViT(Network[ViTConfig]):
         return row.pool(x, row, self.activation or row.activation)
 
     def finish(self, row: ViTConfig, x: Any) -> Any:
-        return (self.norm or row.norm)(x, name="fc_norm") if row.norm_last and row.norm_pooled else x
+        return (self.norm or row.norm)(x, name="fc_norm") if row.final_norm == "pooled" else x
 
     def classifier(self) -> Callable[..., keras.layers.Layer]:
         return partial(
@@ -229,7 +230,7 @@ def _require_multiple(x: Tensor, config: ViTConfig) -> None:
 # Rows. Parameters and GMACs: timm at the row's input size. Aliases are the same network at another size.
 
 _CLS_DIST = (("cls_token", 1), ("dist_token", 1))
-_CLIP: dict[str, Any] = {"norm": partial(layer_norm, epsilon=1e-5), "norm_first": True}
+_CLIP: dict[str, Any] = {"norm": partial(layer_norm, epsilon=1e-5), "patch_bias": False, "norm_first": True}
 _AIM: dict[str, Any] = {
     "feed_forward": partial(split_swiglu, bias=False),
     "activation": "silu",
@@ -355,7 +356,7 @@ ViTBasePlus16 = variant(ViT, ViTConfig("ViTBasePlus16", 16, 896, 12, 14, scale=1
 ViTSmallDeep16 = variant(ViT, ViTConfig("ViTSmallDeep16", 16, 384, 36, 6, scale=1e-05,
     timm="vit_small_patch16_36x1_224", params=64_665_448, gmacs=13.68,
     source='Touvron et al. 2022, "Three things everyone should know about Vision Transformers"'))
-EVALarge14 = variant(ViT, ViTConfig("EVALarge14", 14, 1024, 24, 16, pool=mean_of_patches, norm_pooled=True,
+EVALarge14 = variant(ViT, ViTConfig("EVALarge14", 14, 1024, 24, 16, pool=mean_of_patches, final_norm="pooled",
     timm="eva_large_patch14_196", tag="in22k_ft_in22k_in1k", aliases=(("eva_large_patch14_336", 336),),
     input_shape=(196, 196, 3), params=304_142_312, gmacs=61.52, source="Fang et al. 2022"))
 FlexiViTSmall16 = variant(ViT, ViTConfig("FlexiViTSmall16", 16, 384, 12, 6, embed_tokens=False,
@@ -473,41 +474,41 @@ SigLIPGAPGiantOpt16 = variant(ViT, ViTConfig("SigLIPGAPGiantOpt16", 16, 1536, 40
     timm="vit_giantopt_patch16_siglip_gap_256", aliases=(("vit_giantopt_patch16_siglip_gap_384", 384),),
     input_shape=(256, 256, 3), params=1_136_375_272, gmacs=298.27, source="Tschannen et al. 2025"))
 ViTGAPReg1Wee16 = variant(ViT, ViTConfig("ViTGAPReg1Wee16", 16, 256, 14, 4, hidden=1280, pool=mean_of_patches,
-    tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 1),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_wee_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=13_422_568, gmacs=3.825,
     source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg1Little16 = variant(ViT, ViTConfig("ViTGAPReg1Little16", 16, 320, 14, 5, hidden=1792, pool=mean_of_patches,
-    tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 1),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_little_patch16_reg1_gap_256", tag="sbb_in12k_ft_in1k", input_shape=(256, 256, 3), params=22_515_048,
     gmacs=6.255, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Little16 = variant(ViT, ViTConfig("ViTGAPReg4Little16", 16, 320, 14, 5, hidden=1792, pool=mean_of_patches,
-    tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 4),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_little_patch16_reg4_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=22_516_008,
     gmacs=6.335, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg1Medium16 = variant(ViT, ViTConfig("ViTGAPReg1Medium16", 16, 512, 12, 8, pool=mean_of_patches,
-    tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 1),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_medium_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=38_880_232,
     gmacs=10.61, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Medium16 = variant(ViT, ViTConfig("ViTGAPReg4Medium16", 16, 512, 12, 8, pool=mean_of_patches,
-    tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 4),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_medium_patch16_reg4_gap_256", tag="sbb_in12k_ft_in1k", input_shape=(256, 256, 3), params=38_881_768,
     gmacs=10.75, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4MediumD16 = variant(ViT, ViTConfig("ViTGAPReg4MediumD16", 16, 512, 20, 8, pool=mean_of_patches,
-    tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 4),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_mediumd_patch16_reg4_gap_256", tag="sbb2_e200_in12k_ft_in1k",
     aliases=(("vit_mediumd_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=64_109_032, gmacs=17.84,
     source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg1Betwixt16 = variant(ViT, ViTConfig("ViTGAPReg1Betwixt16", 16, 640, 12, 10, pool=mean_of_patches,
-    tokens=(("reg_token", 1),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 1),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_betwixt_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=60_396_520,
     gmacs=16.30, source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Betwixt16 = variant(ViT, ViTConfig("ViTGAPReg4Betwixt16", 16, 640, 12, 10, pool=mean_of_patches,
-    tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 4),), embed_tokens=False, final_norm="pooled", scale=1e-05,
     timm="vit_betwixt_patch16_reg4_gap_256", tag="sbb2_e200_in12k_ft_in1k",
     aliases=(("vit_betwixt_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=60_398_440, gmacs=16.50,
     source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTGAPReg4Base16 = variant(ViT, ViTConfig("ViTGAPReg4Base16", 16, 768, 12, 12, pool=mean_of_patches,
-    tokens=(("reg_token", 4),), embed_tokens=False, norm_pooled=True,
+    tokens=(("reg_token", 4),), embed_tokens=False, final_norm="pooled",
     timm="vit_base_patch16_reg4_gap_256", input_shape=(256, 256, 3), params=86_615_272, gmacs=23.48,
     source="A form of timm, after Dosovitskiy et al. 2021"))
 ViTMAPReg4So150M16 = variant(ViT, ViTConfig("ViTMAPReg4So150M16", 16, 896, 18, 14, hidden=2304, pool=attention_pool,
@@ -520,11 +521,11 @@ ViTGAPReg4So150M16 = variant(ViT, ViTConfig("ViTGAPReg4So150M16", 16, 896, 18, 1
     aliases=(("vit_so150m_patch16_reg4_gap_384", 384),), input_shape=(256, 256, 3), params=134_131_560, gmacs=36.71,
     source="After Alabdulmohsin et al. 2023"))
 ViTGAPReg1So150M2_16 = variant(ViT, ViTConfig("ViTGAPReg1So150M2_16", 16, 832, 21, 13, hidden=2176,
-    pool=mean_of_patches, tokens=(("reg_token", 1),), norm_pooled=True, qkv_bias=False, scale=1e-05,
+    pool=mean_of_patches, tokens=(("reg_token", 1),), final_norm="pooled", qkv_bias=False, scale=1e-05,
     timm="vit_so150m2_patch16_reg1_gap_256", tag="sbb_e200_in12k_ft_in1k",
     aliases=(("vit_so150m2_patch16_reg1_gap_384", 384), ("vit_so150m2_patch16_reg1_gap_448", 448)),
     input_shape=(256, 256, 3), params=136_059_560, gmacs=36.96, source="After Alabdulmohsin et al. 2023"))
-InternViT300M14 = variant(ViT, ViTConfig("InternViT300M14", 14, 1024, 24, 16, norm_last=False, scale=0.1,
+InternViT300M14 = variant(ViT, ViTConfig("InternViT300M14", 14, 1024, 24, 16, final_norm=None, scale=0.1,
     timm="vit_intern300m_patch14_448", input_shape=(448, 448, 3), params=305_037_288, gmacs=361.80,
     source="Chen et al. 2024 (InternVL)"))
 AIMv2Large14 = variant(ViT, ViTConfig("AIMv2Large14", 14, 1024, 24, 8, hidden=2816, **_AIM,
@@ -543,7 +544,7 @@ TestViT = variant(ViT, ViTConfig("TestViT", 16, 64, 6, 2, hidden=192,
     timm="test_vit", tag="r160_in1k", input_shape=(160, 160, 3), params=371_240, gmacs=0.038,
     source="A small network of timm's, for tests"))
 TestViT2 = variant(ViT, ViTConfig("TestViT2", 16, 64, 8, 2, hidden=192, pool=mean_of_patches,
-    tokens=(("reg_token", 1),), norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 1),), final_norm="pooled", scale=1e-05,
     timm="test_vit2", tag="r160_in1k", input_shape=(160, 160, 3), params=455_720, gmacs=0.049,
     source="A small network of timm's, for tests"))
 TestViT3 = variant(ViT, ViTConfig("TestViT3", 16, 96, 9, 3, hidden=192, pool=partial(attention_pool, prefix=True),
@@ -551,31 +552,31 @@ TestViT3 = variant(ViT, ViTConfig("TestViT3", 16, 96, 9, 3, hidden=192, pool=par
     timm="test_vit3", tag="r160_in1k", input_shape=(160, 160, 3), params=930_280, gmacs=0.094,
     source="A small network of timm's, for tests"))
 TestViT4 = variant(ViT, ViTConfig("TestViT4", 16, 96, 9, 3, hidden=288, pool=mean_of_patches,
-    tokens=(("reg_token", 1),), norm=rms_norm, norm_pooled=True, scale=1e-05,
+    tokens=(("reg_token", 1),), norm=rms_norm, final_norm="pooled", scale=1e-05,
     timm="test_vit4", input_shape=(160, 160, 3), params=1_020_520, gmacs=0.109,
     source="A small network of timm's, for tests"))
 RADIOv3Base16 = variant(ViT, ViTConfig("RADIOv3Base16", 16, 768, 12, 12, tokens=(("cls_token", 1), ("reg_token", 7)),
-    embed_tokens=False, norm_last=False, scale=1e-05,
+    embed_tokens=False, final_norm=None, scale=1e-05,
     timm="vit_base_patch16_radio_v3", input_shape=(512, 512, 3), params=87_225_064, gmacs=107.89,
     source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv3Large16 = variant(ViT, ViTConfig("RADIOv3Large16", 16, 1024, 24, 16,
-    tokens=(("cls_token", 1), ("reg_token", 7)), embed_tokens=False, norm_last=False, scale=1e-05,
+    tokens=(("cls_token", 1), ("reg_token", 7)), embed_tokens=False, final_norm=None, scale=1e-05,
     timm="vit_large_patch16_radio_v3", input_shape=(512, 512, 3), params=305_227_752, gmacs=364.81,
     source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv3Huge16 = variant(ViT, ViTConfig("RADIOv3Huge16", 16, 1280, 32, 16, tokens=(("cls_token", 1), ("reg_token", 7)),
-    embed_tokens=False, norm_last=False,
+    embed_tokens=False, final_norm=None,
     timm="vit_huge_patch16_radio_v3", input_shape=(512, 512, 3), params=633_264_360, gmacs=737.53,
     source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv3Giant16 = variant(ViT, ViTConfig("RADIOv3Giant16", 16, 1536, 40, 24,
-    tokens=(("cls_token", 1), ("reg_token", 7)), embed_tokens=False, norm_last=False,
+    tokens=(("cls_token", 1), ("reg_token", 7)), embed_tokens=False, final_norm=None,
     timm="vit_giant_patch16_radio_v3", input_shape=(512, 512, 3), params=1_137_564_136, gmacs=1300.78,
     source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv4So400M16 = variant(ViT, ViTConfig("RADIOv4So400M16", 16, 1152, 27, 16, hidden=4304,
-    tokens=(("cls_token", 1), ("reg_token", 9)), embed_tokens=False, norm_last=False,
+    tokens=(("cls_token", 1), ("reg_token", 9)), embed_tokens=False, final_norm=None,
     timm="vit_so400m_patch16_radio_v4", input_shape=(512, 512, 3), params=414_696_664, gmacs=492.46,
     source="Ranzinger et al. 2024 (RADIO)"))
 RADIOv4Huge16 = variant(ViT, ViTConfig("RADIOv4Huge16", 16, 1280, 32, 16, tokens=(("cls_token", 1), ("reg_token", 9)),
-    embed_tokens=False, norm_last=False,
+    embed_tokens=False, final_norm=None,
     timm="vit_huge_patch16_radio_v4", input_shape=(512, 512, 3), params=633_266_920, gmacs=739.13,
     source="Ranzinger et al. 2024 (RADIO)"))
 DeiTTiny16 = variant(ViT, ViTConfig("DeiTTiny16", 16, 192, 12, 3,
