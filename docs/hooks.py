@@ -182,22 +182,23 @@ def _families() -> str:
 
 
 def _builders() -> str:
-    """What all builders take, from the families' own functions: one for each."""
+    """What all builders take, then what each family adds, from the classes that document it."""
     import keras_residual.models  # noqa: F401
     from keras_residual.registry import entries
 
     families = {entry.family.__name__: entry.family.__module__ for entry in entries().values()}
     parts = [
         "# Builders",
-        "A public builder is a row of a family with the family's function: `kr.ResNet50` is `resnet(row, ...)`. Each "
-        "takes the family's arguments but `config`. [All rows](../families.md).",
+        "A public builder is a row of a family: `kr.ResNet50(classes=10)` is `ResNet(classes=10).build(row)`. It takes "
+        "the arguments of all networks, described first, and the family's own. [All rows](../families.md).",
     ]
+    families = {"Network": "keras_residual.models._network", **families}
     return (
         "\n\n".join(
             [
                 *parts,
                 *(
-                    f"::: {module}.{name}\n    options:\n      show_root_full_path: false"
+                    f"::: {module}.{name}\n    options:\n      show_root_full_path: false\n      members: false"
                     for name, module in families.items()
                 ),
             ]

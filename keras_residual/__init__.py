@@ -73,6 +73,8 @@ __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
+        if name == "load_weights":  # a model from a file may need its family's checkpoint formats
+            importlib.import_module(f"{__name__}.models")
         module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
         value = module if _HOMES[name] == name else getattr(module, name)
     elif not name[0].isupper():  # builders are capitalised; the rest are submodules, found by the import system

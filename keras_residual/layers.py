@@ -333,15 +333,18 @@ class BlurPool(keras.layers.Layer):
 class StageOutput(keras.layers.Identity):
     """Marks the end of a stage: what `keras_residual.features` returns as this level.
 
-    `grid` is the shape of the patches where the stage puts out a token sequence.
+    `grid` is the shape of the patches where the stage puts out a token sequence. `family` is the name of the network's
+    family, by which `load_weights` knows its checkpoint formats, also in a clone or in a model from a file.
     """
 
-    def __init__(self, level: int, grid: tuple[int, ...] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, level: int, grid: tuple[int, ...] | None = None, family: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.level, self.grid = level, None if grid is None else tuple(grid)
+        self.level, self.grid, self.family = level, None if grid is None else tuple(grid), family
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "level": self.level, "grid": self.grid}
+        return {**super().get_config(), "level": self.level, "grid": self.grid, "family": self.family}
 
 
 class Parameter(keras.layers.Layer):

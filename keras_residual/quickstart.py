@@ -20,7 +20,7 @@ from keras_residual import figures, reports
 from keras_residual.blocks import basic
 from keras_residual.exporting import export
 from keras_residual.io import locked, say, write_json, written_whole
-from keras_residual.models.resnet_cifar import CifarConfig, resnet_cifar
+from keras_residual.models.resnet_cifar import CifarConfig, ResNetCifar
 from keras_residual.training import Recipe, fit
 from keras_residual.weights import Preprocess, save_weights
 
@@ -88,7 +88,7 @@ class Distort(keras.layers.Layer):
 def network(width: int = NETWORK.widths[0]) -> keras.Model:
     """Build the CIFAR ResNet of He et al. 2016 with one block a stage, twice as wide; it returns logits."""
     row = dataclasses.replace(NETWORK, widths=(width, 2 * width, 4 * width))
-    return resnet_cifar(row, classifier_activation=None, name="digits")
+    return ResNetCifar(classifier_activation=None, name="digits").build(row)
 
 
 def train(training: Part, test: Part, seed: int, epochs: int, width: int) -> tuple[keras.Model, dict[str, list[float]]]:

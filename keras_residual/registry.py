@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import inspect
+import re
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 __all__ = ["Config", "Entry", "variant"]
 
 P = ParamSpec("P")
-C = TypeVar("C", bound="Config")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
+C = TypeVar("C", bound="Config", contravariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,48 +64,63 @@ class Config:
         raise TypeError(f"{type(self).__name__} must say how its tiny twin is made (method `tiny`).")
 
 
+class Network(Protocol[C, R]):
+    """A network's options, to which a row is all that is missing: `keras_residual.models._network.Network`."""
+
+    def build(self, row: C) -> R: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered variant: its row, its public builder, and its family's builder `(row, ...) -> Model`."""
+    """A registered variant: its row, its public builder, and its family, the class of the builder's options."""
 
     config: Config
     builder: Callable[..., Any]
-    family: Callable[..., Any]
+    family: type[Any]
+
+    def build(self, row: Config, **options: Any) -> Any:
+        """Build any row of the family, such as `config.tiny()`, with the builder's options."""
+        return self.family(**options).build(row)
 
 
 _entries: dict[str, Entry] = {}
 _names: dict[str, tuple[str, int | None]] = {}  # lower-case name or timm name -> name, image size if not the row's
 
 
-def variant(family: Callable[Concatenate[C, P], R], config: C) -> Callable[P, R]:
-    """Turns a row into a public builder and registers it.
+def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
+    """Turn a row into a public builder and register it.
 
     Args:
-        family: `family(config, ...)` builds any network of the family.
+        family: The family: a dataclass of the builder's arguments that builds a row with them.
         config: The row.
 
     Returns:
-        `family` with the row filled in: typed, documented, picklable. It must be assigned to a module-level
-        variable called `config.name` in the module that defines `family`.
+        The builder: it takes the family's arguments, is typed, documented and picklable. It must be assigned to a
+        module-level variable called `config.name` in the module that defines `family`.
 
     Raises:
+        TypeError: If `family` is not a class.
         ValueError: If the name or the timm name is taken.
     """
+    if not isinstance(family, type):
+        raise TypeError(
+            f"{config.name}: `family` must be a subclass of keras_residual.models._network.Network, a frozen "
+            f"dataclass. Received: {family!r}."
+        )
+    signature = inspect.signature(family)
+    signature = signature.replace(return_annotation=inspect.signature(family.build).return_annotation)
+    known = signature.parameters
 
-    known = list(inspect.signature(family).parameters)[1:]
-
-    @functools.wraps(family)
     def builder(*args: P.args, **kwargs: P.kwargs) -> R:
         unknown = [name for name in kwargs if name not in known]
         if unknown:  # timm's num_classes and in_chans, most of all
             raise TypeError(f"{config.name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
-        return family(config, *args, **kwargs)
+        return family(*args, **kwargs).build(config)
 
     builder.__name__ = builder.__qualname__ = config.name
-    builder.__doc__ = _document(family, config)
-    signature = inspect.signature(family)
-    builder.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # pyright: ignore[reportAttributeAccessIssue]
-    del builder.__wrapped__  # pickle and inspect must see the builder, not the family
+    builder.__module__ = family.__module__  # pickle looks for the builder there
+    builder.__doc__ = _document(family, config, list(known))
+    builder.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
 
     names = [(config.name, None), (config.timm, None), *config.aliases]
     for name, size in names:
@@ -126,6 +141,11 @@ def entries() -> dict[str, Entry]:
     return dict(_entries)
 
 
+def family(name: str) -> type[Any] | None:
+    """Return the family of that name, or `None`."""
+    return next((entry.family for entry in _entries.values() if entry.family.__name__ == name), None)
+
+
 def resolve(name: str) -> tuple[str, int | None] | None:
     """Returns the registered spelling of a name or timm name, and the image size of an alias; or `None`."""
     return _names.get(name.lower())
@@ -137,13 +157,37 @@ def nearest(name: str) -> list[str]:
     return [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=5)]
 
 
-def _document(family: Callable[..., Any], config: Config) -> str:
+def _document(family: type[Any], config: Config, arguments: list[str]) -> str:
+    """Compose a builder's docstring: facts of the row, then what the family and its base class say."""
     facts = [
         f"{config.params:,} parameters" if config.params else "",
         f"{config.gmacs:g} GMACs at {'x'.join(map(str, config.input_shape))}" if config.gmacs else "",
         f"timm: `{config.timm}`" if config.timm else "",
+        f"classifier: {', '.join(f'`{name}`' for name in config.head)}",
     ]
+    described: dict[str, str] = {}
+    sections: dict[str, str] = {}
+    own = ""
+    for cls in reversed(family.__mro__):
+        if dataclasses.is_dataclass(cls):
+            own, said = _sections(cls)
+            described |= _arguments(said.pop("Args", ""))
+            sections |= said
+    texts = [described[name] for name in arguments if name in described]
+    sections = {"Args": "\n".join(texts), **sections}
+    body = [f"{title}:\n{text}" for title, text in sections.items()]
     head = f"{config.name}. {config.source}".strip()
-    body = inspect.cleandoc(family.__doc__ or "").partition("\n")[2].strip()
-    body = body.replace("        config: The row.\n", "").replace("    config: The row.\n", "")
-    return "\n\n".join(filter(None, (head, "; ".join(filter(None, facts)), body)))
+    return "\n\n".join(filter(None, (head, "; ".join(filter(None, facts)), own, *body)))
+
+
+def _sections(cls: type[Any]) -> tuple[str, dict[str, str]]:
+    """Split a class's docstring into its text after the first line and its sections by title."""
+    text, *rest = re.split(r"^(Args|Returns|Raises):\n", inspect.cleandoc(cls.__doc__ or ""), flags=re.MULTILINE)
+    bodies = (body.rstrip() for body in rest[1::2])
+    return text.partition("\n")[2].strip(), dict(zip(rest[::2], bodies, strict=True))
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """Split an `Args` section into its entries by argument."""
+    entries = re.split(r"^(?=    \w)", text, flags=re.MULTILINE)
+    return {entry.partition(":")[0].strip(): entry.rstrip() for entry in entries if entry.strip()}

@@ -200,9 +200,8 @@ def _different(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     keys = [key for key in _IDENTITY if key in there]  # an older version recorded fewer
     if "weights_id" not in there:
         keys.append("weights")
-    found = differences(
-        *({key.removesuffix("_id"): record[key] for key in keys} for record in (there, wanted)),
-    )
+    before, now = ({key.removesuffix("_id"): record[key] for key in keys} for record in (there, wanted))
+    found = differences(before, now)
     if found:  # the seed and the validation fraction also change which images validate
         return found
     if there.get("fingerprint") != wanted["fingerprint"]:

@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 import pickle
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -42,7 +43,7 @@ def build(entry, **options):
     """The row's tiny twin with every variable filled; it returns logits."""
     row = entry.config.tiny()
     options = {"classes": 10, "classifier_activation": None, **options}
-    return tools.randomise(entry.family(row, **options))
+    return tools.randomise(entry.build(row, **options))
 
 
 @functools.lru_cache(maxsize=2)
@@ -92,11 +93,10 @@ def check_documented(entry):
     assert row.source or row.timm, "a row names its paper, or the network in timm that it equals"
     for said in (row.source, row.timm, row.params and f"{row.params:,} parameters"):
         assert not said or said in text, f"the docstring lacks {said!r}"
-    for argument in inspect.signature(entry.builder).parameters:
-        assert f"\n    {argument}: " in text, f"the docstring lacks the argument {argument!r}"
-    assert "config:" not in text, "the row is no argument of the builder"
-    assert "Returns:" in text
-    assert "Raises:" in text
+    arguments = text.partition("\nArgs:\n")[2].partition("\nReturns:\n")[0]
+    described = re.findall(r"^    (\w+): \S", arguments, re.MULTILINE)
+    assert described == list(inspect.signature(entry.builder).parameters), "each argument, in the signature's order"
+    assert text.count("\nReturns:\n") == text.count("\nRaises:\n") == 1
 
 
 @check("every")
@@ -191,7 +191,7 @@ def check_second_derivatives(entry):
 def check_default_initialisation(entry):
     """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""
     row = entry.config.tiny()
-    model = entry.family(row, classes=10)
+    model = entry.build(row, classes=10)
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     loss = model.train_on_batch(sample(entry), np.array([1, 7]))
     assert np.isfinite(loss)
@@ -243,7 +243,7 @@ def check_channels(entry):
     images_only(entry)
     shape = entry.config.tiny().input_shape[:-1]
     for channels in (1, 4):
-        model = entry.family(entry.config.tiny(), classes=10, input_shape=(*shape, channels))
+        model = entry.build(entry.config.tiny(), classes=10, input_shape=(*shape, channels))
         changed = {key for key, size in keys(model).items() if keys(twin(entry))[key] != size}
         assert len(changed) == 1, f"only the first layer depends on the number of channels, not {changed}"
         assert np.isfinite(np.asarray(model(tools.noise((1, *shape, channels)), training=False))).all()
@@ -329,7 +329,7 @@ def check_topology(entry):
     expected = np.asarray(keras.ops.softmax(model(x, training=False)))
     np.testing.assert_allclose(np.asarray(other(x, training=False)), expected, atol=1e-6)
 
-    other = entry.family(entry.config.tiny(), classes=7)
+    other = entry.build(entry.config.tiny(), classes=7)
     assert layer_names(other) == layer_names(model), "the head's size changes the graph"
     assert keys(other).keys() == keys(model).keys()
     changed = {key.rpartition(".")[0] for key in keys(model) if keys(model)[key] != keys(other)[key]}
@@ -346,7 +346,7 @@ def check_safetensors(entry):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.safetensors"
         kr.save_weights(model, path)
-        loaded = entry.family(entry.config.tiny(), classes=10, classifier_activation=None, weights=str(path))
+        loaded = entry.build(entry.config.tiny(), classes=10, classifier_activation=None, weights=str(path))
     assert_equal(loaded, model, x)
 
 

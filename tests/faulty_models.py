@@ -207,7 +207,7 @@ def activated_resnet_v2():
             return L.ReLU(name="here")(layer(*args))
 
     entry = kr.models.find("ResNetV2_18")
-    return altered(entry.family(entry.config.tiny()), change), "activation on the stream"
+    return altered(entry.build(entry.config.tiny()), change), "activation on the stream"
 
 
 def dropped_shortcut():

@@ -335,7 +335,7 @@ def main(folder):
     from tests.tools import randomise
 
     entry = kr.models.find("ResNet20")
-    victim = randomise(entry.family(entry.config.tiny()))
+    victim = randomise(entry.build(entry.config.tiny()))
     kr.save_weights(victim, folder / "good.safetensors")
     for suffix in (".safetensors", ".npz", ".keras", ".h5"):  # what is imported late is imported now
         (folder / f"bad{suffix}").write_bytes(b"x" * 100)

@@ -17,7 +17,7 @@ def main(folder):
     entries, result = registry.entries(), {}
     for name in json.loads((folder / "names.json").read_text()):
         entry, data = entries[name], np.load(folder / f"{name}.npz")
-        model = entry.family(
+        model = entry.build(
             entry.config.tiny(), classes=10, classifier_activation=None, weights=str(folder / f"{name}.safetensors")
         )
         result[name] = {"inference": tools.distance(model(data["x"], training=False), data["y"])}

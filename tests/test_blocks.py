@@ -106,7 +106,7 @@ def test_drop_path_rates():
     assert blocks.drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
     assert blocks.drop_path_rates(0.3, 1) == [0]
     entry = kr.registry.entries()["ResNet50"]
-    model = entry.family(entry.config.tiny(), drop_path=0.4, input_shape=(64, 64, 3))
+    model = entry.build(entry.config.tiny(), drop_path=0.4, input_shape=(64, 64, 3))
     rates = [layer.rate for layer in model.layers if layer.name.endswith("drop_path")]
     assert rates == pytest.approx(blocks.drop_path_rates(0.4, 5)), "rates grow block by block over the whole network"
 

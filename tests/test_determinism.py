@@ -17,7 +17,7 @@ def trained(name, seed):
     """Weights and losses of a tiny twin after two epochs, with all that draws random numbers on."""
     row = kr.models.find(name).config.tiny()
     keras.utils.set_random_seed(seed)
-    model = kr.models.find(name).family(row, classes=3, drop_path=0.2)
+    model = kr.models.find(name).build(row, classes=3, drop_path=0.2)
     data = tools.noise((32, *row.input_shape)), np.arange(32) % 3
     history = fit(model, RECIPE, data, seed=seed, deterministic=True, progress=False, keep="last")
     return [np.asarray(v) for v in model.weights], history["loss"]

@@ -124,7 +124,7 @@ def test_the_readme_counts_them():
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", tools.distinct(registry.entries().values()), ids=lambda e: e.config.name)
 def test_the_registry_is_healthy(entry):
-    found = check_residual(entry.family(entry.config.tiny(), classes=10))
+    found = check_residual(entry.build(entry.config.tiny(), classes=10))
     assert found.healthy, str(found)
     assert bool(found.rows) != entry.config.name.startswith("PlainNet"), found.title
 
@@ -323,7 +323,7 @@ def test_grad_cam_finds_the_spot_and_draws(tmp_path):
 def test_rollout_equals_the_product_of_attentions(name):
     """Class token, and a pooling head; attention is computed here from the weights of the layers."""
     entry = kr.models.find(name)
-    model = tools.randomise(entry.family(entry.config.tiny(), classes=5))
+    model = tools.randomise(entry.build(entry.config.tiny(), classes=5))
     images = tools.noise((2, *model.input_shape[1:]))
     found = attention_rollout(model, images)
     rolled = None

@@ -115,7 +115,7 @@ def test_c_api_reads_every_model(entry, tmp_path):
 
 
 def check_c_api(entry, folder):
-    model = randomise(entry.family(entry.config.tiny(), classes=10, classifier_activation="softmax"))
+    model = randomise(entry.build(entry.config.tiny(), classes=10, classifier_activation="softmax"))
     version = kr.export(model, folder / "model")
     x = noise((3, *model.input_shape[1:]), 4)
     answers = ask_c_api(version, [("serving_default", x), ("features", x[:1])], folder)
@@ -124,7 +124,7 @@ def check_c_api(entry, folder):
     best = np.argsort(-expected, -1, kind="stable")[:, :5]
     np.testing.assert_allclose(np.take_along_axis(expected, answers[0]["classes"], -1), answers[0]["scores"], atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(expected, best, -1), answers[0]["scores"], atol=1e-5)
-    bare = entry.family(entry.config.tiny(), classes=0)
+    bare = entry.build(entry.config.tiny(), classes=0)
     for ours, theirs in zip(bare.variables, model.variables, strict=False):  # the classifier's come last
         ours.assign(theirs)
     if len(bare.variables) < len(model.variables) and bare.variables:
@@ -134,7 +134,7 @@ def check_c_api(entry, folder):
 @pytest.mark.parametrize("shape", [(64, 2), (16, 32, 32, 2)])
 def test_signals_and_volumes(tmp_path, shape):
     entry = registry.entries()["ResNet18"]
-    model = randomise(entry.family(entry.config.tiny(), input_shape=(*[None] * (len(shape) - 1), 2), classes=4))
+    model = randomise(entry.build(entry.config.tiny(), input_shape=(*[None] * (len(shape) - 1), 2), classes=4))
     version = kr.export(model, tmp_path)
     x = noise((2, *shape))
     assert set(names_of_tensors(version)) == {"serving_default", "features"}

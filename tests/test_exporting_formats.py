@@ -20,7 +20,7 @@ ENTRIES = list(registry.entries().values())
 
 
 def twin(entry):
-    model = randomise(entry.family(entry.config.tiny(), classes=10, classifier_activation="softmax"))
+    model = randomise(entry.build(entry.config.tiny(), classes=10, classifier_activation="softmax"))
     x = noise((3, *model.input_shape[1:]), 5)
     return model, x, np.asarray(model(x, training=False))
 
@@ -89,7 +89,7 @@ def test_a_file_computes_in_float32(policy, suffix, name, tmp_path):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        narrow = entry.family(entry.config.tiny(), classes=10, classifier_activation="softmax")
+        narrow = entry.build(entry.config.tiny(), classes=10, classifier_activation="softmax")
     finally:
         keras.config.set_dtype_policy(before)
     for variable, value in zip(narrow.variables, model.variables, strict=True):
@@ -189,7 +189,7 @@ def test_an_operation_that_litert_lacks(tmp_path):
 def test_other_ranks(name, shape, suffix, tmp_path):
     pytest.importorskip(NEEDS[suffix])
     entry = registry.entries()[name]
-    model = randomise(entry.family(entry.config.tiny(), input_shape=shape, classes=4, classifier_activation="softmax"))
+    model = randomise(entry.build(entry.config.tiny(), input_shape=shape, classes=4, classifier_activation="softmax"))
     if suffix == ".tflite" and any(isinstance(layer, keras.layers.MaxPooling3D) for layer in model.layers):
         with pytest.raises(RuntimeError, match="MaxPool3D"):
             convert(model, tmp_path / "model.tflite")

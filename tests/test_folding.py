@@ -38,7 +38,7 @@ def reasons(inputs, outputs):
 
 @pytest.mark.parametrize("entry", ROWS)
 def test_every_registered_model(entry):
-    model = randomise(entry.family(entry.config.tiny(), classes=10, classifier_activation=None))
+    model = randomise(entry.build(entry.config.tiny(), classes=10, classifier_activation=None))
     x, before = noise((2, *model.input_shape[1:])), [np.asarray(v).copy() for v in model.variables]
     report, folded = folding(model), fold_batch_norm(model)
     assert distance(folded(x, training=False), model(x, training=False)) < 1e-5
@@ -50,14 +50,14 @@ def test_every_registered_model(entry):
 def test_post_activation_networks_keep_none():
     for name in ("ResNet18", "ResNeXt50_32x4d", "SEResNet50"):
         entry = registry.entries()[name]
-        report = folding(entry.family(entry.config.tiny()))
+        report = folding(entry.build(entry.config.tiny()))
         assert report.after
         assert not report.kept, report
 
 
 def test_pre_activation_networks_keep_those_after_the_addition():
     entry = registry.entries()["ResNetV2_50"]
-    report = folding(entry.family(entry.config.tiny()))
+    report = folding(entry.build(entry.config.tiny()))
     assert all(name.endswith(("norm2", "norm3")) for name in report.after)
     assert all(name.endswith(("norm1", "norm")) for name in report.kept)
     assert any("stages.0 is a StageOutput" in why for why in report.kept.values()), report

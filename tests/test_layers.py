@@ -27,7 +27,7 @@ LAYERS = {
     "SimpleNorm": ({"epsilon": 0.1}, [(2, 3, 4)]),
     "SkipInit": ({"init": 0.5}, [(2, 3, 4)]),
     "SplitHeads": ({"heads": 3, "parts": 2}, [(2, 5, 24)]),
-    "StageOutput": ({"level": 7, "grid": (1, 3)}, [(2, 3, 4)]),
+    "StageOutput": ({"level": 7, "grid": (1, 3), "family": "ViT"}, [(2, 3, 4)]),
     "StandardizedConv1D": ({"filters": 8, "kernel_size": 3, "epsilon": 0.1}, [(2, 5, 4)]),
     "StandardizedConv2D": ({"filters": 8, "kernel_size": 3, "groups": 2, "epsilon": 0.1}, [(2, 5, 5, 4)]),
     "StandardizedConv3D": ({"filters": 8, "kernel_size": 3, "epsilon": 0.1}, [(2, 5, 5, 5, 4)]),

@@ -197,7 +197,7 @@ def test_weights_are_recognised_by_content(place, tmp_path, monkeypatch):
     assert "finished" in train(place / "photos", "next", weights="./b.safetensors", epochs=1)[1]
     model = kr.create("TestResNet", classes=2, input_shape=(32, 32, 3))
     kr.save_weights(model, tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="weights: .sha256:.* before, .sha256:.* now"):
+    with pytest.raises(ValueError, match=r"weights: .sha256:.* before, .sha256:.* now"):
         train(place / "photos", "next", weights="b.safetensors", epochs=1)
 
 

@@ -18,7 +18,7 @@ ROWS = [e for e in registry.entries().values() if e.builder.__module__ == "keras
 def build(name="ViTTiny16", row=None, **options):
     entry = models.find(name)
     row = dataclasses.replace(entry.config.tiny(), **(row or {}))
-    return tools.randomise(entry.family(row, **{"classes": 10, "classifier_activation": None, **options}))
+    return tools.randomise(entry.build(row, **{"classes": 10, "classifier_activation": None, **options}))
 
 
 def run(model, batch=2):
@@ -61,7 +61,7 @@ def test_alias_stands_for_its_size(alias, size):
     entry = models.find(alias)
     assert registry.resolve(alias) == (entry.config.name, size)
     row = dataclasses.replace(entry.config, width=16, heads=2, hidden=16, depth=1)
-    model = entry.family(row, input_shape=(size, size, 3))
+    model = entry.build(row, input_shape=(size, size, 3))
     assert model.get_layer("pos_embed").grid == (size // row.patch,) * 2
 
 
@@ -122,6 +122,16 @@ def test_levels_are_quarters_of_the_depth():
     assert stages == {1: "blocks.0", 2: "blocks.2", 3: "blocks.3", 4: "blocks.5"}
 
 
+@pytest.mark.parametrize("final", ["tokens", "pooled", None])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_norms_and_the_bias_of_the_patches_are_chosen_apart(bias, first, final):
+    model = build(row={"patch_bias": bias, "norm_first": first, "final_norm": final})
+    assert model.get_layer("patch_embed.proj").use_bias is bias
+    norms = {layer.name for layer in model.layers} & {"norm_pre", "norm", "fc_norm"}
+    assert norms == ({"norm_pre"} if first else set()) | {"tokens": {"norm"}, "pooled": {"fc_norm"}, None: set()}[final]
+
+
 # ------------------------------------------------------------------------------------------------------------- options
 
 
@@ -160,7 +170,7 @@ def test_stochastic_depth_grows_to_its_rate():
 
 
 def test_initialisation():
-    model = models.find("SigLIPBase16").family(models.find("SigLIPBase16").config.tiny())
+    model = models.find("SigLIPBase16").build(models.find("SigLIPBase16").config.tiny())
     assert np.std(np.asarray(model.get_layer("attn_pool.latent").value)) == pytest.approx(64**-0.5, rel=0.5)
     kernel = np.asarray(model.get_layer("blocks.0.mlp.fc1").kernel)
     assert np.std(kernel) == pytest.approx(0.02, rel=0.15)  # truncated at two deviations

@@ -13,13 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 import keras_residual as kr
 from keras_residual.weights import Adapt, WeightsError, slots
+from keras_residual.weights.formats import renamed
 
 from .tools import distance, noise, randomise
 
 
 def tiny(name="ResNet18", seed=None, **arguments):
     entry = kr.models.find(name)
-    model = entry.family(entry.config.tiny(), **{"classes": 10, **arguments})
+    model = entry.build(entry.config.tiny(), **{"classes": 10, **arguments})
     return model if seed is None else randomise(model, seed)
 
 
@@ -190,6 +191,128 @@ def test_dinov2_with_registers():
     assert distance(model(x), source(x)) < 1e-6
 
 
+def test_facebooks_convnext_names():
+    source = tiny("ConvNeXtV2Atto", seed=1)
+    rules = (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"\.blocks\.", "."),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.mlp\.fc", ".pwconv"),
+        (r"\.mlp\.grn\.weight$", ".grn.gamma"),
+        (r"\.mlp\.grn\.bias$", ".grn.beta"),
+        (r"^head\.fc\.", "head."),
+        (r"^head\.norm\.", "norm."),
+    )
+    theirs = {key: v[None, None, None] if ".grn." in key else v for key, v in renamed(state_of(source), rules).items()}
+    assert "stages.1.0.grn.gamma" in theirs
+    model = tiny("ConvNeXtV2Atto")
+    kr.load_weights(model, {**theirs, "norms.3.weight": noise((3,))})
+    assert all(np.array_equal(a, b) for a, b in zip(snapshot(model), snapshot(source), strict=True))
+
+
+def test_bit_npz(tmp_path):
+    source = tiny("BiT50x1", seed=1)
+    rules = (
+        (r"^stem\.conv\.", "root_block/standardized_conv2d/"),
+        (r"^norm\.", "group_norm/"),
+        (r"^head\.fc\.", "head/conv2d/"),
+        (r"\.downsample\.conv\.", "/a/proj/standardized_conv2d/"),
+        *((rf"\.conv{i}\.", f"/{part}/standardized_conv2d/") for i, part in enumerate("abc", start=1)),
+        *((rf"\.norm{i}\.", f"/{part}/group_norm/") for i, part in enumerate("abc", start=1)),
+        (r"^stages\.(\d)\.blocks\.(\d)", lambda m: f"block{int(m[1]) + 1}/unit{int(m[2]) + 1:02d}"),
+        (r"norm/weight$", "norm/gamma"),
+        (r"norm/bias$", "norm/beta"),
+        (r"/weight$", "/kernel"),
+    )
+    theirs = renamed(state_of(source), rules)
+    theirs = {f"resnet/{key}": v.transpose(2, 3, 1, 0) if v.ndim == 4 else v for key, v in theirs.items()}
+    assert "resnet/block2/unit01/a/proj/standardized_conv2d/kernel" in theirs
+    np.savez(tmp_path / "a.npz", **theirs)
+    model = tiny("BiT50x1")
+    kr.load_weights(model, tmp_path / "a.npz")
+    assert all(np.array_equal(a, b) for a, b in zip(snapshot(model), snapshot(source), strict=True))
+
+
+def deit3(state):
+    """The names of Meta's DeiT-III; BEiT, CaiT and EVA have the same for something else."""
+    return renamed(state, ((r"\.ls([12])\.gamma$", r".gamma_\1"),))
+
+
+FOREIGN = {
+    "gamma_1 of a BEiT": {"blocks.0.gamma_1": (4,), "blocks.0.gamma_2": (4,)},
+    "mask token of a BEiT": {"mask_token": (1, 1, 4)},
+    "registers of a DINOv2": {"mask_token": (1, 4), "register_tokens": (1, 4, 4), "pos_embed": (1, 2, 4)},
+    "blocks of a CLIP": {"visual.class_embedding": (4,), "visual.transformer.resblocks.0.ln_1.weight": (4,)},
+    "stages of Meta's ConvNeXt": {
+        "downsample_layers.0.0.weight": (4, 3, 4, 4),
+        "stages.0.0.dwconv.weight": (4, 1, 7, 7),
+    },
+    "root of a BiT": {"resnet/root_block/standardized_conv2d/kernel": (7, 7, 3, 4), "resnet/group_norm/gamma": (4,)},
+    "encoder of big_vision": {"Transformer/encoder_norm/scale": (4,), "Transformer/encoder_norm/bias": (4,)},
+    "layers of keras.applications": {"conv1_conv/conv1_conv/kernel:0": (7, 7, 3, 4)},
+}
+OWN = {"CLIPBase16": "CLIP DINOv2 big_vision BEiT", "ConvNeXtTiny": "ConvNeXt", "BiT50x1": "BiT", "ResNet18": "keras"}
+
+
+@pytest.mark.parametrize("name", [*OWN, "ResNet20", "ResidualMLP"])
+def test_a_familys_formats_are_its_own(name):
+    """Keys that another family's files have are reported as they are, not renamed to something that might fit."""
+    model = tiny(name)
+    for case, shapes in FOREIGN.items():
+        if any(word in case for word in OWN.get(name, "").split()):
+            continue
+        with pytest.raises(WeightsError) as caught:
+            kr.load_weights(model, {**state_of(model), **{key: noise(shape) for key, shape in shapes.items()}})
+        assert set(caught.value.report.unexpected) == shapes.keys() - state_of(model).keys(), case
+
+
+def through_a_file(model, folder):
+    model.save(folder / "a.keras")
+    return keras.models.load_model(folder / "a.keras")
+
+
+def wrapped(model, folder):
+    inputs = keras.Input(model.input_shape[1:])
+    return keras.Model(inputs, keras.models.clone_model(model)(inputs), name="mine")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model, folder: keras.models.clone_model(model),
+        lambda model, folder: keras.Model(model.input, model.output, name="mine"),
+        through_a_file,
+        wrapped,
+    ],
+    ids=["cloned", "renamed", "through a file", "part of a model"],
+)
+def test_a_model_keeps_the_formats_of_its_family(change, tmp_path):
+    source = tiny("DeiT3Small16", seed=1)
+    model = change(tiny("DeiT3Small16"), tmp_path)
+    report = kr.load_weights(model, deit3(state_of(source)))
+    assert len(report.loaded) == len(slots(source))
+    assert all(np.array_equal(a, b) for a, b in zip(snapshot(model), snapshot(source), strict=True))
+
+
+def test_a_network_of_no_family_takes_timms_names(tmp_path):
+    """And a conversion of the caller's own."""
+    source = tiny("DeiT3Small16", seed=1)
+    state = deit3(state_of(source))
+    model = keras.models.clone_model(
+        tiny("DeiT3Small16"),
+        clone_function=lambda layer: type(layer).from_config({**layer.get_config(), **strip_family(layer)}),
+    )
+    with pytest.raises(WeightsError, match=r"unexpected.*blocks\.0\.gamma_1"):
+        kr.load_weights(model, state)
+    kr.load_weights(model, {f"module.{key}": value for key, value in state_of(source).items()})
+    kr.load_weights(model, state, to_timm=lambda state: renamed(state, ((r"\.gamma_([12])$", r".ls\1.gamma"),)))
+
+
+def strip_family(layer):
+    return {"family": None} if isinstance(layer, kr.layers.StageOutput) else {}
+
+
 # ------------------------------------------------------------------------------------------------------- adaptation
 
 
@@ -249,7 +372,7 @@ def test_without_top(tmp_path):
     source = tiny("ResNet18", seed=1)
     kr.save_weights(source, tmp_path / "a.safetensors")
     row = kr.models.find("ResNet18").config.tiny()
-    model = kr.models.find("ResNet18").family(
+    model = kr.models.find("ResNet18").build(
         row, include_top=False, pooling="avg", weights=str(tmp_path / "a.safetensors")
     )
     x = noise((2, 64, 64, 3))

@@ -261,7 +261,7 @@ def test_paths_are_expanded(place, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
     kr.load_weights(model, place)
     entry = kr.models.find("ResNet20")
-    entry.family(entry.config.tiny(), classes=10, weights=place)
+    entry.build(entry.config.tiny(), classes=10, weights=place)
     target = place.replace("net.", "other.")
     whole = kr.ResNet20(classes=3)
     kr.save_weights(whole, place)

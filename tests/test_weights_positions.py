@@ -129,9 +129,9 @@ def test_a_builder_asks_too(tmp_path):
     entry = kr.models.find("ViTTiny16")
     path = str(bare(vit(TALL, seed=1), tmp_path))
     with pytest.raises(WeightsError, match="unknown grid"):
-        entry.family(entry.config.tiny(), classes=10, input_shape=WIDE, weights=path)
+        entry.build(entry.config.tiny(), classes=10, input_shape=WIDE, weights=path)
     stated = str(safetensors(vit(TALL, seed=1), tmp_path))
-    model = entry.family(entry.config.tiny(), classes=10, input_shape=WIDE, weights=stated)
+    model = entry.build(entry.config.tiny(), classes=10, input_shape=WIDE, weights=stated)
     assert distance(patches(model), by_pillow(patches(vit(TALL, seed=1)), (3, 4))) < 1e-5
 
 

@@ -11,6 +11,7 @@ import keras
 
 from keras_residual import weights
 from keras_residual.registry import Config, nearest, resolve
+from keras_residual.weights.formats import Convert
 
 # A checkpoint of timm's on the Hub: its architecture, a dot, its tag. Other repositories may hold anything.
 _TIMM = re.compile(r"(?:hf[-_]hub:)?timm/([a-z0-9_]+)\.\w+(?:@.+)?")
@@ -40,6 +41,7 @@ def load(
     *,
     new_head: bool,
     new_size: bool,
+    to_timm: Convert,
     revision: str | None = None,
 ) -> weights.Report:
     """Loads a checkpoint, adapted to what the caller asked for, and logs what was adapted.
@@ -50,6 +52,7 @@ def load(
         source: What `load_weights` reads, or `"imagenet"` for the row's default checkpoint.
         new_head: Whether the caller asked for other classes, so that the classifier may stay new.
         new_size: Whether the caller asked for an input size, so that position embeddings may be resampled.
+        to_timm: Converts the family's own checkpoint formats.
         revision: Of a repository.
 
     Raises:
@@ -69,7 +72,7 @@ def load(
     adapt = weights.Adapt(
         head=config.head if new_head else (), top=() if headed else config.top, channels=True, size=new_size
     )
-    report = weights.load_weights(model, source, adapt=adapt, revision=revision)
+    report = weights.load_weights(model, source, adapt=adapt, revision=revision, to_timm=to_timm)
     if report.adapted:
         logging.getLogger("keras_residual").warning("%s: %s", model.name, report)
     return report

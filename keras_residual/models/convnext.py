@@ -15,8 +15,9 @@ import keras
 from keras_residual import blocks
 from keras_residual.blocks import Activation, Norm, Tensor, layer_norm, mlp, pointwise, rms_norm, simple_norm
 from keras_residual.layers import StageOutput
-from keras_residual.models._frame import Frame
+from keras_residual.models._network import Network
 from keras_residual.registry import Config, variant
+from keras_residual.weights.formats import State, renamed
 
 
 class Stem(Protocol):
@@ -89,94 +90,86 @@ class ConvNeXtConfig(Config):
         )
 
 
-def convnext(
-    config: ConvNeXtConfig,
-    include_top: bool = True,
-    weights: str | None = None,
-    input_tensor: Any = None,
-    input_shape: tuple[int | None, ...] | None = None,
-    pooling: str | None = None,
-    classes: int = 1000,
-    classifier_activation: Activation = "softmax",
-    name: str | None = None,
-    *,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    norm: Norm | None = None,
-    activation: Activation = None,
-) -> keras.Model:
-    """Builds a ConvNeXt.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNeXt(Network[ConvNeXtConfig]):
+    """A ConvNeXt.
 
     The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
     `(D, H, W, C)` volumes or videos.
 
     Args:
-        config: The row.
-        include_top: Whether to end in pooling, a norm and a classifier `head.fc`.
-        weights: `None` for random initialisation, or a source that `keras_residual.load_weights` reads.
-        input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
-        input_shape: Shape of one sample, channels last; spatial sizes may be `None`.
+        include_top: Whether to end in pooling, a norm and the classifier.
         pooling: Without top: `None` for the feature map `(N, *spatial, C)`, `"avg"` or `"max"` for `(N, C)`. Where
             the last norm comes after pooling, it is part of the top.
         classes: Number of outputs of the classifier; 0 for the pooled and normalised features before it.
-        classifier_activation: Activation of the outputs; `None` for logits.
-        name: Name of the model.
-        drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.
         dropout: Rate of dropout before the classifier.
         norm: Normalisation, `keras_residual.blocks.layer_norm` and its siblings; `None` for the row's.
         activation: Activation of the blocks; `None` for the row's.
-
-    Returns:
-        A Functional `keras.Model` from `(N, *input_shape)` to `(N, classes)`, or to features without top.
-
-    Raises:
-        ValueError: For an argument out of its range, or an input smaller than the network's stride.
     """
-    frame = Frame(
-        config,
-        include_top,
-        weights,
-        input_tensor,
-        input_shape,
-        pooling,
-        classes,
-        classifier_activation,
-        name,
+
+    dropout: float = 0.0
+    norm: Norm | None = None
+    activation: Activation = None
+
+    def forward(self, row: ConvNeXtConfig, x: Tensor) -> Tensor:
+        norm, activation = self.norm or row.norm, self.activation or row.activation
+        self.require_size(x, x, 4 * 2 ** (len(row.depths) - 1), "Resize the images.")
+        x = row.stem(x, row.widths[0], norm=norm, activation=activation)
+        rates = iter(blocks.drop_path_rates(self.drop_path, sum(row.depths)))
+        for stage, (depth, width, kernel) in enumerate(zip(row.depths, row.widths, row.kernels, strict=True)):
+            if stage:
+                x = norm(x, name=f"stages.{stage}.downsample.0")
+                place = f"stages.{stage}.downsample"
+                x = blocks.patches(x, width, 2, initializer=_initializer(), name=place, layer="1")
+            for i in range(depth):
+                x = blocks.convnext(
+                    x,
+                    kernel=kernel,
+                    feed_forward=row.feed_forward,
+                    norm=norm,
+                    activation=activation,
+                    scale=row.scale,
+                    drop_path=next(rates),
+                    name=f"stages.{stage}.blocks.{i}",
+                )
+            x = StageOutput(stage + 1, name=f"stages.{stage}")(x)
+        return norm(x, name="norm_pre") if row.norm_first else x
+
+    def finish(self, row: ConvNeXtConfig, x: Tensor) -> Tensor:
+        if not row.norm_first:
+            x = (self.norm or row.norm)(x, name="head.norm")
+        if row.hidden:
+            x = blocks.dense(x, row.hidden, name="head.pre_logits.fc")
+            x = blocks.activate(x, "gelu", name="head.pre_logits.act")
+        return keras.layers.Dropout(self.dropout, name="head.drop")(x)
+
+    def classifier(self) -> Callable[..., keras.layers.Layer]:
+        return partial(keras.layers.Dense, self.classes, kernel_initializer=_initializer())
+
+    @staticmethod
+    def to_timm(state: State) -> State:
+        """Convert Meta's checkpoints of ConvNeXt, ConvNeXt V2 and DINOv3."""
+        return _facebook(state) if "downsample_layers.0.0.weight" in state else state
+
+
+def _facebook(state: State) -> State:
+    """Meta's ConvNeXt, ConvNeXt V2 and DINOv3 ConvNeXts; the norms of inner stages, which DINOv3 has, are not here."""
+    state = {key: value for key, value in state.items() if not key.startswith("norms.")}
+    state = renamed(
+        state,
+        (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+            (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.pwconv([12])\.", r".mlp.fc\1."),
+            (r"\.grn\.gamma$", ".mlp.grn.weight"),
+            (r"\.grn\.beta$", ".mlp.grn.bias"),
+            (r"^head\.", "head.fc."),
+            (r"^norm\.", "head.norm."),
+        ),
     )
-    norm, activation = norm or config.norm, activation or config.activation
-    frame.require_size(frame.x, 4 * 2 ** (len(config.depths) - 1), "Resize the images.")
-    x = config.stem(frame.x, config.widths[0], norm=norm, activation=activation)
-    rates = iter(blocks.drop_path_rates(drop_path, sum(config.depths)))
-    for stage, (depth, width, kernel) in enumerate(zip(config.depths, config.widths, config.kernels, strict=True)):
-        if stage:
-            x = norm(x, name=f"stages.{stage}.downsample.0")
-            place = f"stages.{stage}.downsample"
-            x = blocks.patches(x, width, 2, initializer=_initializer(), name=place, layer="1")
-        for i in range(depth):
-            x = blocks.convnext(
-                x,
-                kernel=kernel,
-                feed_forward=config.feed_forward,
-                norm=norm,
-                activation=activation,
-                scale=config.scale,
-                drop_path=next(rates),
-                name=f"stages.{stage}.blocks.{i}",
-            )
-        x = StageOutput(stage + 1, name=f"stages.{stage}")(x)
-    if config.norm_first:
-        x = norm(x, name="norm_pre")
-
-    def finish(x: Tensor) -> Tensor:
-        if not config.norm_first:
-            x = norm(x, name="head.norm")
-        if config.hidden:
-            x = blocks.activate(
-                blocks.dense(x, config.hidden, name="head.pre_logits.fc"), "gelu", name="head.pre_logits.act"
-            )
-        return keras.layers.Dropout(dropout, name="head.drop")(x)
-
-    return frame.model(x, finish=finish, initializer=_initializer())
+    return {key: value.reshape(-1) if ".grn." in key else value for key, value in state.items()}
 
 
 def _initializer() -> Any:
@@ -193,94 +186,94 @@ _OLS = partial(overlapped_stem, tiered=True)
 _TORCH: dict[str, Any] = {"norm": partial(layer_norm, epsilon=1e-5)}
 
 # fmt: off
-ConvNeXtZeptoRMS = variant(convnext, ConvNeXtConfig("ConvNeXtZeptoRMS", (2, 2, 4, 2), (32, 64, 128, 256), **_CONV,
+ConvNeXtZeptoRMS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtZeptoRMS", (2, 2, 4, 2), (32, 64, 128, 256), **_CONV,
     norm=simple_norm,
     timm="convnext_zepto_rms", tag="ra4_e3600_r224_in1k", params=2_155_656, gmacs=0.302,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtZeptoRMSOLS = variant(convnext, ConvNeXtConfig("ConvNeXtZeptoRMSOLS", (2, 2, 4, 2), (32, 64, 128, 256),
+ConvNeXtZeptoRMSOLS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtZeptoRMSOLS", (2, 2, 4, 2), (32, 64, 128, 256),
     **_CONV, stem=partial(overlapped_stem, activated=True), norm=simple_norm,
     timm="convnext_zepto_rms_ols", tag="ra4_e3600_r224_in1k", params=2_164_232, gmacs=0.337,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtAtto = variant(convnext, ConvNeXtConfig("ConvNeXtAtto", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
+ConvNeXtAtto = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtAtto", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
     timm="convnext_atto", tag="d2_in1k", params=3_695_520, gmacs=0.547,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtAttoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtAttoOLS", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
+ConvNeXtAttoOLS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtAttoOLS", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
     stem=_OLS,
     timm="convnext_atto_ols", tag="a2_in1k", params=3_702_912, gmacs=0.577,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtAttoRMS = variant(convnext, ConvNeXtConfig("ConvNeXtAttoRMS", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
+ConvNeXtAttoRMS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtAttoRMS", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV,
     norm=rms_norm,
     timm="convnext_atto_rms", params=3_693_040, gmacs=0.547, source="A form of timm, after Liu et al. 2022"))
-ConvNeXtFemto = variant(convnext, ConvNeXtConfig("ConvNeXtFemto", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV,
+ConvNeXtFemto = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtFemto", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV,
     timm="convnext_femto", tag="d1_in1k", params=5_217_784, gmacs=0.780,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtFemtoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtFemtoOLS", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV,
+ConvNeXtFemtoOLS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtFemtoOLS", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV,
     stem=_OLS,
     timm="convnext_femto_ols", tag="d1_in1k", params=5_226_520, gmacs=0.813,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtPico = variant(convnext, ConvNeXtConfig("ConvNeXtPico", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV,
+ConvNeXtPico = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtPico", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV,
     timm="convnext_pico", tag="d1_in1k", params=9_045_672, gmacs=1.367,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtPicoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtPicoOLS", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV,
+ConvNeXtPicoOLS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtPicoOLS", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV,
     stem=_OLS,
     timm="convnext_pico_ols", tag="d1_in1k", params=9_061_928, gmacs=1.426,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtNano = variant(convnext, ConvNeXtConfig("ConvNeXtNano", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV,
+ConvNeXtNano = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtNano", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV,
     timm="convnext_nano", tag="in12k_ft_in1k", params=15_593_560, gmacs=2.446,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtNanoOLS = variant(convnext, ConvNeXtConfig("ConvNeXtNanoOLS", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV,
+ConvNeXtNanoOLS = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtNanoOLS", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV,
     stem=overlapped_stem,
     timm="convnext_nano_ols", tag="d1h_in1k", params=15_649_560, gmacs=2.641,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtTinyHNF = variant(convnext, ConvNeXtConfig("ConvNeXtTinyHNF", (3, 3, 9, 3), (96, 192, 384, 768), **_CONV,
+ConvNeXtTinyHNF = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtTinyHNF", (3, 3, 9, 3), (96, 192, 384, 768), **_CONV,
     norm_first=True,
     timm="convnext_tiny_hnf", tag="a2h_in1k", params=28_589_128, gmacs=4.456,
     source="A form of timm, after Liu et al. 2022"))
-ConvNeXtTiny = variant(convnext, ConvNeXtConfig("ConvNeXtTiny", (3, 3, 9, 3), (96, 192, 384, 768),
+ConvNeXtTiny = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtTiny", (3, 3, 9, 3), (96, 192, 384, 768),
     timm="convnext_tiny", tag="in12k_ft_in1k", params=28_589_128, gmacs=4.456, source="Liu et al. 2022"))
-ConvNeXtSmall = variant(convnext, ConvNeXtConfig("ConvNeXtSmall", (3, 3, 27, 3), (96, 192, 384, 768),
+ConvNeXtSmall = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtSmall", (3, 3, 27, 3), (96, 192, 384, 768),
     timm="convnext_small", tag="in12k_ft_in1k", params=50_223_688, gmacs=8.684, source="Liu et al. 2022"))
-ConvNeXtBase = variant(convnext, ConvNeXtConfig("ConvNeXtBase", (3, 3, 27, 3), (128, 256, 512, 1024),
+ConvNeXtBase = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtBase", (3, 3, 27, 3), (128, 256, 512, 1024),
     timm="convnext_base", tag="fb_in22k_ft_in1k", params=88_591_464, gmacs=15.35, source="Liu et al. 2022"))
-ConvNeXtLarge = variant(convnext, ConvNeXtConfig("ConvNeXtLarge", (3, 3, 27, 3), (192, 384, 768, 1536),
+ConvNeXtLarge = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtLarge", (3, 3, 27, 3), (192, 384, 768, 1536),
     timm="convnext_large", tag="fb_in22k_ft_in1k", params=197_767_336, gmacs=34.36, source="Liu et al. 2022"))
-ConvNeXtLargeMLP = variant(convnext, ConvNeXtConfig("ConvNeXtLargeMLP", (3, 3, 27, 3), (192, 384, 768, 1536),
+ConvNeXtLargeMLP = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtLargeMLP", (3, 3, 27, 3), (192, 384, 768, 1536),
     hidden=1536,
     timm="convnext_large_mlp", tag="clip_laion2b_soup_ft_in12k_in1k_320", input_shape=(320, 320, 3),
     params=200_128_168, gmacs=70.13, source="OpenCLIP, after Liu et al. 2022"))
-ConvNeXtXLarge = variant(convnext, ConvNeXtConfig("ConvNeXtXLarge", (3, 3, 27, 3), (256, 512, 1024, 2048),
+ConvNeXtXLarge = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtXLarge", (3, 3, 27, 3), (256, 512, 1024, 2048),
     timm="convnext_xlarge", tag="fb_in22k_ft_in1k", params=350_196_968, gmacs=60.92, source="Liu et al. 2022"))
-ConvNeXtXXLarge = variant(convnext, ConvNeXtConfig("ConvNeXtXXLarge", (3, 4, 30, 3), (384, 768, 1536, 3072), **_TORCH,
+ConvNeXtXXLarge = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtXXLarge", (3, 4, 30, 3), (384, 768, 1536, 3072), **_TORCH,
     timm="convnext_xxlarge", tag="clip_laion2b_soup_ft_in1k", input_shape=(256, 256, 3), params=846_471_016,
     gmacs=197.97, source="OpenCLIP, after Liu et al. 2022"))
-ConvNeXtV2Atto = variant(convnext, ConvNeXtConfig("ConvNeXtV2Atto", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV_V2,
+ConvNeXtV2Atto = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Atto", (2, 2, 6, 2), (40, 80, 160, 320), **_CONV_V2,
     timm="convnextv2_atto", tag="fcmae_ft_in1k", params=3_708_400, gmacs=0.547, source="Woo et al. 2023"))
-ConvNeXtV2Femto = variant(convnext, ConvNeXtConfig("ConvNeXtV2Femto", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV_V2,
+ConvNeXtV2Femto = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Femto", (2, 2, 6, 2), (48, 96, 192, 384), **_CONV_V2,
     timm="convnextv2_femto", tag="fcmae_ft_in1k", params=5_233_240, gmacs=0.780, source="Woo et al. 2023"))
-ConvNeXtV2Pico = variant(convnext, ConvNeXtConfig("ConvNeXtV2Pico", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV_V2,
+ConvNeXtV2Pico = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Pico", (2, 2, 6, 2), (64, 128, 256, 512), **_CONV_V2,
     timm="convnextv2_pico", tag="fcmae_ft_in1k", params=9_066_280, gmacs=1.367, source="Woo et al. 2023"))
-ConvNeXtV2Nano = variant(convnext, ConvNeXtConfig("ConvNeXtV2Nano", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV_V2,
+ConvNeXtV2Nano = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Nano", (2, 2, 8, 2), (80, 160, 320, 640), **_CONV_V2,
     timm="convnextv2_nano", tag="fcmae_ft_in22k_in1k", params=15_623_800, gmacs=2.446, source="Woo et al. 2023"))
-ConvNeXtV2Tiny = variant(convnext, ConvNeXtConfig("ConvNeXtV2Tiny", (3, 3, 9, 3), (96, 192, 384, 768), **_V2,
+ConvNeXtV2Tiny = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Tiny", (3, 3, 9, 3), (96, 192, 384, 768), **_V2,
     timm="convnextv2_tiny", tag="fcmae_ft_in22k_in1k", params=28_635_496, gmacs=4.456, source="Woo et al. 2023"))
-ConvNeXtV2Small = variant(convnext, ConvNeXtConfig("ConvNeXtV2Small", (3, 3, 27, 3), (96, 192, 384, 768), **_V2,
+ConvNeXtV2Small = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Small", (3, 3, 27, 3), (96, 192, 384, 768), **_V2,
     timm="convnextv2_small", params=50_318_440, gmacs=8.684, source="Woo et al. 2023"))
-ConvNeXtV2Base = variant(convnext, ConvNeXtConfig("ConvNeXtV2Base", (3, 3, 27, 3), (128, 256, 512, 1024), **_V2,
+ConvNeXtV2Base = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Base", (3, 3, 27, 3), (128, 256, 512, 1024), **_V2,
     timm="convnextv2_base", tag="fcmae_ft_in22k_in1k", params=88_717_800, gmacs=15.35, source="Woo et al. 2023"))
-ConvNeXtV2Large = variant(convnext, ConvNeXtConfig("ConvNeXtV2Large", (3, 3, 27, 3), (192, 384, 768, 1536), **_V2,
+ConvNeXtV2Large = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Large", (3, 3, 27, 3), (192, 384, 768, 1536), **_V2,
     timm="convnextv2_large", tag="fcmae_ft_in22k_in1k", params=197_956_840, gmacs=34.36, source="Woo et al. 2023"))
-ConvNeXtV2Huge = variant(convnext, ConvNeXtConfig("ConvNeXtV2Huge", (3, 3, 27, 3), (352, 704, 1408, 2816), **_V2,
+ConvNeXtV2Huge = variant(ConvNeXt, ConvNeXtConfig("ConvNeXtV2Huge", (3, 3, 27, 3), (352, 704, 1408, 2816), **_V2,
     timm="convnextv2_huge", tag="fcmae_ft_in22k_in1k_384", input_shape=(384, 384, 3), params=660_289_640,
     gmacs=337.72, source="Woo et al. 2023"))
-TestConvNeXt = variant(convnext, ConvNeXtConfig("TestConvNeXt", (1, 2, 4, 2), (24, 32, 48, 64),
+TestConvNeXt = variant(ConvNeXt, ConvNeXtConfig("TestConvNeXt", (1, 2, 4, 2), (24, 32, 48, 64),
     activation="gelu_tanh", **_TORCH,
     timm="test_convnext", tag="r160_in1k", input_shape=(160, 160, 3), params=272_128, gmacs=0.031,
     source="A form of timm, after Liu et al. 2022"))
-TestConvNeXt2 = variant(convnext, ConvNeXtConfig("TestConvNeXt2", (1, 1, 1, 1), (32, 64, 96, 128),
+TestConvNeXt2 = variant(ConvNeXt, ConvNeXtConfig("TestConvNeXt2", (1, 1, 1, 1), (32, 64, 96, 128),
     activation="gelu_tanh", **_TORCH,
     timm="test_convnext2", tag="r160_in1k", input_shape=(160, 160, 3), params=477_800, gmacs=0.051,
     source="A form of timm, after Liu et al. 2022"))
-TestConvNeXt3 = variant(convnext, ConvNeXtConfig("TestConvNeXt3", (1, 1, 1, 1), (32, 64, 96, 128),
+TestConvNeXt3 = variant(ConvNeXt, ConvNeXtConfig("TestConvNeXt3", (1, 1, 1, 1), (32, 64, 96, 128),
     kernels=(7, 5, 5, 3), activation="silu", **_TORCH,
     timm="test_convnext3", tag="r160_in1k", input_shape=(160, 160, 3), params=468_840, gmacs=0.050,
     source="A form of timm, after Liu et al. 2022"))

@@ -71,6 +71,7 @@ def from_pretrained(
         str(source),
         new_head=wanted != record.classes,
         new_size=input_shape is not None,
+        to_timm=entry.family.to_timm,
         revision=revision,
     )
     return model

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import keras
-
 from keras_residual import blocks
 from keras_residual.blocks import (
     Activation,
@@ -20,7 +18,7 @@ from keras_residual.blocks import (
     preact_bottleneck,
 )
 from keras_residual.layers import StageOutput
-from keras_residual.models._frame import Frame
+from keras_residual.models._network import Network
 from keras_residual.registry import Config, variant
 
 
@@ -51,81 +49,48 @@ class CifarConfig(Config):
         return dataclasses.replace(self, depth=2, widths=widths)
 
 
-def resnet_cifar(
-    config: CifarConfig,
-    include_top: bool = True,
-    weights: str | None = None,
-    input_tensor: Any = None,
-    input_shape: tuple[int | None, ...] | None = None,
-    pooling: str | None = None,
-    classes: int = 10,
-    classifier_activation: Activation = "softmax",
-    name: str | None = None,
-    *,
-    drop_path: float = 0.0,
-    dropout: float = 0.0,
-    norm: Norm = blocks.batch_norm,
-    activation: Activation = "relu",
-    zero_init: bool = False,
-) -> keras.Model:
-    """Builds a small-image network: 3x3 stem, three stages, strides 1, 2, 2.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetCifar(Network[CifarConfig]):
+    """A small-image network: 3x3 stem, three stages, strides 1, 2, 2.
 
     The rank of `input_shape` decides the rank of all convolutions.
 
     Args:
-        config: The row.
-        include_top: Whether to end in pooling and a classifier `fc`.
-        weights: `None` for random initialisation, or a source that `keras_residual.load_weights` reads.
-        input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
-        input_shape: Shape of one sample, channels last; spatial sizes may be `None`.
-        pooling: Without top: `None` for the feature map `(N, *spatial, C)`, `"avg"` or `"max"` for `(N, C)`.
-        classes: Number of outputs of the classifier; 0 for the pooled features before it.
-        classifier_activation: Activation of the outputs; `None` for logits.
-        name: Name of the model.
-        drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.
         dropout: Rate of dropout between the convolutions of a block, for Wide ResNets.
         norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings.
         activation: Activation of the stem and of each block, by name or function.
         zero_init: Whether each branch starts as nothing; the papers' do not. Blocks without a last norm ignore it.
-
-    Returns:
-        A Functional `keras.Model` from `(N, *input_shape)` to `(N, classes)`, or to features without top.
-
-    Raises:
-        ValueError: For an argument out of its range, or an input smaller than the network's stride.
     """
-    frame = Frame(
-        config,
-        include_top,
-        weights,
-        input_tensor,
-        input_shape,
-        pooling,
-        classes,
-        classifier_activation,
-        name,
-    )
-    options: dict[str, Any] = {"norm": norm, "activation": activation}
-    if config.block is preact_basic:
-        options["dropout"] = dropout
-    elif dropout:
-        raise ValueError(f"dropout is an option of Wide ResNets' blocks. {config.name} has others: leave it out.")
-    if config.block is basic:
-        options |= {"shortcut": padded_identity, "zero_init": zero_init}
 
-    x = blocks.convolution(frame.x, 16, 3, bias=False, name="conv1")
-    if not config.preactivated:
-        x = blocks.activate(norm(x, name="bn1"), activation, name="act1")
-    frame.require_size(x, 4)
-    rates = iter(blocks.drop_path_rates(drop_path, 3 * config.depth))
-    for stage, filters in enumerate(config.widths, start=1):
-        for i in range(config.depth):
-            stride = 2 if stage > 1 and i == 0 else 1
-            x = config.block(x, filters, stride=stride, drop_path=next(rates), name=f"layer{stage}.{i}", **options)
-        x = StageOutput(stage, name=f"layer{stage}")(x)
-    if config.preactivated:  # the stream is linear: without these the last block's sum would go out raw
-        x = blocks.activate(norm(x, name="bn"), activation, name="act")
-    return frame.model(x)
+    classes: int = dataclasses.field(default=10, kw_only=False)
+    dropout: float = 0.0
+    norm: Norm = blocks.batch_norm
+    activation: Activation = "relu"
+    zero_init: bool = False
+
+    def forward(self, row: CifarConfig, x: Tensor) -> Tensor:
+        inputs, norm, activation = x, self.norm, self.activation
+        options: dict[str, Any] = {"norm": norm, "activation": activation}
+        if row.block is preact_basic:
+            options["dropout"] = self.dropout
+        elif self.dropout:
+            raise ValueError(f"dropout is an option of Wide ResNets' blocks. {row.name} has others: leave it out.")
+        if row.block is basic:
+            options |= {"shortcut": padded_identity, "zero_init": self.zero_init}
+
+        x = blocks.convolution(x, 16, 3, bias=False, name="conv1")
+        if not row.preactivated:
+            x = blocks.activate(norm(x, name="bn1"), activation, name="act1")
+        self.require_size(inputs, x, 4)
+        rates = iter(blocks.drop_path_rates(self.drop_path, 3 * row.depth))
+        for stage, filters in enumerate(row.widths, start=1):
+            for i in range(row.depth):
+                stride = 2 if stage > 1 and i == 0 else 1
+                x = row.block(x, filters, stride=stride, drop_path=next(rates), name=f"layer{stage}.{i}", **options)
+            x = StageOutput(stage, name=f"layer{stage}")(x)
+        if row.preactivated:  # the stream is linear: without these the last block's sum would go out raw
+            x = blocks.activate(norm(x, name="bn"), activation, name="act")
+        return x
 
 
 _HE = "He et al. 2016, table 6"
@@ -134,30 +99,30 @@ _WIDE = "Zagoruyko & Komodakis 2016, table 4"
 
 # Depth is 6n + 2 for basic blocks, 9n + 2 for bottlenecks, 6n + 4 for Wide ResNets.
 # fmt: off
-ResNet20 = variant(resnet_cifar, CifarConfig("ResNet20", basic, 3, params=269_722, gmacs=0.0408, source=_HE))
-ResNet32 = variant(resnet_cifar, CifarConfig("ResNet32", basic, 5, params=464_154, gmacs=0.0691, source=_HE))
-ResNet44 = variant(resnet_cifar, CifarConfig("ResNet44", basic, 7, params=658_586, gmacs=0.0974, source=_HE))
-ResNet56 = variant(resnet_cifar, CifarConfig("ResNet56", basic, 9, params=853_018, gmacs=0.1257, source=_HE))
-ResNet110 = variant(resnet_cifar, CifarConfig("ResNet110", basic, 18, params=1_727_962, gmacs=0.2531, source=_HE))
-ResNet1202 = variant(resnet_cifar, CifarConfig("ResNet1202", basic, 200, params=19_421_274, gmacs=2.829, source=_HE))
+ResNet20 = variant(ResNetCifar, CifarConfig("ResNet20", basic, 3, params=269_722, gmacs=0.0408, source=_HE))
+ResNet32 = variant(ResNetCifar, CifarConfig("ResNet32", basic, 5, params=464_154, gmacs=0.0691, source=_HE))
+ResNet44 = variant(ResNetCifar, CifarConfig("ResNet44", basic, 7, params=658_586, gmacs=0.0974, source=_HE))
+ResNet56 = variant(ResNetCifar, CifarConfig("ResNet56", basic, 9, params=853_018, gmacs=0.1257, source=_HE))
+ResNet110 = variant(ResNetCifar, CifarConfig("ResNet110", basic, 18, params=1_727_962, gmacs=0.2531, source=_HE))
+ResNet1202 = variant(ResNetCifar, CifarConfig("ResNet1202", basic, 200, params=19_421_274, gmacs=2.829, source=_HE))
 
 # The plain twins of the degradation experiment (He et al. 2016, figure 6 left): option A's skips have no parameters.
-PlainNet20 = variant(resnet_cifar, CifarConfig("PlainNet20", plain_basic, 3, params=269_722, source=_HE))
-PlainNet32 = variant(resnet_cifar, CifarConfig("PlainNet32", plain_basic, 5, params=464_154, source=_HE))
-PlainNet44 = variant(resnet_cifar, CifarConfig("PlainNet44", plain_basic, 7, params=658_586, source=_HE))
-PlainNet56 = variant(resnet_cifar, CifarConfig("PlainNet56", plain_basic, 9, params=853_018, source=_HE))
-PlainNet110 = variant(resnet_cifar, CifarConfig("PlainNet110", plain_basic, 18, params=1_727_962, source=_HE))
+PlainNet20 = variant(ResNetCifar, CifarConfig("PlainNet20", plain_basic, 3, params=269_722, source=_HE))
+PlainNet32 = variant(ResNetCifar, CifarConfig("PlainNet32", plain_basic, 5, params=464_154, source=_HE))
+PlainNet44 = variant(ResNetCifar, CifarConfig("PlainNet44", plain_basic, 7, params=658_586, source=_HE))
+PlainNet56 = variant(ResNetCifar, CifarConfig("PlainNet56", plain_basic, 9, params=853_018, source=_HE))
+PlainNet110 = variant(ResNetCifar, CifarConfig("PlainNet110", plain_basic, 18, params=1_727_962, source=_HE))
 
-PreActResNet110 = variant(resnet_cifar, CifarConfig("PreActResNet110", preact_basic, 18,
+PreActResNet110 = variant(ResNetCifar, CifarConfig("PreActResNet110", preact_basic, 18,
     params=1_730_522, source=_PREACT))
-PreActResNet164 = variant(resnet_cifar, CifarConfig("PreActResNet164", preact_bottleneck, 18, (64, 128, 256),
+PreActResNet164 = variant(ResNetCifar, CifarConfig("PreActResNet164", preact_bottleneck, 18, (64, 128, 256),
     params=1_703_258, source=_PREACT))
-PreActResNet1001 = variant(resnet_cifar, CifarConfig("PreActResNet1001", preact_bottleneck, 111, (64, 128, 256),
+PreActResNet1001 = variant(ResNetCifar, CifarConfig("PreActResNet1001", preact_bottleneck, 111, (64, 128, 256),
     params=10_327_706, source=_PREACT))
 
-WideResNet16_8 = variant(resnet_cifar, CifarConfig("WideResNet16_8", preact_basic, 2, (128, 256, 512),
+WideResNet16_8 = variant(ResNetCifar, CifarConfig("WideResNet16_8", preact_basic, 2, (128, 256, 512),
     params=10_961_370, source=_WIDE))
-WideResNet28_10 = variant(resnet_cifar, CifarConfig("WideResNet28_10", preact_basic, 4, (160, 320, 640),
+WideResNet28_10 = variant(ResNetCifar, CifarConfig("WideResNet28_10", preact_basic, 4, (160, 320, 640),
     params=36_479_194, source=_WIDE))
-WideResNet40_2 = variant(resnet_cifar, CifarConfig("WideResNet40_2", preact_basic, 6, (32, 64, 128),
+WideResNet40_2 = variant(ResNetCifar, CifarConfig("WideResNet40_2", preact_basic, 6, (32, 64, 128),
     params=2_243_546, source=_WIDE))

@@ -6,11 +6,13 @@ Names and topology are timm's; the layers are named as timm's modules.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 
 from keras_residual import blocks
 from keras_residual.blocks import (
@@ -25,8 +27,9 @@ from keras_residual.blocks import (
     rules,
 )
 from keras_residual.layers import PointwiseDense, StageOutput
-from keras_residual.models._frame import Frame
+from keras_residual.models._network import Network
 from keras_residual.registry import Config, variant
+from keras_residual.weights.formats import State
 
 
 class Pool(Protocol):
@@ -138,81 +141,79 @@ class ResNetV2Config(Config):
         )
 
 
-def resnet_v2(
-    config: ResNetV2Config,
-    include_top: bool = True,
-    weights: str | None = None,
-    input_tensor: Any = None,
-    input_shape: tuple[int | None, ...] | None = None,
-    pooling: str | None = None,
-    classes: int = 1000,
-    classifier_activation: Activation = "softmax",
-    name: str | None = None,
-    *,
-    drop_path: float = 0.0,
-    norm: Norm | None = None,
-    activation: Activation = "relu",
-    stem: Stem | None = None,
-) -> keras.Model:
-    """Builds a pre-activation residual network.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetV2(Network[ResNetV2Config]):
+    """A pre-activation residual network.
 
     The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
     `(D, H, W, C)` volumes or videos.
 
     Args:
-        config: The row.
-        include_top: Whether to end in pooling and a classifier `head.fc`.
-        weights: `None` for random initialisation, or a source that `keras_residual.load_weights` reads.
-        input_tensor: A Functional-API tensor to build on, instead of `input_shape`.
-        input_shape: Shape of one sample, channels last; spatial sizes may be `None`.
         pooling: Without top: `None` for the feature map `(N, *spatial, C)` after the last norm and activation,
             `"avg"` or `"max"` for `(N, C)`.
-        classes: Number of outputs of the classifier; 0 for the pooled features before it.
-        classifier_activation: Activation of the outputs; `None` for logits.
-        name: Name of the model.
-        drop_path: Stochastic-depth rate of the last block, growing linearly from 0 at the first.
         norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings; `None` for the row's.
         activation: Activation after each normalisation, by name or function.
         stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function like them.
-
-    Returns:
-        A Functional `keras.Model` from `(N, *input_shape)` to `(N, classes)`, or to features without top.
-
-    Raises:
-        ValueError: For an argument out of its range, or an input smaller than the network's stride.
     """
-    frame = Frame(
-        config,
-        include_top,
-        weights,
-        input_tensor,
-        input_shape,
-        pooling,
-        classes,
-        classifier_activation,
-        name,
-    )
-    norm = norm or config.norm
-    options: dict[str, Any] = {"conv": config.conv, "norm": norm, "activation": activation}
-    x = (stem or config.stem)(frame.x, 64 * config.factor, pool=config.pool, **options)
-    frame.require_size(x, 2 ** (len(config.depths) - 1), _SMALL_STEM)
-    rates = iter(blocks.drop_path_rates(drop_path, sum(config.depths)))
-    for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
-        for i in range(depth):
-            x = config.block(
-                x,
-                width * config.factor,
-                stride=2 if stage and i == 0 else 1,
-                shortcut=config.shortcut,
-                drop_path=next(rates),
-                name=f"stages.{stage}.blocks.{i}",
-                norms="norm",
-                **options,
-            )
-        x = StageOutput(stage + 1, name=f"stages.{stage}")(x)
-    x = blocks.activate(norm(x, name="norm"), activation, name="act")
-    # timm's classifier is a 1x1 convolution.
-    return frame.model(x, initializer=keras.initializers.RandomNormal(stddev=0.01), dense=PointwiseDense)
+
+    norm: Norm | None = None
+    activation: Activation = "relu"
+    stem: Stem | None = None
+
+    def forward(self, row: ResNetV2Config, x: Tensor) -> Tensor:
+        inputs, norm, stem = x, self.norm or row.norm, self.stem or row.stem
+        options: dict[str, Any] = {"conv": row.conv, "norm": norm, "activation": self.activation}
+        x = stem(x, 64 * row.factor, pool=row.pool, **options)
+        self.require_size(inputs, x, 2 ** (len(row.depths) - 1), _SMALL_STEM)
+        rates = iter(blocks.drop_path_rates(self.drop_path, sum(row.depths)))
+        for stage, (depth, width) in enumerate(zip(row.depths, row.widths, strict=True)):
+            for i in range(depth):
+                x = row.block(
+                    x,
+                    width * row.factor,
+                    stride=2 if stage and i == 0 else 1,
+                    shortcut=row.shortcut,
+                    drop_path=next(rates),
+                    name=f"stages.{stage}.blocks.{i}",
+                    norms="norm",
+                    **options,
+                )
+            x = StageOutput(stage + 1, name=f"stages.{stage}")(x)
+        return blocks.activate(norm(x, name="norm"), self.activation, name="act")
+
+    def classifier(self) -> Callable[..., keras.layers.Layer]:
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        # timm's classifier is a 1x1 convolution
+        return lambda name: PointwiseDense(self.classes, kernel_initializer=initializer, name=name)
+
+    @staticmethod
+    def to_timm(state: State) -> State:
+        """Convert Google's `.npz` of Big Transfer."""
+        return _bit(state) if any(key.endswith("root_block/standardized_conv2d/kernel") for key in state) else state
+
+
+def _bit(state: State) -> State:
+    """Google's `.npz` of Big Transfer: names by path, kernels `(*size, in, out)`."""
+    result = {}
+    for key, value in state.items():
+        for old, new in _BIT_NAMES:
+            key = re.sub(old, new, key)
+        key = re.sub(r"^block(\d+)/unit(\d+)/", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}.", key)
+        result[key] = np.transpose(value, (3, 2, 0, 1)) if value.ndim == 4 else value
+    return result
+
+
+_BIT_NAMES = (
+    (r"^resnet/", ""),
+    (r"^root_block/standardized_conv2d/kernel$", "stem.conv.weight"),
+    (r"^group_norm/", "norm/"),
+    (r"^head/conv2d/", "head.fc/"),
+    (r"/a/proj/standardized_conv2d/", "/downsample.conv/"),
+    *((f"/{part}/standardized_conv2d/", f"/conv{number}/") for number, part in enumerate("abc", start=1)),
+    *((f"/{part}/group_norm/", f"/norm{number}/") for number, part in enumerate("abc", start=1)),
+    (r"/(kernel|gamma)$", ".weight"),
+    (r"/(bias|beta)$", ".bias"),
+)
 
 
 _SMALL_STEM = "Resize the images, or use a small-image stem: stem=keras_residual.models.resnet_v2.small_stem."
@@ -229,46 +230,46 @@ _BIT: dict[str, Any] = {
 }
 
 # fmt: off
-BiT50x1 = variant(resnet_v2, ResNetV2Config("BiT50x1", preact_bottleneck, (3, 4, 6, 3), **_BIT,
+BiT50x1 = variant(ResNetV2, ResNetV2Config("BiT50x1", preact_bottleneck, (3, 4, 6, 3), **_BIT,
     timm="resnetv2_50x1_bit", tag="goog_distilled_in1k", params=25_549_352, gmacs=4.089,
     source="Kolesnikov et al. 2020"))
-BiT50x3 = variant(resnet_v2, ResNetV2Config("BiT50x3", preact_bottleneck, (3, 4, 6, 3), factor=3, **_BIT,
+BiT50x3 = variant(ResNetV2, ResNetV2Config("BiT50x3", preact_bottleneck, (3, 4, 6, 3), factor=3, **_BIT,
     timm="resnetv2_50x3_bit", tag="goog_in21k_ft_in1k", input_shape=(448, 448, 3), params=217_319_080, gmacs=144.31,
     source="Kolesnikov et al. 2020"))
-BiT101x1 = variant(resnet_v2, ResNetV2Config("BiT101x1", preact_bottleneck, (3, 4, 23, 3), **_BIT,
+BiT101x1 = variant(ResNetV2, ResNetV2Config("BiT101x1", preact_bottleneck, (3, 4, 23, 3), **_BIT,
     timm="resnetv2_101x1_bit", tag="goog_in21k_ft_in1k", input_shape=(448, 448, 3), params=44_541_480, gmacs=31.20,
     source="Kolesnikov et al. 2020"))
-BiT101x3 = variant(resnet_v2, ResNetV2Config("BiT101x3", preact_bottleneck, (3, 4, 23, 3), factor=3, **_BIT,
+BiT101x3 = variant(ResNetV2, ResNetV2Config("BiT101x3", preact_bottleneck, (3, 4, 23, 3), factor=3, **_BIT,
     timm="resnetv2_101x3_bit", tag="goog_in21k_ft_in1k", input_shape=(448, 448, 3), params=387_934_888, gmacs=277.95,
     source="Kolesnikov et al. 2020"))
-BiT152x2 = variant(resnet_v2, ResNetV2Config("BiT152x2", preact_bottleneck, (3, 8, 36, 3), factor=2, **_BIT,
+BiT152x2 = variant(ResNetV2, ResNetV2Config("BiT152x2", preact_bottleneck, (3, 8, 36, 3), factor=2, **_BIT,
     timm="resnetv2_152x2_bit", tag="goog_teacher_in21k_ft_in1k", params=236_335_208, gmacs=45.81,
     source="Kolesnikov et al. 2020"))
-BiT152x4 = variant(resnet_v2, ResNetV2Config("BiT152x4", preact_bottleneck, (3, 8, 36, 3), factor=4, **_BIT,
+BiT152x4 = variant(ResNetV2, ResNetV2Config("BiT152x4", preact_bottleneck, (3, 8, 36, 3), factor=4, **_BIT,
     timm="resnetv2_152x4_bit", tag="goog_in21k_ft_in1k", input_shape=(480, 480, 3), params=936_533_224, gmacs=839.25,
     source="Kolesnikov et al. 2020"))
-ResNetV2_18 = variant(resnet_v2, ResNetV2Config("ResNetV2_18", preact_basic, (2, 2, 2, 2), _BASIC,
+ResNetV2_18 = variant(ResNetV2, ResNetV2Config("ResNetV2_18", preact_basic, (2, 2, 2, 2), _BASIC,
     timm="resnetv2_18", tag="ra4_e3600_r224_in1k", params=11_687_720, gmacs=1.814, source="He et al. 2016b"))
-ResNetV2_18D = variant(resnet_v2, ResNetV2Config("ResNetV2_18D", preact_basic, (2, 2, 2, 2), _BASIC, **_D,
+ResNetV2_18D = variant(ResNetV2, ResNetV2Config("ResNetV2_18D", preact_basic, (2, 2, 2, 2), _BASIC, **_D,
     timm="resnetv2_18d", tag="ra4_e3600_r224_in1k", params=11_706_952, gmacs=2.054, source="He et al. 2016b"))
-ResNetV2_34 = variant(resnet_v2, ResNetV2Config("ResNetV2_34", preact_basic, (3, 4, 6, 3), _BASIC,
+ResNetV2_34 = variant(ResNetV2, ResNetV2Config("ResNetV2_34", preact_basic, (3, 4, 6, 3), _BASIC,
     timm="resnetv2_34", tag="ra4_e3600_r224_in1k", params=21_795_880, gmacs=3.664, source="He et al. 2016b"))
-ResNetV2_34D = variant(resnet_v2, ResNetV2Config("ResNetV2_34D", preact_basic, (3, 4, 6, 3), _BASIC, **_D,
+ResNetV2_34D = variant(ResNetV2, ResNetV2Config("ResNetV2_34D", preact_basic, (3, 4, 6, 3), _BASIC, **_D,
     timm="resnetv2_34d", tag="ra4_e3600_r224_in1k", params=21_815_112, gmacs=3.903, source="He et al. 2016b"))
-ResNetV2_50 = variant(resnet_v2, ResNetV2Config("ResNetV2_50", preact_bottleneck, (3, 4, 6, 3),
+ResNetV2_50 = variant(ResNetV2, ResNetV2Config("ResNetV2_50", preact_bottleneck, (3, 4, 6, 3),
     timm="resnetv2_50", tag="a1h_in1k", params=25_549_352, gmacs=4.089, source="He et al. 2016b"))
-ResNetV2_50D = variant(resnet_v2, ResNetV2Config("ResNetV2_50D", preact_bottleneck, (3, 4, 6, 3), **_D,
+ResNetV2_50D = variant(ResNetV2, ResNetV2Config("ResNetV2_50D", preact_bottleneck, (3, 4, 6, 3), **_D,
     timm="resnetv2_50d", params=25_568_584, gmacs=4.329, source="He et al. 2016b"))
-ResNetV2_50T = variant(resnet_v2, ResNetV2Config("ResNetV2_50T", preact_bottleneck, (3, 4, 6, 3), **_T,
+ResNetV2_50T = variant(ResNetV2, ResNetV2Config("ResNetV2_50T", preact_bottleneck, (3, 4, 6, 3), **_T,
     timm="resnetv2_50t", params=25_566_048, gmacs=4.297, source="He et al. 2016b"))
-ResNetV2_101 = variant(resnet_v2, ResNetV2Config("ResNetV2_101", preact_bottleneck, (3, 4, 23, 3),
+ResNetV2_101 = variant(ResNetV2, ResNetV2Config("ResNetV2_101", preact_bottleneck, (3, 4, 23, 3),
     timm="resnetv2_101", tag="a1h_in1k", params=44_541_480, gmacs=7.801, source="He et al. 2016b"))
-ResNetV2_101D = variant(resnet_v2, ResNetV2Config("ResNetV2_101D", preact_bottleneck, (3, 4, 23, 3), **_D,
+ResNetV2_101D = variant(ResNetV2, ResNetV2Config("ResNetV2_101D", preact_bottleneck, (3, 4, 23, 3), **_D,
     timm="resnetv2_101d", params=44_560_712, gmacs=8.041, source="He et al. 2016b"))
-ResNetV2_152 = variant(resnet_v2, ResNetV2Config("ResNetV2_152", preact_bottleneck, (3, 8, 36, 3),
+ResNetV2_152 = variant(ResNetV2, ResNetV2Config("ResNetV2_152", preact_bottleneck, (3, 8, 36, 3),
     timm="resnetv2_152", params=60_185_128, gmacs=11.51, source="He et al. 2016b"))
-ResNetV2_152D = variant(resnet_v2, ResNetV2Config("ResNetV2_152D", preact_bottleneck, (3, 8, 36, 3), **_D,
+ResNetV2_152D = variant(ResNetV2, ResNetV2Config("ResNetV2_152D", preact_bottleneck, (3, 8, 36, 3), **_D,
     timm="resnetv2_152d", params=60_204_360, gmacs=11.75, source="He et al. 2016b"))
-ResNetV2_50DGN = variant(resnet_v2, ResNetV2Config("ResNetV2_50DGN", preact_bottleneck, (3, 4, 6, 3), **_D,
+ResNetV2_50DGN = variant(ResNetV2, ResNetV2Config("ResNetV2_50DGN", preact_bottleneck, (3, 4, 6, 3), **_D,
     norm=group_norm,
     timm="resnetv2_50d_gn", tag="ah_in1k", params=25_568_584, gmacs=4.329, source="He et al. 2016b"))

@@ -45,7 +45,7 @@ def slots(model: keras.Model) -> list[Slot]:
         TypeError: If a layer owns weights but no rule knows its type.
         ValueError: If two variables claim one key.
     """
-    found = [slot for layer in _leaves(model) for slot in _layer_slots(layer)]
+    found = [slot for layer in leaves(model) for slot in _layer_slots(layer)]
     keys = [slot.key for slot in found]
     doubles = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     if doubles:
@@ -53,12 +53,13 @@ def slots(model: keras.Model) -> list[Slot]:
     return found
 
 
-def _leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield the layers of a model, and those of the models in it."""
     inner = layer.layers if isinstance(layer, keras.Model) else []
     if not inner:
         yield layer
     for child in inner:
-        yield from _leaves(child)
+        yield from leaves(child)
 
 
 _NORM_KEYS = {

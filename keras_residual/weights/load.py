@@ -14,10 +14,11 @@ import numpy as np
 
 from keras_residual import layers
 from keras_residual.io import expand, written_whole
+from keras_residual.registry import family
 from keras_residual.weights import files, formats, sources
 from keras_residual.weights.files import WeightsError
 from keras_residual.weights.identify import identify
-from keras_residual.weights.layout import Slot, slots
+from keras_residual.weights.layout import Slot, leaves, slots
 from keras_residual.weights.positions import Grid, grid_of, resampled, shown
 
 Array = np.ndarray[Any, Any]
@@ -77,6 +78,7 @@ def load_weights(
     adapt: Adapt | None = None,
     revision: str | None = None,
     grid: tuple[int, ...] | None = None,
+    to_timm: formats.Convert | None = None,
 ) -> Report:
     """Load weights by name, all or nothing.
 
@@ -100,6 +102,8 @@ def load_weights(
         revision: With a repository: a branch, tag or commit.
         grid: Of a Vision Transformer's weights: how many patches the images had along each axis, `(height, width)` in
             pixels divided by the patch. Needed only where the source does not state it and the grid is not square.
+        to_timm: Converts a state dict in the publisher's names to timm's names and layout; `None` for the formats of
+            the model's family. A network of no family of this package takes timm's names alone.
 
     Returns:
         A report of what was loaded and adapted.
@@ -131,7 +135,7 @@ def load_weights(
         if positions and grid is None:
             stated = files.grids(path)
             size = None if stated else sources.input_size(source, path, revision)
-    state = formats.to_timm(state)
+    state = formats.to_timm(state, to_timm or _converter(model))
     grids = {
         key: grid_of(np.shape(state[key]), slot.layer, stated.get(key) if grid is None else tuple(grid), size)
         for key, slot in positions.items()
@@ -175,6 +179,13 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     with written_whole(path) as temporary:
         save_file(state, temporary, metadata=metadata)
         files.order_metadata(temporary)
+
+
+def _converter(model: keras.Model) -> formats.Convert | None:
+    """Find the conversion of the model's family, or `None` for a network of no family, or of several."""
+    marked = {layer.family for layer in leaves(model) if isinstance(layer, layers.StageOutput) and layer.family}
+    found = family(marked.pop()) if len(marked) == 1 else None
+    return found.to_timm if found else None
 
 
 def _limit(places: Mapping[str, Slot]) -> int:

@@ -40,7 +40,7 @@ def compare(row, model):
 
 
 def build(entry, row=None, **options):
-    return entry.family(row or entry.config.tiny(), classifier_activation=None, classes=10, **options)
+    return entry.build(row or entry.config.tiny(), classifier_activation=None, classes=10, **options)
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)

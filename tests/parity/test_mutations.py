@@ -60,6 +60,6 @@ def test_mutation_is_seen(mutation, monkeypatch):
     row = kr.models.find("resnet50").config.tiny()
     twin = reference.randomise(timm.create_model("resnet50", layers=row.depths, channels=row.widths, num_classes=10))
     options = (mutation(monkeypatch) if mutation else None) or {}
-    model = kr.models.find("resnet50").family(row, classes=10, classifier_activation=None, **options)
+    model = kr.models.find("resnet50").build(row, classes=10, classifier_activation=None, **options)
     error = max(reference.compare(twin, model, STAGES, size=(64, 64)).values())
     assert error > 100 * LIMIT if mutation else error < LIMIT

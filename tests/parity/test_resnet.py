@@ -29,7 +29,7 @@ def test_tiny_twin(entry, report):
     row = entry.config.tiny()
     changed = {"cardinality": row.groups, "base_width": row.base_width} if row.groups > 1 else {}
     twin = timm.create_model(row.timm, layers=row.depths, channels=row.widths, num_classes=10, **changed)
-    model = entry.family(row, classifier_activation=None, classes=10)
+    model = entry.build(row, classifier_activation=None, classes=10)
     errors = reference.compare(reference.randomise(twin), model, STAGES, size=(64, 64))
     report(entry.config.name, errors)
     assert max(errors.values()) < LIMIT, errors

@@ -82,7 +82,7 @@ def test_equals_the_papers_equations(entry, report):
     row = entry.config.tiny()
     torch.manual_seed(0)
     twin = reference.randomise(Network(row))
-    model = entry.family(row, classifier_activation=None)
+    model = entry.build(row, classifier_activation=None)
     errors = reference.compare(twin, model, {level: f"layer{level}" for level in (1, 2, 3)}, size=(32, 32))
     report(entry.config.name, errors)
     assert max(errors.values()) < 1e-5, errors

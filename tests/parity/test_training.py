@@ -34,7 +34,7 @@ def pair(name, double):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64" if double else "float32")
     try:
-        model = entry.family(row, classes=10, classifier_activation=None)
+        model = entry.build(row, classes=10, classifier_activation=None)
     finally:
         keras.config.set_dtype_policy(policy)
     twin = twin.double() if double else twin

@@ -61,7 +61,7 @@ def compare(twin, model, row):
 
 
 def build(entry, row=None, **options):
-    return entry.family(row or entry.config.tiny(), classifier_activation=None, classes=10, **options)
+    return entry.build(row or entry.config.tiny(), classifier_activation=None, classes=10, **options)
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
@@ -214,7 +214,7 @@ def test_siglip_npz(scanned, tmp_path):
     twin = tiny(row).eval()
     twin.reset_classifier(0)
     twin.load_pretrained(str(tmp_path / "siglip.npz"))
-    model = entry.family(row, classes=0, weights=str(tmp_path / "siglip.npz"), classifier_activation=None)
+    model = entry.build(row, classes=0, weights=str(tmp_path / "siglip.npz"), classifier_activation=None)
     x = reference.images(row.input_shape[:2])
     with torch.no_grad():
         theirs = twin(reference.to_torch(x)).numpy()
