@@ -110,11 +110,17 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
     signature = inspect.signature(family)
     signature = signature.replace(return_annotation=inspect.signature(family.build).return_annotation)
     known = signature.parameters
+    places = [parameter.name for parameter in known.values() if parameter.kind is not parameter.KEYWORD_ONLY]
 
     def builder(*args: P.args, **kwargs: P.kwargs) -> R:
         unknown = [name for name in kwargs if name not in known]
         if unknown:  # timm's num_classes and in_chans, most of all
             raise TypeError(f"{config.name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
+        if len(args) > len(places):
+            raise TypeError(
+                f"{config.name}() takes at most {len(places)} arguments by position, {', '.join(places)}; got "
+                f"{len(args)}. Name the others, for example drop_path=0.1."
+            )
         return family(*args, **kwargs).build(config)
 
     builder.__name__ = builder.__qualname__ = config.name

@@ -628,6 +628,11 @@ MISTAKES = {
         TypeError,
         ["ResNet18() has no argument 'num_classes'", "weights, input_tensor, input_shape, pooling, classes,", "stem"],
     ),
+    "options by position": (
+        lambda: kr.ResNet18(True, None, None, None, None, 10, None, "mine", 0.1),
+        TypeError,
+        ["ResNet18() takes at most 8", "classifier_activation, name; got 9", "drop_path=0.1"],
+    ),
     "numbers as input_tensor": (
         lambda: kr.ResNet18(input_tensor=np.zeros((1, 64, 64, 3))),
         TypeError,
