@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -182,29 +183,41 @@ class Classifier:
     # ------------------------------------------------------------------------------------------- the run directory
 
     def save(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
-        """Writes `weights.safetensors`, `model.keras`, `labels.txt` and, last, `config.json`.
+        """Write `weights.safetensors`, `model.keras`, `labels.txt` and `config.json`; all of them, or none.
 
         The config has timm's form, so that the directory is a source for `from_pretrained`, too.
 
         Args:
-            directory: Is made if it does not exist.
+            directory: Created if it does not exist.
             about: More to keep in the config's own section.
+
+        Raises:
+            OSError: If a file cannot be written; those of an earlier classifier are unchanged.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").unlink(missing_ok=True)  # an earlier one does not describe what follows
-        save_weights(self.model, directory / "weights.safetensors")
-        with written_whole(directory / "model.keras") as part:
-            keras.saving.save_model(self.with_probabilities(), part)
-        with written_whole(directory / "labels.txt") as part:  # one line for each class, whatever its name
-            part.write_text("".join(f"{literal(label)}\n" for label in self.labels), encoding="utf-8")
-        self.save_config(directory, about)
+        config = directory / "config.json"
+        with contextlib.ExitStack() as stack:  # replaces files at its end, in reverse order: the config last
+            parts = [
+                stack.enter_context(written_whole(directory / name))
+                for name in ("config.json", "weights.safetensors", "model.keras", "labels.txt")
+            ]
+            save_weights(self.model, parts[1])
+            keras.saving.save_model(self.with_probabilities(), parts[2])
+            lines = (f"{literal(label)}\n" for label in self.labels)  # one for each class, whatever its name
+            parts[3].write_text("".join(lines), encoding="utf-8")
+            write_json(parts[0], self._config(parts[1], about))
+            config.unlink(missing_ok=True)  # an earlier one does not describe the new weights
 
     def save_config(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
         """Write `config.json` for weights that `save` has written to the directory; same arguments as `save`."""
-        directory, row, prepare = Path(directory), find(self.architecture).config, self.preprocess
+        directory = Path(directory)
+        write_json(directory / "config.json", self._config(directory / "weights.safetensors", about))
+
+    def _config(self, weights: Path, about: Mapping[str, Any] | None) -> dict[str, Any]:
+        row, prepare = find(self.architecture).config, self.preprocess
         height, width, channels = self.model.input_shape[1:]
-        config = {
+        return {
             "architecture": row.timm or row.name,
             "num_classes": len(self.labels),
             "pretrained_cfg": {
@@ -221,11 +234,10 @@ class Classifier:
                 "options": dict(self.options),
                 "input_shape": [height, width, channels],
                 "size": prepare.size,
-                "sha256": sha256(directory / "weights.safetensors"),
+                "sha256": sha256(weights),
                 **(about or {}),
             },
         }
-        write_json(directory / "config.json", config)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Classifier:

@@ -85,7 +85,7 @@ def _read(source: str) -> tuple[keras.Model, Any, Any]:
     if place.is_dir() and not config.is_file():
         raise FileNotFoundError(
             "The source must be a finished run of `keras-residual finetune` or a published checkpoint; both contain a "
-            f"config.json. {source!r} has none. Run the same `finetune` again to finish an interrupted run; the "
+            f"config.json. {str(place)!r} has none. Run the same `finetune` again to finish an interrupted run; the "
             "quickstart exports its model itself."
         )
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
