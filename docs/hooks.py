@@ -182,7 +182,7 @@ def _families() -> str:
 
 
 def _builders() -> str:
-    """What all builders take, then what each family adds, from the classes that document it."""
+    """Document the arguments of all builders, then those of each family, from the classes that document them."""
     import keras_residual.models  # noqa: F401
     from keras_residual.registry import entries
 

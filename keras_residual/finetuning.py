@@ -179,7 +179,7 @@ def finetune(
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """What is fine-tuned: a registered network, and where its weights come from."""
+    """The network to fine-tune, and where its weights come from."""
 
     name: str
     source: str | os.PathLike[str] | None
@@ -203,7 +203,7 @@ class _Network:
         return cls(find(record.architecture if record else model).config.name, source, record, dict(options))
 
     def identity(self) -> str | None:
-        """What the weights are: a local file by its content, a repository by its name."""
+        """Identify the weights: a local file by its content, a repository by its name."""
         if self.source is None:
             return None
         local = Path(self.source).exists()

@@ -15,7 +15,7 @@ BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", sectio
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a classifier answered, reduced to what the measures need: a few numbers per image, each an array `(N,)`.
+    """The answers of a classifier, reduced to what the measures need: a few numbers per image, each an array `(N,)`.
 
     Attributes:
         truth: Numbers of the true classes.

@@ -45,7 +45,7 @@ class Gathered:
 
     @property
     def keys(self) -> list[str]:
-        """What identifies each image in a split and a fingerprint."""
+        """Return the name that identifies each image in a split and a fingerprint."""
         return self.names if self.named else self.digests
 
 

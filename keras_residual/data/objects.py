@@ -25,7 +25,7 @@ REPEATING = 1000  # examples after which a source of unknown length may not cons
 
 @dataclasses.dataclass
 class Collected:
-    """What a source contains.
+    """The content of a source.
 
     Attributes:
         images: An array `(N, ...)`, or a list of arrays, encoded images (bytes), PIL images or paths.

@@ -112,7 +112,7 @@ def _nested(
         listing.skipped += [(os.path.join(name, file), "lies beside the class folders") for file in beside]
         if beside:
             listing.warnings.append(
-                f"{len(beside):,} files in {literal(name)}/ lie beside its class folders: left out."
+                f"{len(beside):,} files in {literal(name)}/ are not in a class folder and are skipped."
             )
         have = {class_name(folder): folder for folder in found}
         unknown = [have[label] for label in have if label not in listing.classes]
