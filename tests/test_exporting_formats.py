@@ -146,7 +146,7 @@ def test_max_pooling_before_int8(size):
 
 @pytest.mark.parametrize(("count", "calibrating", "measured"), [(30, 20, 10), (12, 8, 4), (11, 11, None)])
 def test_int8_is_measured_on_other_samples(count, calibrating, measured, tmp_path, monkeypatch):
-    """What the network was calibrated on tells little of what it answers to others."""
+    """Images used for calibration say little about the answers to others."""
     pytest.importorskip("ai_edge_litert")
     samples, seen, read = noise((count, 4)), {}, formats._litert
 

@@ -77,7 +77,7 @@ def ours(path):
 
 
 def upward(part, path):
-    """What a file of a part imports although it does not stand below this part."""
+    """Return the imports of a file that are not below its part."""
     return ours(path) - {part, *ORDER[: ORDER.index(part)]}
 
 

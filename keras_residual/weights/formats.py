@@ -1,4 +1,4 @@
-"""What surrounds a checkpoint whatever its family, and tools for the families' own formats.
+"""Wrappers that checkpoints of any family may have, and tools for the families' own formats.
 
 A family converts its own formats itself (`Network.to_timm`): the same key may mean something else in another family.
 """

@@ -211,7 +211,7 @@ def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], na
 
 
 def _same_axes(value: Array, slot: Slot) -> bool:
-    """Whether `to_torch` knows the array's axes; whether their sizes may differ is decided later."""
+    """Return True if `to_torch` knows the array's axes; whether sizes may differ is decided later."""
     shape = tuple(slot.variable.shape)
     depthwise = isinstance(slot.layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
     return tuple(value.shape) == shape or (value.ndim == len(shape) and not depthwise)

@@ -149,7 +149,7 @@ _REPOSITORY = re.compile(r"(?!-)[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]+)?", re.ASCII
 
 
 def _is_repository(source: str | os.PathLike[str]) -> bool:
-    """Whether a source may be a repository of the Hub: `hf-hub:` says so; else no path on this machine begins so."""
+    """Return True if a source may be a repository of the Hub: by `hf-hub:`, or because no local path begins like it."""
     name = os.fspath(source)
     if _HUB.match(name):
         return True
@@ -184,7 +184,7 @@ def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: st
 
 
 def _holds(directory: Path) -> str:
-    """What a directory without the usual names has instead, and what to do."""
+    """Describe what a directory without the usual files contains, and what to do."""
     if (directory / "saved_model.pb").is_file():
         return " It is a SavedModel: name the weights, run or checkpoint that it was exported from."
     found = sorted(path.name for path in directory.iterdir() if path.suffix in files.SUFFIXES)
