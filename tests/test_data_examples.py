@@ -12,10 +12,10 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_residual import data
-from keras_residual.data import plan
-from keras_residual.data.decoding import ORIENTATIONS
-from keras_residual.data.scan import Record, check
+from keras_residual.data import sampling
 from keras_residual.data.stores import Encoded
+from keras_residual.data.validation import Record, check
+from keras_residual.reading.host import ORIENTATIONS
 from keras_residual.weights import Preprocess, Weights
 from tests.data_images import encoded, exif, picture, write_folder
 
@@ -148,22 +148,22 @@ def test_wrong_arguments(found, options, words):
 def windows(views, height, width, count=4000):
     noise = tf.random.stateless_uniform((count, 34), (1, 2))
     shape = tf.fill((count,), height), tf.fill((count,), width)
-    return plan.windows(views, *shape, noise).numpy()
+    return sampling.windows(views, *shape, noise).numpy()
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 1000), (1000, 10), (1, 1), (2, 3)])
 def test_crops_of_extreme_images(height, width):
     for crop in ("random", "center", "squash", "pad"):
-        found = windows(plan.Views((8, 8), crop, padding=1), height, width, 200)
+        found = windows(sampling.Views((8, 8), crop, padding=1), height, width, 200)
         assert (found[:, 2:] >= 1).all()
         assert (found[:, :2] >= 0).all()
         assert (found[:, :2] + found[:, 2:] <= [height, width]).all()
 
 
 def test_center_keeps_the_shape():
-    assert windows(plan.Views((10, 20), "center"), 100, 100, 1).tolist() == [[25, 0, 50, 100]]
-    assert windows(plan.Views((20, 10), "center"), 100, 100, 1).tolist() == [[0, 25, 100, 50]]
-    assert windows(plan.Views((10, 10), "center"), 100, 60, 1).tolist() == [[20, 0, 60, 60]]
+    assert windows(sampling.Views((10, 20), "center"), 100, 100, 1).tolist() == [[25, 0, 50, 100]]
+    assert windows(sampling.Views((20, 10), "center"), 100, 100, 1).tolist() == [[0, 25, 100, 50]]
+    assert windows(sampling.Views((10, 10), "center"), 100, 60, 1).tolist() == [[20, 0, 60, 60]]
 
 
 def several(contents, channels=3):
@@ -384,7 +384,7 @@ def test_windows_are_found_again_in_the_file(orientation):
     window = tf.constant([[1, 2, 3, 4]])
     flags = [tf.constant([flag]) for flag in (transpose, upside_down, mirrored)]
     height, width = (tf.constant([side]) for side in stored.shape)
-    ((top, left, h, w),) = plan.as_stored(window, height, width, *flags).numpy()
+    ((top, left, h, w),) = sampling.as_stored(window, height, width, *flags).numpy()
     cut = stored[top : top + h, left : left + w]
     cut = cut.T if transpose else cut
     np.testing.assert_array_equal(cut[:: -1 if upside_down else 1, :: -1 if mirrored else 1], upright[1:4, 2:6])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from keras_residual import data
-from keras_residual.data import arrays, gathered, loading
-from keras_residual.data.scan import Record
-from keras_residual.data.sources import Listing
+from keras_residual.data import arrays, catalog, loading
+from keras_residual.data.listing import Listing
+from keras_residual.data.validation import Record
 
 
 class Labels(list):
@@ -33,7 +33,7 @@ def all_occur(given):
 
 def from_records(given):
     records = [Record(height=8, width=8, digest=name) for name in given.names]
-    gathered._from_records(given, [b""] * len(records), records, 3, False, "the folder")
+    catalog._from_records(given, [b""] * len(records), records, 3, False, "the folder")
 
 
 def absent(given):

@@ -24,6 +24,7 @@ ORDER = (
     "models",
     "costs",
     "folding",
+    "reading",
     "data",
     "training",
     "exporting",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from keras_residual.data.scan import scan
+from keras_residual.data.validation import scan
 
 from . import GIVEN
 from .data_images import encoded, picture

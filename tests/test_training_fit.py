@@ -609,7 +609,7 @@ def test_logs_of_a_resumed_run_have_each_epoch_once(tmp_path):
     """The second process knows of one epoch only: what the first logged after its last checkpoint is gone."""
     import tensorflow as tf
 
-    from keras_residual.training.board import Board
+    from keras_residual.training.tensorboard import Board
 
     first = Board(tmp_path, {"loss": [3.0, 2.0], "val_loss": [4.0, 5.0]})
     first.on_train_begin()

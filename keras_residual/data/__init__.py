@@ -1,7 +1,7 @@
 """From a folder of images (or a manifest, TFDS, arrays) to checked, fast, repeatable `tf.data` pipelines."""
 
-from keras_residual.data.decoding import UnreadableError, decode
 from keras_residual.data.examples import Examples
 from keras_residual.data.loading import Data, DataError, load
+from keras_residual.reading import UnreadableError, decode
 
 __all__ = ["Data", "DataError", "Examples", "UnreadableError", "decode", "load"]

@@ -12,12 +12,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import ImageOps
 
-from keras_residual.data import sources
-from keras_residual.data.gathered import Gathered, from_bytes, from_listing, from_pixels
+from keras_residual.data.catalog import Gathered, from_bytes, from_listing, from_pixels
 from keras_residual.data.images import checked_pixels
+from keras_residual.data.listing import Listing, class_name, listed, table
 from keras_residual.data.objects import Collected, class_numbers, kind_of
-from keras_residual.data.scan import Progress
-from keras_residual.data.sources import Listing, class_name, listed
+from keras_residual.data.validation import Progress
 
 
 def from_collected(
@@ -53,8 +52,7 @@ def _from_paths(
     labels, classes = _named(found, classes)
     columns = {"path": [os.path.relpath(path, root) for path in paths], "label": labels}
     columns |= {} if found.splits is None else {"split": found.splits}
-    listing = sources.table(columns, "the table", root, classes, partial)
-    return from_listing(listing, root, cache, max_pixels, progress)
+    return from_listing(table(columns, "the table", root, classes, partial), root, cache, max_pixels, progress)
 
 
 def _from_images(

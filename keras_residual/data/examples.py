@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_residual.data import plan
-from keras_residual.data.plan import Crop, Views
+from keras_residual.data import sampling
+from keras_residual.data.sampling import Crop, Views
 from keras_residual.data.stores import Store
 from keras_residual.weights import Preprocess, Weights, preprocessing
 
@@ -96,7 +96,7 @@ class Examples:
             size: Height and width of the images, or one number for both.
             seed: 0 to 2**32 - 1.
             start: The step to begin at, counted from the beginning of training.
-            crop: `"random"`, `"center"`, `"squash"` or `"pad"`, as in `plan.Views`, and likewise the next three.
+            crop: `"random"`, `"center"`, `"squash"` or `"pad"`, as in `sampling.Views`, and likewise the next three.
             scale: Part of the area that a random crop takes.
             ratio: Width / height of a random crop.
             padding: Pixels on each side for `"pad"`; by default an eighth of the size.
@@ -119,7 +119,7 @@ class Examples:
                 f"part (i, n) is one of n equal parts of {batch_size} images, 0 <= i < n. Received: {part}."
             )
         each = batch_size // part[1]
-        data: Any = plan.positions(len(self), batch_size, seed, start)
+        data: Any = sampling.positions(len(self), batch_size, seed, start)
         if part[1] > 1:
             data = data.filter(_plain(lambda place, position, noise: position % batch_size // each == part[0]))
         rows, labels = self._tensors()
@@ -131,7 +131,7 @@ class Examples:
             return self._seen(views, row, window, way, turns, shift), label
 
         # planned many at a time, before anything is read
-        data = data.batch(plan.CHUNK).map(_plain(planned)).unbatch()
+        data = data.batch(sampling.CHUNK).map(_plain(planned)).unbatch()
         data = data.map(_plain(seen), tf.data.AUTOTUNE, deterministic)
         data = data.batch(each, drop_remainder=True)
         data = data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
@@ -173,8 +173,8 @@ class Examples:
         """For many images: the row, the part of the file, how to read it, how to turn it, the shift."""
         _, height, width, transpose, upside_down, mirrored = self.store.facts(row)
         upright = tf.where(transpose, width, height), tf.where(transpose, height, width)
-        window = plan.windows(views, *upright, noise)
-        window = plan.as_stored(window, height, width, transpose, upside_down, mirrored)
+        window = sampling.windows(views, *upright, noise)
+        window = sampling.as_stored(window, height, width, transpose, upside_down, mirrored)
         window, way = self.store.ways(row, window, views.size)
         if views.flip:
             mirrored = tf.math.logical_xor(mirrored, noise[:, 2] < 0.5)

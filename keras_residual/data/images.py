@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_residual.data import decoding, scan
-from keras_residual.data.decoding import UnreadableError
-from keras_residual.data.sources import SUFFIXES
+from keras_residual.data import validation
+from keras_residual.data.listing import SUFFIXES
 from keras_residual.io import expand
+from keras_residual.reading import host
+from keras_residual.reading.host import UnreadableError
 
 # Also those of photos that are not read: a folder's HEIC photos must be reported, not passed over.
 _SUFFIXES = {*SUFFIXES, ".jpe", ".dib", ".pbm", ".pnm", ".j2k", ".heic", ".heif", ".jxl"}
@@ -207,7 +208,7 @@ def read(sources: Sequence[Any]) -> list[np.ndarray[Any, Any] | str]:
     """
     if all(isinstance(source, np.ndarray) for source in sources):
         return list(sources)
-    return [str(result) if isinstance(result, Exception) else result for result in scan.decoded(_decode, sources)]
+    return [str(result) if isinstance(result, Exception) else result for result in validation.decoded(_decode, sources)]
 
 
 def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
@@ -215,8 +216,8 @@ def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
         if isinstance(source, np.ndarray):
             return source
         if isinstance(source, Image.Image):
-            return decoding.rgb(source)
-        return decoding.decode(scan.content(str(source)) if isinstance(source, Path) else source)
+            return host.rgb(source)
+        return host.decode(validation.content(str(source)) if isinstance(source, Path) else source)
     except (UnreadableError, OSError) as error:
         return error
     except MemoryError:
@@ -226,6 +227,6 @@ def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
 def too_long(image: np.ndarray[Any, Any], size: tuple[int, int]) -> str:
     """Return why an image is too long to be resized by its shorter side to a model's size; "" if it is not."""
     longer, shorter = max(image.shape[:2]), min(image.shape[:2])
-    if longer // shorter * size[0] * size[1] <= decoding.MAX_PIXELS:
+    if longer // shorter * size[0] * size[1] <= host.MAX_PIXELS:
         return ""
     return f"is {image.shape[0]:,} x {image.shape[1]:,} pixels, too long to be resized; crop it"

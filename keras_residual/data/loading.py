@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keras_residual.data import arrays, prepared, sources
-from keras_residual.data.decoding import MAX_PIXELS
+from keras_residual.data import arrays, listing, tfds
+from keras_residual.data.catalog import Gathered, from_listing
 from keras_residual.data.examples import Examples
-from keras_residual.data.gathered import Gathered, from_listing
+from keras_residual.data.listing import listed
 from keras_residual.data.objects import KINDS, collect
-from keras_residual.data.scan import Progress
-from keras_residual.data.sources import listed
+from keras_residual.data.validation import Progress
 from keras_residual.io import literal, write_table
+from keras_residual.reading.host import MAX_PIXELS
 
 
 class DataError(ValueError):
@@ -183,17 +183,17 @@ def _gather(
     path = os.fspath(source)
     path = os.fsdecode(path)
     if path.startswith("tfds:"):
-        return prepared.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
+        return tfds.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
         raise FileNotFoundError(f"There is no folder or manifest '{literal(path)}'.")
     if os.path.isdir(path):
-        found = prepared.directory(path)
+        found = tfds.directory(path)
         if found:
-            return prepared.from_tfds(found, classes, max_pixels, progress, None, partial)
-        return from_listing(sources.folder(path, classes, partial), path, cache, max_pixels, progress)
-    sources.check_file(path)
-    return from_listing(sources.manifest(path, classes, partial), path, cache, max_pixels, progress)
+            return tfds.from_tfds(found, classes, max_pixels, progress, None, partial)
+        return from_listing(listing.folder(path, classes, partial), path, cache, max_pixels, progress)
+    listing.check_file(path)
+    return from_listing(listing.manifest(path, classes, partial), path, cache, max_pixels, progress)
 
 
 def _examples(given: Gathered, rows: list[int]) -> Examples:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_residual.data import decoding
-from keras_residual.data.decoding import JPEG, ORIENTATIONS, PILLOW, PNG
-from keras_residual.data.scan import Record
+from keras_residual.data.validation import Record
+from keras_residual.reading import host
+from keras_residual.reading.host import JPEG, ORIENTATIONS, PILLOW, PNG
 
 
 class _Table:
@@ -79,7 +79,7 @@ class Encoded(_Table):
     def whole(self, place: Any) -> Any:
         """The image at a place, `(height, width, channels)`, uint8, as stored: not yet turned."""
         data = self._bytes(place)
-        readers = [lambda: decoding.decode_jpeg(data), lambda: decoding.decode_png(data), lambda: _pillow(data)]
+        readers = [lambda: host.decode_jpeg(data), lambda: host.decode_png(data), lambda: _pillow(data)]
         return self._grey(_switch(self.facts(place)[0], readers, self.kinds))
 
     def part(self, place: Any, window: Any, way: Any) -> Any:
@@ -90,9 +90,9 @@ class Encoded(_Table):
             return tf.slice(image, tf.pad(window[:2], [(0, 1)]), tf.concat([window[2:], [3]], 0))
 
         readers: list[Any] = [
-            lambda ratio=ratio: decoding.decode_jpeg_window(data, window, ratio) for ratio in (1, 2, 4, 8)
+            lambda ratio=ratio: host.decode_jpeg_window(data, window, ratio) for ratio in (1, 2, 4, 8)
         ]
-        readers += [lambda: cut(decoding.decode_png(data)), lambda: cut(_pillow(data))]
+        readers += [lambda: cut(host.decode_png(data)), lambda: cut(_pillow(data))]
         used = {
             way
             for kind, ways in ((JPEG, (0, 1, 2, 3)), (PNG, (4,)), (PILLOW, (5,)))
@@ -116,7 +116,7 @@ class Encoded(_Table):
 
     def _grey(self, image: Any) -> Any:
         image.set_shape((None, None, 3))
-        return decoding.grey(image) if self.channels == 1 else image
+        return host.grey(image) if self.channels == 1 else image
 
 
 class Pixels(_Table):
@@ -149,8 +149,8 @@ Store = Encoded | Pixels
 
 def _pillow(data: Any) -> Any:
     if tf.executing_eagerly():  # NumPy would take zeros off the end of the bytes
-        return tf.constant(decoding.pillow_pixels(data.numpy()))
-    image = tf.numpy_function(lambda content: decoding.pillow_pixels(bytes(content)), [data], tf.uint8, stateful=False)
+        return tf.constant(host.pillow_pixels(data.numpy()))
+    image = tf.numpy_function(lambda content: host.pillow_pixels(bytes(content)), [data], tf.uint8, stateful=False)
     image.set_shape((None, None, 3))
     return image
 

@@ -326,7 +326,7 @@ def write_beside(path: Path, served: Served) -> None:
             ]
         ),
     }
-    clients = Path(__file__).parent / "beside"
+    clients = Path(__file__).parent / "templates"
     texts |= {file.name: file.read_text(encoding="utf-8") for file in sorted(clients.glob("client_*.py"))}
     for file, text in texts.items():
         with written_whole(path / file) as place:

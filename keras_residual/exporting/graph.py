@@ -12,8 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_residual.exporting import images
 from keras_residual.exporting.fusing import fusable
+from keras_residual.reading.graph import decode_batch
 
 __all__ = ["Served", "quiet", "serve"]
 
@@ -126,7 +126,7 @@ def serve(
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def decoded(contents: Any) -> Any:
-        x, errors = images.decode_batch(contents, shape[-1], prepare, size, max_pixels)
+        x, errors = decode_batch(contents, shape[-1], prepare, size, max_pixels)
         found, good = answers(x), errors == ""
         for name, value in found.items():
             row = tf.reshape(good, (-1, *[1] * (len(value.shape) - 1)))

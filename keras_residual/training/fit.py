@@ -14,14 +14,14 @@ import keras
 from keras_residual.io import announce
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays
-from keras_residual.training.board import Board
+from keras_residual.training.callbacks import Keeper, Progress, signals
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
 from keras_residual.training.inputs import readable
-from keras_residual.training.loop import Keeper, Progress, signals
 from keras_residual.training.recipes import Recipe
 from keras_residual.training.run import Run
 from keras_residual.training.step import Step
+from keras_residual.training.tensorboard import Board
 
 __all__ = ["History", "fit", "prepare"]
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
+from keras_residual.training.callbacks import Keeper
 from keras_residual.training.checkpoint import Snapshot
 from keras_residual.training.decide import Decision
 from keras_residual.training.devices import jax_devices, replica_count, strategy_scope
 from keras_residual.training.inputs import check_batch, check_images, check_labels, check_recipe, check_size, layers_of
-from keras_residual.training.loop import Keeper
 from keras_residual.training.optimizers import Schedule, layer_rates, optimizer
 from keras_residual.training.recipes import Recipe, recipe
 from keras_residual.training.step import MacroF1, Normalize, Step, logits_of

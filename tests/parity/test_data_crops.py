@@ -6,7 +6,7 @@ import torch
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from keras_residual.data import plan
+from keras_residual.data import sampling
 
 MEASURES = {
     "top": lambda w: w[:, 0],
@@ -25,7 +25,7 @@ def test_random_crops_have_the_same_distribution():
     theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     theirs = np.array(theirs, "float64")
     noise = tf.random.stateless_uniform((4000, 34), (1, 2))
-    ours = plan.windows(plan.Views((224, 224)), tf.fill((4000,), 300), tf.fill((4000,), 400), noise)
+    ours = sampling.windows(sampling.Views((224, 224)), tf.fill((4000,), 300), tf.fill((4000,), 400), noise)
     ours = ours.numpy().astype("float64")
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, :2] + ours[:, 2:] <= [300, 400]).all()

@@ -25,9 +25,9 @@ import PIL
 import tensorflow as tf
 from PIL import Image
 
-from keras_residual.data import decoding
-from keras_residual.data.decoding import UnreadableError
 from keras_residual.io import written_whole
+from keras_residual.reading import host
+from keras_residual.reading.host import UnreadableError
 
 MAX_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
@@ -44,7 +44,7 @@ class Record:
 
     Attributes:
         reason: Why it cannot be used; empty if it can.
-        how: Which decoder reads it, as in `decoding.Header`, and likewise the next four.
+        how: Which decoder reads it, as in `host.Header`, and likewise the next four.
         height: Rows as decoded.
         width: Columns as decoded.
         orientation: EXIF's number, which is still to be applied.
@@ -53,7 +53,7 @@ class Record:
     """
 
     reason: str = ""
-    how: int = decoding.PILLOW
+    how: int = host.PILLOW
     height: int = 0
     width: int = 0
     orientation: int = 1
@@ -61,17 +61,17 @@ class Record:
     digest: str = ""
 
 
-def check(data: bytes, max_pixels: int = decoding.MAX_PIXELS) -> Record:
+def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
     """Decodes the bytes of an image as training will, and says what came of it."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        head = decoding.header(data, max_pixels)
+        head = host.header(data, max_pixels)
         with _one_at_a_time if head.height * head.width > _LARGE else contextlib.nullcontext():
-            if head.how == decoding.PILLOW:
-                height, width, _ = decoding.pillow_pixels(data).shape
+            if head.how == host.PILLOW:
+                height, width, _ = host.pillow_pixels(data).shape
                 head = dataclasses.replace(head, height=height, width=width)
             else:
-                decoding.decode(data, max_pixels)
+                host.decode(data, max_pixels)
     except UnreadableError as error:
         return Record(str(error), digest=digest)
     except MemoryError:
@@ -79,7 +79,7 @@ def check(data: bytes, max_pixels: int = decoding.MAX_PIXELS) -> Record:
     return Record("", head.how, head.height, head.width, head.orientation, head.notes, digest)
 
 
-def check_file(path: str, max_pixels: int = decoding.MAX_PIXELS) -> Record:
+def check_file(path: str, max_pixels: int = host.MAX_PIXELS) -> Record:
     """Checks one file. What is no regular file is never opened: a FIFO would wait for ever."""
     try:
         data = content(path)
@@ -93,7 +93,7 @@ def check_file(path: str, max_pixels: int = decoding.MAX_PIXELS) -> Record:
 def scan(
     paths: Sequence[str],
     cache: Path | None = None,
-    max_pixels: int = decoding.MAX_PIXELS,
+    max_pixels: int = host.MAX_PIXELS,
     progress: Progress | None = None,
 ) -> list[Record]:
     """Checks files in parallel; those that have kept time and size since the last scan are taken from the cache.
@@ -132,7 +132,7 @@ def scan(
 
 
 def scan_bytes(
-    items: Sequence[bytes], max_pixels: int = decoding.MAX_PIXELS, progress: Progress | None = None
+    items: Sequence[bytes], max_pixels: int = host.MAX_PIXELS, progress: Progress | None = None
 ) -> list[Record]:
     """Checks images that are in memory."""
     records = []
@@ -154,7 +154,7 @@ def _parallel(function: Callable[[Any], Record], items: Sequence[Any]) -> Iterat
     """Check items in threads, in order, some hundred at a time."""
     for start in range(0, len(items), 256):
         chunk = items[start : start + 256]
-        for record, words in _heard(function, chunk, lambda record: record.how == decoding.JPEG and not record.reason):
+        for record, words in _heard(function, chunk, lambda record: record.how == host.JPEG and not record.reason):
             if reason := _loss(words):
                 yield Record(reason, digest=record.digest)
             else:

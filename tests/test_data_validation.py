@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 
 from keras_residual import data
-from keras_residual.data import decoding
-from keras_residual.data.scan import check, check_file, default_cache, scan, scan_bytes
 from keras_residual.data.stores import Encoded
+from keras_residual.data.validation import check, check_file, default_cache, scan, scan_bytes
+from keras_residual.reading import host
 from tests.data_images import BOMBS, JPEG, PNG, bad_files, encoded, exif, picture, write_folder
 
 BAD = bad_files()
@@ -148,7 +148,9 @@ def test_cache_is_used_and_renewed(tmp_path, monkeypatch):
     cache = tmp_path / "deep" / "cache.json"
     first = scan(paths, cache)
     looked = []
-    monkeypatch.setattr("keras_residual.data.scan.check_file", lambda path, *_: looked.append(path) or check_file(path))
+    monkeypatch.setattr(
+        "keras_residual.data.validation.check_file", lambda path, *_: looked.append(path) or check_file(path)
+    )
     assert scan(paths, cache) == first
     assert looked == []
     victim = paths[3]
@@ -251,7 +253,7 @@ def fuzz(kind, count):
             top, left = int(generator.integers(shape[0] - height + 1)), int(generator.integers(shape[1] - width + 1))
             window, way = store.ways(tf.constant([place]), tf.constant([[top, left, height, width]]), size)
             assert part(tf.constant(place), window[0], way[0]).shape == (*window[0, 2:].numpy(), 3)
-    native = {"jpeg": decoding.decode_jpeg, "progressive": decoding.decode_jpeg, "png": decoding.decode_png}.get(kind)
+    native = {"jpeg": host.decode_jpeg, "progressive": host.decode_jpeg, "png": host.decode_png}.get(kind)
     for record, content in zip(records, mutants, strict=True):
         if native and record.reason.endswith("its pixels are not"):
             with pytest.raises(tf.errors.InvalidArgumentError):

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from keras_residual.data.gathered import Gathered, from_bytes
+from keras_residual.data.catalog import Gathered, from_bytes
+from keras_residual.data.listing import SPLITS, Listing, known, listed
 from keras_residual.data.objects import Budget
-from keras_residual.data.scan import Progress
-from keras_residual.data.sources import SPLITS, Listing, known, listed
+from keras_residual.data.validation import Progress
 from keras_residual.io import literal
 
 

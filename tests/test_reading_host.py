@@ -10,9 +10,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_residual.data import UnreadableError, decode, decoding, load
-from keras_residual.data.scan import check
+from keras_residual.data import UnreadableError, decode, load
 from keras_residual.data.stores import Encoded
+from keras_residual.data.validation import check
+from keras_residual.reading import host
 from tests.data_images import encoded, exif, picture, png
 
 RGB = Image.fromarray(picture())
@@ -123,7 +124,7 @@ def test_an_opaque_webp_animation_never_reaches_tensorflow(tmp_path):
     frames = [Image.fromarray(picture(seed=i)) for i in range(3)]
     film = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert film[20] & 0x12 == 0x02, "animated, and no alpha flag"
-    assert check(film).how == decoding.PILLOW
+    assert check(film).how == host.PILLOW
     np.testing.assert_array_equal(in_graph(film), picture())
     pairs = tf.data.Dataset.from_tensor_slices(([film, encoded(RGB, "PNG")] * 3, [0, 1] * 3))
     found = load(pairs, validation=0.0)
@@ -171,7 +172,7 @@ def test_window_of_a_jpeg_is_that_window(ratio):
     whole.draft("RGB", (320 // ratio, 240 // ratio))
     whole = np.asarray(whole)
     top, left, height, width = 9, 5, 18, 20
-    found = decoding.decode_jpeg_window(tf.constant(data), [top, left, height, width], ratio).numpy()
+    found = host.decode_jpeg_window(tf.constant(data), [top, left, height, width], ratio).numpy()
     assert whole.shape == (240 // ratio, 320 // ratio, 3)
     np.testing.assert_array_equal(found, whole[top : top + height, left : left + width])
 
@@ -179,7 +180,7 @@ def test_window_of_a_jpeg_is_that_window(ratio):
 def test_window_with_subsampled_chroma_differs_at_its_edges_only():
     data = encoded(picture(240, 320), "JPEG", quality=90)
     whole = seen(data).astype(int)
-    found = decoding.decode_jpeg_window(tf.constant(data), [33, 51, 100, 120]).numpy().astype(int)
+    found = host.decode_jpeg_window(tf.constant(data), [33, 51, 100, 120]).numpy().astype(int)
     difference = np.abs(found - whole[33:133, 51:171])
     assert difference.max() <= 8
     assert difference[1:-1, 1:-1].max() == 0

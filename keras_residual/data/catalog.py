@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_residual.data.scan import Progress, Record, default_cache, scan, scan_bytes
-from keras_residual.data.sources import Listing, is_manifest, listed
+from keras_residual.data.listing import Listing, is_manifest, listed
 from keras_residual.data.stores import Encoded, Pixels, Store
+from keras_residual.data.validation import Progress, Record, default_cache, scan, scan_bytes
 from keras_residual.io import literal
 
 

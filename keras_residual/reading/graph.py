@@ -24,7 +24,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_residual.data import decoding
+from keras_residual.reading import host
 
 __all__ = ["decode_batch"]
 
@@ -76,7 +76,7 @@ def _decode(content: Any, kind: Any, places: Any, channels: int) -> Any:
         ],
     )
     image = tf.ensure_shape(image, (None, None, 3))
-    image = decoding.grey(image) if channels == 1 else image
+    image = host.grey(image) if channels == 1 else image
     exif = tf.where((kind == _JPEG) | (kind == _PNG), places[0], 0)
     return tf.cond(exif > 0, lambda: _turned(image, _orientation(content, kind, exif)), lambda: image)
 
@@ -106,8 +106,8 @@ def _costs_too_much(content: Any, kind: Any) -> Any:
         kind,
         {
             0: lambda: no,
-            _JPEG: lambda: count(decoding.SCAN) > decoding.MOST_SCANS,
-            _PNG: lambda: count(*decoding.TEXTS) > decoding.MOST_TEXTS,
+            _JPEG: lambda: count(host.SCAN) > host.MOST_SCANS,
+            _PNG: lambda: count(*host.TEXTS) > host.MOST_TEXTS,
         },
         default=lambda: no,
     )
