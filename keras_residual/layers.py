@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 register = keras.saving.register_keras_serializable(package="keras_residual")
+Stored = tuple[str, tuple[int, ...]]
+"""Where a timm state dict has a variable: what follows the layer's name in the key, and the array's shape there."""
 
 
 @register
@@ -247,13 +249,26 @@ class GroupNorm(keras.layers.GroupNormalization):
         return ops.cast(x, self.compute_dtype)
 
 
-@register
-class SimpleNorm(keras.layers.Layer):
-    """Divides `(N, ..., C)` by the standard deviation over the channels and scales them; no mean is taken off."""
+class _ScaledByChannel(keras.layers.Layer):
+    """What our own norms share: an epsilon, weights of one number for each channel, named as a norm's in timm."""
 
     def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.epsilon = epsilon
+
+    def stored(self, variable: str) -> Stored:
+        return {"gamma": ".weight", "beta": ".bias"}[variable], tuple(getattr(self, variable).shape)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@register
+class SimpleNorm(_ScaledByChannel):
+    """Divides `(N, ..., C)` by the standard deviation over the channels and scales them; no mean is taken off."""
 
     def build(self, input_shape: Any) -> None:
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
@@ -264,21 +279,11 @@ class SimpleNorm(keras.layers.Layer):
         x = x * ops.rsqrt(squares / (x.shape[-1] - 1) + self.epsilon)  # the unbiased variance
         return ops.cast(x, self.compute_dtype) * self.gamma
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "epsilon": self.epsilon}
-
 
 @register
-class GlobalResponseNorm(keras.layers.Layer):
+class GlobalResponseNorm(_ScaledByChannel):
     """`x + gamma * x * response + beta`, where a channel's response is its norm over all positions, divided by the mean
     norm of all channels (Woo et al. 2023, ConvNeXt V2, algorithm 1): `(N, *spatial, C)` -> the same."""
-
-    def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
 
     def build(self, input_shape: Any) -> None:
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="gamma")
@@ -291,12 +296,6 @@ class GlobalResponseNorm(keras.layers.Layer):
         response = norm / (ops.mean(norm, -1, keepdims=True) + self.epsilon)
         scale = 1 + ops.cast(self.gamma, dtype) * response
         return inputs * ops.cast(scale, inputs.dtype) + ops.cast(self.beta, inputs.dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @register
@@ -351,6 +350,9 @@ class Parameter(keras.layers.Layer):
     """A layer that owns one bare parameter, named with the parameter's whole name in timm."""
 
     value: Any
+
+    def stored(self, variable: str) -> Stored:
+        return "", tuple(self.value.shape)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

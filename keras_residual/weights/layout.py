@@ -1,13 +1,14 @@
 """Which key of timm's state dict each variable is, and how its axes lie there: one rule per *layer type*.
 
-Layers are named as timm's modules, so no family needs a table.
+Layers are named as timm's modules, so no family needs a table. The rules of Keras' layers stand here; a layer of our
+own brings its rule as a method, `stored`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 from keras_residual import layers
 
 Array = Any
+Shape = tuple[int, ...]
+Convert = Callable[[Array], Array]
+Rule = tuple[str, Convert, Convert]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,21 @@ class Slot:
     variable: Any
     layer: keras.layers.Layer
     shape: tuple[int, ...]
-    to_keras: Callable[[Array], Array]
-    to_torch: Callable[[Array], Array]
+    to_keras: Convert
+    to_torch: Convert
+
+
+@runtime_checkable
+class StoresItself(Protocol):
+    """A layer that states where a state dict has its variables.
+
+    The values lie there in the variable's order: the shapes differ in axes of size 1 alone. A layer derived from one of
+    Keras' returns `None` for the variables that are stored as Keras' are.
+    """
+
+    def stored(self, variable: str, /) -> layers.Stored | None:
+        """Return what follows the layer's name in the key, such as "" or ".gain", and the array's shape."""
+        ...
 
 
 def slots(model: keras.Model) -> list[Slot]:
@@ -62,6 +79,12 @@ def leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         yield from leaves(child)
 
 
+_NORMS = (
+    keras.layers.BatchNormalization,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+    keras.layers.RMSNormalization,
+)
 _NORM_KEYS = {
     "gamma": "weight",
     "scale": "weight",
@@ -73,15 +96,42 @@ _NORM_KEYS = {
 
 def _layer_slots(layer: keras.layers.Layer) -> Iterator[Slot]:
     for variable in layer.weights:
-        key, to_keras, to_torch = _rule(layer, variable.name)
+        key, to_keras, to_torch = _rule(layer, variable)
         shape = to_torch(np.broadcast_to(np.float32(0), variable.shape)).shape
         yield Slot(key, variable, layer, shape, to_keras, to_torch)
 
 
-def _rule(layer: keras.layers.Layer, variable: str) -> tuple[str, Callable[[Array], Array], Callable[[Array], Array]]:
-    if isinstance(layer, layers.Parameter):
-        return layer.name, _same, _same
-    if isinstance(layer, _norms()):
+def _rule(layer: keras.layers.Layer, variable: Any) -> Rule:
+    stated = _stated(layer, variable.name)
+    if stated is None:
+        return _keras_rule(layer, variable.name)
+    suffix, shape = stated
+    return f"{layer.name}{suffix}", *_reshaped(layer, tuple(variable.shape), tuple(shape))
+
+
+def _stated(layer: keras.layers.Layer, variable: str) -> layers.Stored | None:
+    return layer.stored(variable) if isinstance(layer, StoresItself) else None
+
+
+def _reshaped(layer: keras.layers.Layer, ours: Shape, theirs: Shape) -> tuple[Convert, Convert]:
+    """Return the conversions between two shapes; an array of another shape stays as it is, to be refused by `load`."""
+    if [n for n in ours if n != 1] != [n for n in theirs if n != 1]:
+        raise ValueError(
+            f"{type(layer).__name__}.stored (layer {layer.name!r}) must return the variable's shape with axes of size "
+            f"1 added or removed. Received: {theirs} for a variable of {ours}."
+        )
+
+    def to_keras(a: Array) -> Array:
+        return a.reshape(ours) if tuple(a.shape) == theirs else a
+
+    def to_torch(a: Array) -> Array:
+        return a.reshape(theirs) if tuple(a.shape) == ours else a
+
+    return to_keras, to_torch
+
+
+def _keras_rule(layer: keras.layers.Layer, variable: str) -> Rule:
+    if isinstance(layer, _NORMS):
         return f"{layer.name}.{_NORM_KEYS[variable]}", _same, _same
     if variable == "bias":
         return f"{layer.name}.bias", _same, _same
@@ -106,20 +156,8 @@ def _rule(layer: keras.layers.Layer, variable: str) -> tuple[str, Callable[[Arra
         # (*size, in, out) <-> (out, in, *size), grouped or not
         return key, lambda a: np.moveaxis(a, (1, 0), (-2, -1)), lambda a: np.moveaxis(a, (-2, -1), (1, 0))
     raise TypeError(
-        f"No rule says how weights of {type(layer).__name__} (layer {layer.name!r}) are stored. Add one to "
-        "keras_residual.weights.layout."
-    )
-
-
-def _norms() -> tuple[type[keras.layers.Layer], ...]:
-    """A function, since this module may be imported while `layers` still is: by the import of Keras there."""
-    return (
-        keras.layers.BatchNormalization,
-        keras.layers.LayerNormalization,
-        keras.layers.GroupNormalization,
-        keras.layers.RMSNormalization,
-        layers.GlobalResponseNorm,
-        layers.SimpleNorm,
+        f"No rule says how weights of {type(layer).__name__} (layer {layer.name!r}) are stored. Give the layer a "
+        "method `stored`, as keras_residual.weights.layout.StoresItself has it."
     )
 
 
