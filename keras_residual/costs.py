@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_residual import layers, models
+from keras_residual import models
 
 __all__ = ["Costs", "costs"]
 
@@ -74,16 +74,20 @@ def _build(name: str, arguments: dict[str, Any]) -> keras.Model:
         return thread.submit(build).result()
 
 
+# How many axes of a kernel are those of the outputs; each output element sums over the others.
+_OUTPUT_AXES = {
+    (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D): 1,
+    (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D): 2,
+}
+
+
 def _work(layer: keras.layers.Layer, node: Any) -> tuple[int, int]:
-    """Multiply-additions and output elements of one call of a layer."""
-    shape = node.output_tensors[0].shape[1:]
-    if isinstance(layer, layers.Attend):
-        (_, heads, queries, depth), (_, _, keys, _) = (tensor.shape for tensor in node.input_tensors[:2])
-        return 2 * heads * queries * keys * depth, 0
-    if isinstance(layer, keras.layers.Dense):
-        return math.prod(shape) * layer.kernel.shape[0], math.prod(shape)
-    if isinstance(layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)):
-        return math.prod(shape) * math.prod(layer.kernel.shape[:-2]), math.prod(shape)
-    if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)):
-        return math.prod(shape) * math.prod(layer.kernel.shape[:-1]), math.prod(shape)
+    """Multiply-additions and output elements of one call of a layer; our own layers count theirs in `macs`."""
+    own = getattr(layer, "macs", None)
+    if own is not None:
+        return own(*(tensor.shape for tensor in node.input_tensors)), 0
+    size = math.prod(node.output_tensors[0].shape[1:])
+    for kinds, axes in _OUTPUT_AXES.items():
+        if isinstance(layer, kinds):
+            return size * math.prod(layer.kernel.shape[:-axes]), size
     return 0, 0

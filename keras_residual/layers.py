@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
@@ -38,7 +39,9 @@ __all__ = [
 ]
 
 register = keras.saving.register_keras_serializable(package="keras_residual")
-Stored = tuple[str, tuple[int, ...]]
+Shape = tuple[int, ...]
+Grid = tuple[int, ...]
+Stored = tuple[str, Shape]
 """Where a timm state dict has a variable: what follows the layer's name in the key, and the array's shape there."""
 
 
@@ -426,7 +429,8 @@ class Token(Parameter):
 class PositionEmbedding(Parameter):
     """Adds a trained vector to each position of `(N, L, C)`; the first `prefix` positions are not on the grid.
 
-    `grid` is kept so that weights trained at another image size can be resampled when they are loaded.
+    `grid` is kept so that weights trained at another image size can be resampled when they are loaded. A layer with
+    another order of axes overrides `grid_of` and `resampled`.
     """
 
     _arguments = ("grid", "prefix")
@@ -445,6 +449,60 @@ class PositionEmbedding(Parameter):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
+
+    def grid_of(self, shape: Grid, stated: Grid | None = None, size: Grid | None = None) -> Grid | None:
+        """Return the grid that an array for this layer was trained on, or `None` if it is unknown.
+
+        A count of patches alone does not distinguish 12 x 16 from 16 x 12. Without a statement, a square count is a
+        square grid, as in timm, except where the layer's own grid has the same count in another shape.
+
+        Args:
+            shape: The array's shape, `(1, prefix + patches, channels)`.
+            stated: The grid that the source states, if it does.
+            size: The image size that the source states, if it does.
+        """
+        count = shape[1] - self.prefix if len(shape) == 3 else 0
+        if count < 1:
+            return None
+        if stated is not None and math.prod(stated) == count:
+            return stated
+        rank = len(self.grid)
+        if rank == 1:
+            return (count,)
+        if size is not None and rank == len(size) and (found := patches_of(size, count)):
+            return found
+        square = (round(count ** (1 / rank)),) * rank
+        if math.prod(square) != count or (math.prod(self.grid) == count and self.grid != square):
+            return None
+        return square
+
+    def resampled(self, value: Any, grid: Grid) -> Any | None:
+        """Resample an array of `grid` to the layer's grid, bicubic and antialiased as timm does.
+
+        Returns `None` if either grid is not 2-D.
+        """
+        if len(grid) != 2 or len(self.grid) != 2:
+            return None
+        prefix, image = value[:, : self.prefix], value[:, self.prefix :].astype("float32")
+        image = ops.image.resize(
+            image.reshape(1, *grid, -1), self.grid, interpolation="bicubic", antialias=True, data_format="channels_last"
+        )
+        image = ops.convert_to_numpy(image).reshape(1, -1, value.shape[-1])
+        return np.concatenate([prefix, image.astype(value.dtype)], axis=1)
+
+
+def patches_of(size: Grid, count: int) -> Grid | None:
+    """Return how many whole patches lie along each axis of an image if there are `count` square ones in all.
+
+    More than one patch size may give this count, but all of them give the same grid.
+    """
+    if min(size) < 1:
+        return None
+    side = int((math.prod(size) / count) ** (1 / len(size))) + 1
+    while side > 0 and math.prod(length // side for length in size) < count:
+        side -= 1
+    grid = tuple(length // side for length in size) if side else ()
+    return grid if math.prod(grid) == count else None
 
 
 @register
@@ -484,6 +542,11 @@ class Attend(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> Any:
         (n, heads, length, _), (*_, depth) = input_shape[0], input_shape[2]
         return (n, length, heads * depth)
+
+    def macs(self, query: Shape, key: Shape, value: Shape) -> int:
+        """Count the multiply-additions of one sample: those of the scores, and of the weighted sum of the values."""
+        (_, heads, queries, depth), (_, _, keys, _), (*_, channels) = query, key, value
+        return heads * queries * keys * (depth + channels)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "causal": self.causal}

@@ -90,6 +90,25 @@ def test_by_hand():
     assert found.params == 12 * 18 + 12 + 12 * 25 + 12 + 2 * 12 + 12 * 36 + 36 + 12 * 12 + 12 + 12 * 7 + 7
 
 
+class Gate(keras.layers.Layer):
+    """A layer from elsewhere that counts its own operations."""
+
+    def call(self, inputs):
+        return inputs[0] * inputs[1]
+
+    def macs(self, values, gates):
+        assert tuple(gates[1:]) == (5,)
+        return values[1] * values[2]
+
+
+def test_a_layer_counts_its_own_operations():
+    q, k, v = (keras.Input(shape) for shape in ((3, 8, 4), (3, 10, 4), (3, 10, 5)))
+    attended = kr.layers.Attend()([q, k, v])  # three heads: 8x10 scores of 4 numbers, 8x5 values of 10
+    assert costs(keras.Model([q, k, v], attended)).macs == 3 * (8 * 10 * 4 + 8 * 5 * 10)
+    values, gates = keras.Input((7, 5)), keras.Input((5,))
+    assert costs(keras.Model([values, gates], Gate()([values, gates]))).macs == 7 * 5
+
+
 def test_costs_at_another_size():
     half, whole = (costs("ResNet18", input_shape=(size, size, 3), include_top=False) for size in (64, 128))
     assert whole.macs == 4 * half.macs

@@ -6,8 +6,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import keras_residual as kr
+from keras_residual.layers import patches_of
 from keras_residual.weights import Adapt, WeightsError
-from keras_residual.weights.positions import patches_of
 
 from .test_weights import CONFIG, snapshot, state_of, tiny, unchanged
 from .tools import distance, noise

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -19,9 +19,9 @@ from keras_residual.weights import files, formats, sources
 from keras_residual.weights.files import WeightsError
 from keras_residual.weights.identify import identify
 from keras_residual.weights.layout import Slot, leaves, slots
-from keras_residual.weights.positions import Grid, grid_of, resampled, shown
 
 Array = np.ndarray[Any, Any]
+Grid = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def load_weights(
             or the grid of its position embeddings is unknown. The model is unchanged.
     """
     places = {slot.key: slot for slot in slots(model)}
-    positions = {key: slot for key, slot in places.items() if isinstance(slot.layer, layers.PositionEmbedding)}
+    positions = {slot.key: layer for slot, layer in _positions(places.values())}
     if grid is not None and not positions:
         raise ValueError(f"`grid` is for models with position embeddings; {model.name} has none. Got {grid!r}.")
     if not isinstance(source, (str, os.PathLike, Mapping)):
@@ -137,8 +137,8 @@ def load_weights(
             size = None if stated else sources.input_size(source, path, revision)
     state = formats.to_timm(state, to_timm or _converter(model))
     grids = {
-        key: grid_of(np.shape(state[key]), slot.layer, stated.get(key) if grid is None else tuple(grid), size)
-        for key, slot in positions.items()
+        key: layer.grid_of(np.shape(state[key]), stated.get(key) if grid is None else tuple(grid), size)
+        for key, layer in positions.items()
         if key in state
     }
     if grid is not None and any(found != tuple(grid) for found in grids.values()):
@@ -174,11 +174,16 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
         if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's state dict has it; nobody reads it
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
     metadata = {"format": "pt", files.DIGEST: files.digest(state)}
-    if grids := {slot.key: slot.layer.grid for slot in found if isinstance(slot.layer, layers.PositionEmbedding)}:
+    if grids := {slot.key: layer.grid for slot, layer in _positions(found)}:
         metadata[files.GRIDS] = json.dumps(grids)
     with written_whole(path) as temporary:
         save_file(state, temporary, metadata=metadata)
         files.order_metadata(temporary)
+
+
+def _positions(found: Iterable[Slot]) -> Iterator[tuple[Slot, layers.PositionEmbedding]]:
+    """Yield the slots of position embeddings, each with its layer."""
+    return ((slot, slot.layer) for slot in found if isinstance(slot.layer, layers.PositionEmbedding))
 
 
 def _converter(model: keras.Model) -> formats.Convert | None:
@@ -243,7 +248,7 @@ def _fit(
             state[key] = value = value.reshape(slot.shape)
         old, new = str(tuple(value.shape)), str(tuple(slot.shape))
         if key in grids:
-            old, new = shown(value.shape, grids[key]), shown(slot.shape, slot.layer.grid)
+            old, new = _on_grid(value.shape, grids[key]), _on_grid(slot.shape, slot.layer.grid)
         if old == new:
             continue
         resized = _resized(value, slot, model, adapt, grids.get(key))
@@ -270,6 +275,12 @@ def _fit(
         error.report = report
         raise error
     return [(places[key], places[key].to_keras(state[key])) for key in report.loaded], report
+
+
+def _on_grid(shape: Grid, grid: Grid | None) -> str:
+    """Return a shape with its grid, for messages."""
+    known = "an unknown grid" if grid is None else f"a grid of {' x '.join(map(str, grid))}"
+    return f"{tuple(shape)} on {known}"
 
 
 def _is_same_matrix(value: Array, slot: Slot) -> bool:
@@ -303,7 +314,7 @@ def _resized(value: Array, slot: Slot, model: keras.Model, adapt: Adapt, grid: G
     """The checkpoint's array at the model's shape, if that was asked for and is one of the known ways."""
     old, new = tuple(value.shape), tuple(slot.shape)
     if adapt.size and grid is not None and old[-1] == new[-1]:
-        return resampled(value, slot.layer, grid)
+        return slot.layer.resampled(value, grid)
     first = len(old) == len(new) > 2 and old[0] == new[0] and old[2:] == new[2:]
     if adapt.channels and first and new[1] == model.inputs[0].shape[-1] and old[1] == 3:
         # timm's rule: sum to grey, otherwise repeat and keep the response's size
