@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_residual import metrics
+from keras_residual.graph import connected
 from keras_residual.io import literal, sha256, write_json, written_whole
 from keras_residual.models import find
 from keras_residual.weights import Preprocess, Weights, WeightsError, load_weights, preprocessing, save_weights
@@ -172,7 +173,7 @@ class Classifier:
     def with_probabilities(self) -> keras.Model:
         """The model with a softmax at its end; it shares the weights."""
         outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(self.model.output)
-        return keras.Model(self.model.input, outputs, name=self.model.name)
+        return connected(self.model.input, outputs, self.model.name)
 
     def export(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Writes a SavedModel that TensorFlow Serving runs as it is; see `keras_residual.export` for the options."""

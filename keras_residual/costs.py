@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from keras_residual import models
+from keras_residual.graph import functional, nodes
 
 __all__ = ["Costs", "costs"]
 
@@ -37,29 +38,20 @@ def costs(model: keras.Model | str, **arguments: Any) -> Costs:
         **arguments: With a name: the builder's arguments, for example `input_shape=(32, 32, 3)`.
 
     Raises:
-        ValueError: If a spatial size is unknown.
+        ValueError: If a spatial size is unknown, or the model is a subclassed or unbuilt one.
     """
     if arguments and not isinstance(model, str):
         raise ValueError(
             f"Builder's arguments go with a model's name, not with a model. Received: {sorted(arguments)}."
         )
     whole: keras.Model = _build(model, arguments) if isinstance(model, str) else model
-    shapes = [tensor.shape[1:] for tensor in whole.inputs]
-    if any(None in shape for shape in shapes):
+    if functional(whole) is None:
         raise ValueError(
-            f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape."
+            f"Costs are those of the calls in a Functional or built Sequential model. Received: {whole.name!r}, a "
+            f"{type(whole).__name__}. Write it with keras.Input and keras.Model(inputs, outputs)."
         )
-    params = macs = activations = 0
-    for layer in whole.layers:
-        if isinstance(layer, keras.Model):
-            inner = costs(layer)
-            params, macs, activations = params + inner.params, macs + inner.macs, activations + inner.activations
-            continue
-        params += sum(math.prod(v.shape) for v in layer.variables if v.trainable)
-        for node in layer._inbound_nodes:
-            done, size = _work(layer, node)
-            macs, activations = macs + done, activations + size
-    return Costs(params, macs, activations)
+    params = sum(math.prod(v.shape) for v in whole.variables if v.trainable)
+    return Costs(params, *_work_of(whole))
 
 
 def _build(name: str, arguments: dict[str, Any]) -> keras.Model:
@@ -81,8 +73,23 @@ _OUTPUT_AXES = {
 }
 
 
-def _work(layer: keras.layers.Layer, node: Any) -> tuple[int, int]:
-    """Multiply-additions and output elements of one call of a layer; our own layers count theirs in `macs`."""
+def _work_of(model: Any) -> tuple[int, int]:
+    """Count the multiply-additions and output elements of all calls in a model, and of those in the models in it."""
+    shapes = [tensor.shape[1:] for tensor in model.inputs]
+    if any(None in shape for shape in shapes):
+        raise ValueError(
+            f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape."
+        )
+    macs = activations = 0
+    for node in nodes(model):
+        done, size = _work_of(node.operation) if functional(node.operation) is not None else _work(node)
+        macs, activations = macs + done, activations + size
+    return macs, activations
+
+
+def _work(node: Any) -> tuple[int, int]:
+    """Count those of one call; our own layers count theirs in `macs`."""
+    layer = node.operation
     own = getattr(layer, "macs", None)
     if own is not None:
         return own(*(tensor.shape for tensor in node.input_tensors)), 0

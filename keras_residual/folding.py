@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import sys
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from keras_residual import layers
+from keras_residual.graph import connected, copy_weights, functional, nodes, rebuilt, takers, uses
 
 __all__ = ["Folding", "fold_batch_norm", "folding"]
 
@@ -75,47 +75,22 @@ def fold_batch_norm(model: keras.Model, *, strict: bool = False) -> keras.Model:
         )
     removed = {id(norm) for norm in (*after, *before)}
     changed = {id(layer) for layer in (*after.values(), *before.values())}
-    copies: list[tuple[Any, Any]] = []
 
-    def copy(layer: Any) -> Any:
-        if isinstance(layer, (keras.Sequential, type(graph))):
+    def clone(layer: Any) -> Any:
+        if functional(layer) is not None:
             return fold_batch_norm(layer, strict=strict)
-        if id(layer) in removed:
-            return keras.layers.Identity(name=layer.name)  # is never called
-        new = _with_bias(layer) if id(layer) in changed else type(layer).from_config(layer.get_config())
-        if isinstance(layer, keras.Layer):  # not the operations of keras.ops
-            copies.append((layer, new))
-        return new
+        return _with_bias(layer) if id(layer) in changed else None
 
-    def call(layer: Any, *arguments: Any, **options: Any) -> Any:
-        if isinstance(layer, keras.layers.Identity) and layer.name in names:
-            return arguments[0]
-        return layer(*arguments, **options)
+    def call(old: Any, new: Any, *arguments: Any, **options: Any) -> Any:
+        return arguments[0] if id(old) in removed else new(*arguments, **options)
 
-    names = {norm.name for norm in (*after, *before)}
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, 20_000))  # Keras walks the graph by recursion
-    try:
-        folded = keras.models.clone_model(graph, clone_function=copy, call_function=call)
-    finally:
-        sys.setrecursionlimit(limit)
-    for layer, new in copies:
-        if id(layer) in changed:
-            kernel, bias = _kernel_and_bias(layer)
-            # What comes before the layer first: what comes after it scales that part of the bias, too.
-            for norm in (norm for norm, into in before.items() if into is layer):
-                kernel, bias = _fold_before(layer, kernel, bias, *_affine(norm))
-            for norm in (norm for norm, into in after.items() if into is layer):
-                kernel, bias = _fold_after(layer, kernel, bias, *_affine(norm))
-            new.kernel.assign(kernel.astype(layer.kernel.dtype))
-            new.bias.assign(bias.astype(layer.kernel.dtype))
-            continue
-        for variable, value in zip(new.variables, layer.variables, strict=True):
-            variable.assign(value)
-        for part in new._flatten_layers():
-            if hasattr(part, "finalize_state"):  # keras.layers.Normalization keeps what it computes from its variables
-                part.finalize_state()
-    return folded
+    def assign(old: Any, new: Any) -> None:
+        if id(old) in changed:
+            _assign_folded(old, new, _into(old, before), _into(old, after))
+        else:
+            copy_weights(old, new)
+
+    return rebuilt(graph, clone_function=clone, call_function=call, assign=assign)
 
 
 def folding(model: keras.Model) -> Folding:
@@ -127,7 +102,7 @@ def folding(model: keras.Model) -> Folding:
     found = Folding({}, {}, {})
     graph = _graph(model)
     parts = graph._flatten_layers(include_self=False)
-    for part in (graph, *(_graph(p) for p in parts if isinstance(p, (keras.Sequential, type(graph))))):
+    for part in (graph, *(_graph(part) for part in parts if functional(part) is not None)):
         report = _report(*_plan(part))
         for name in ("after", "before", "kept"):
             getattr(found, name).update(getattr(report, name))
@@ -144,15 +119,13 @@ def _report(after: dict[Any, Any], before: dict[Any, Any], kept: dict[Any, str])
 
 def _graph(model: keras.Model) -> Any:
     """The model as a Functional one of its own layers."""
-    try:
-        if isinstance(model, keras.Sequential):  # its `input` is that of its first call elsewhere
-            return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        return keras.Model(model.input, model.output, name=model.name)
-    except (AttributeError, IndexError, TypeError, ValueError):
+    graph = functional(model)
+    if graph is None:
         raise ValueError(
             "Batch normalisations are folded where it is known what comes before and after them: in Functional and "
             f"built Sequential models. Received: {model.name!r}, a {type(model).__name__}."
-        ) from None
+        )
+    return connected(graph.input, graph.output, model.name)
 
 
 # ------------------------------------------------------------------------------------------------- what can be folded
@@ -160,47 +133,38 @@ def _graph(model: keras.Model) -> Any:
 
 def _plan(graph: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
     """Normalisations and the layers before them, those and the layers after them, those that stay and why."""
-    # From the inputs on. (`_inbound_nodes` of a layer would have its calls in other models, too.)
-    nodes = [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
-    uses = collections.Counter(id(node.operation) for node in nodes)
-    consumers: dict[int, list[Any]] = collections.defaultdict(list)
-    for node in nodes:
-        for tensor in node.arguments.keras_tensors:
-            consumers[id(tensor)].append(node.operation)
-    for tensor in graph.outputs:
-        consumers[id(tensor)].append(graph)
-
+    counts, consumers = uses(graph), takers(graph)
     after: dict[Any, Any] = {}
     before: dict[Any, Any] = {}
     kept: dict[Any, str] = {}
-    for node in nodes:
+    for node in nodes(graph):
         norm = node.operation
         if not isinstance(norm, keras.layers.BatchNormalization):
             continue
         if type(norm) not in _NORMS:
             kept[norm] = f"a {type(norm).__name__} may be anything"
-        elif uses[id(norm)] > 1:
+        elif counts[id(norm)] > 1:
             kept[norm] = "it is used more than once"
         else:
             given, result = node.arguments.keras_tensors[0], node.outputs[0]
             source, users = given._keras_history.operation, consumers[id(result)]
-            why = _obstacle(source, norm, uses)
+            why = _obstacle(source, norm, counts)
             if why is None and len(consumers[id(given)]) > 1:
                 why = f"{source.name} is used beside it, too"
             if why is None:
                 after[norm] = source
-            elif len(users) == 1 and _obstacle(users[0], norm, uses, follows=True) is None:
+            elif len(users) == 1 and _obstacle(users[0], norm, counts, follows=True) is None:
                 before[norm] = users[0]
             else:
                 kept[norm] = why
     return after, before, kept
 
 
-def _obstacle(layer: Any, norm: Any, uses: collections.Counter[int], follows: bool = False) -> str | None:
+def _obstacle(layer: Any, norm: Any, counts: collections.Counter[int], follows: bool = False) -> str | None:
     """Why a normalisation before (or after: `follows`) cannot be part of this layer; `None` if it can."""
     if type(layer) not in _LINEAR:
         return f"{layer.name} is a {type(layer).__name__}, not a layer known to be linear"
-    if uses[id(layer)] > 1:
+    if counts[id(layer)] > 1:
         return f"{layer.name} is used more than once"
     if len(layer.weights) != 1 + layer.use_bias:
         return f"{layer.name} has weights beside its kernel and bias"
@@ -217,6 +181,23 @@ def _obstacle(layer: Any, norm: Any, uses: collections.Counter[int], follows: bo
 
 
 # -------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def _into(layer: Any, folded: dict[Any, Any]) -> list[Any]:
+    """Return the normalisations that are folded into a layer."""
+    return [norm for norm, into in folded.items() if into is layer]
+
+
+def _assign_folded(layer: Any, new: Any, before: list[Any], after: list[Any]) -> None:
+    """Give the new layer the kernel and bias that do the work of the normalisations before and after it, too."""
+    kernel, bias = _kernel_and_bias(layer)
+    # What comes before the layer first: what comes after it scales that part of the bias, too.
+    for norm in before:
+        kernel, bias = _fold_before(layer, kernel, bias, *_affine(norm))
+    for norm in after:
+        kernel, bias = _fold_after(layer, kernel, bias, *_affine(norm))
+    new.kernel.assign(kernel.astype(layer.kernel.dtype))
+    new.bias.assign(bias.astype(layer.kernel.dtype))
 
 
 def _affine(norm: Any) -> tuple[Array, Array]:

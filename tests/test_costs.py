@@ -115,8 +115,21 @@ def test_costs_at_another_size():
     assert whole.params == half.params
 
 
+def test_only_the_models_own_calls_count():
+    """A layer that another model calls too; a model that is called twice, whose weights are there once."""
+    layer = keras.layers.Dense(4)
+    inputs = keras.Input((3,))
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, use_bias=False)])
+    model = keras.Model(inputs, inner(inner(layer(inputs))))
+    layer(keras.Input((3,)))
+    found = costs(model)
+    assert (found.params, found.macs, found.activations) == (3 * 4 + 4 + 4 * 4, 3 * 4 + 2 * 4 * 4, 3 * 4)
+
+
 def test_costs_need_a_size():
     with pytest.raises(ValueError, match="known input_shape"):
         costs("ResNet18", input_shape=(None, None, 3))
+    with pytest.raises(ValueError, match="Functional or built Sequential"):
+        costs(keras.Sequential([keras.layers.Dense(4)]))
     with pytest.raises(ValueError, match=r"not with a model\. Received: \['input_shape'\]"):
         costs(kr.ResNet20(), input_shape=(8, 8, 3))

@@ -18,6 +18,7 @@ ORDER = (
     "registry",
     "io",
     "metrics",
+    "graph",
     "layers",
     "blocks",
     "weights",
@@ -38,7 +39,7 @@ ORDER = (
     "quickstart",
     "cli",
 )
-CORE = {"registry", "layers", "blocks", "models", "weights"}
+CORE = {"registry", "graph", "layers", "blocks", "models", "weights"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

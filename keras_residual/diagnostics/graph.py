@@ -9,6 +9,8 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_residual.graph import functional, nodes
+
 __all__ = ["Call", "Graph", "gradients"]
 
 Edit = Callable[["Call", int, Any], Any]
@@ -73,16 +75,16 @@ class Graph:
         self.tensors: list[Any] = []
         self.maker: list[Call | None] = []
         self.users: list[list[Call]] = []
-        functional = _functional(model)
-        if functional is None:
+        whole = functional(model)
+        if whole is None:
             raise ValueError(
                 "What is connected to what is known of Functional and built Sequential models. Received: "
                 f"{getattr(model, 'name', model)!r}, a {type(model).__name__}. Write it with keras.Input and "
                 "keras.Model(inputs, outputs), or give a Sequential its input shape."
             )
         self._uses: dict[str, int] = {}
-        self.inputs = [self._tensor(tensor, None) for tensor in functional.inputs]
-        self.outputs = self._open(functional, self.inputs, "")
+        self.inputs = [self._tensor(tensor, None) for tensor in whole.inputs]
+        self.outputs = self._open(whole, self.inputs, "")
         # Bit n of ancestors[m]: tensor m is made of tensor n, or is it.
         self.ancestors: list[int] = []
         for number, maker in enumerate(self.maker):
@@ -97,15 +99,14 @@ class Graph:
         self.users.append([])
         return len(self.tensors) - 1
 
-    def _open(self, functional: Any, inputs: list[int], prefix: str) -> list[int]:
-        numbers = dict(zip(map(id, functional.inputs), inputs, strict=True))
-        by_depth = functional._nodes_by_depth
-        for node in (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]):
+    def _open(self, model: Any, inputs: list[int], prefix: str) -> list[int]:
+        numbers = dict(zip(map(id, model.inputs), inputs, strict=True))
+        for node in nodes(model):
             operation, given = node.operation, node.arguments.keras_tensors
             if node.is_input or any(id(tensor) not in numbers for tensor in given):
                 continue
             taken = [numbers[id(tensor)] for tensor in given]
-            inner, own = _functional(operation), _inputs(node)
+            inner, own = functional(operation), _inputs(node)
             if inner is not None and len(inner.inputs) == len(own):
                 made = self._open(inner, [numbers[id(tensor)] for tensor in own], f"{prefix}{operation.name}/")
             else:
@@ -130,7 +131,7 @@ class Graph:
                 for number in set(numbered):
                     self.users[number].append(call)
             numbers.update(zip(map(id, node.outputs), made, strict=True))
-        return [numbers[id(tensor)] for tensor in functional.outputs]
+        return [numbers[id(tensor)] for tensor in model.outputs]
 
     # ------------------------------------------------------------------------------------------------------- looking
 
@@ -234,13 +235,6 @@ class Graph:
                 left[given] = left.get(given, 0) + 1
                 todo.append(given)
         return [self.calls[number] for number in sorted(calls)], left
-
-
-def _functional(model: Any) -> Any:
-    """The graph of a model as Keras holds it; `None` for anything else."""
-    if isinstance(model, keras.Sequential):
-        return getattr(model, "_functional", None) or None
-    return model if isinstance(model, keras.Model) and getattr(model, "_nodes_by_depth", None) else None
 
 
 def _inputs(node: Any) -> list[Any]:

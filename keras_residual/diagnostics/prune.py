@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -17,6 +16,7 @@ from keras_residual.diagnostics.graph import Graph
 from keras_residual.diagnostics.report import batches, lesions
 from keras_residual.diagnostics.result import Result, headline, name_places
 from keras_residual.diagnostics.structure import Block, Structure
+from keras_residual.graph import rebuilt
 
 __all__ = ["Pruned", "prune_blocks"]
 
@@ -130,48 +130,13 @@ def _position(block: Block) -> int:
 
 def _without(model: Any, removed: dict[int, int]) -> keras.Model:
     """A copy of a model in which some additions give one of their arguments on."""
-    copies: dict[int, tuple[Any, Any]] = {}
 
-    def copy(layer: Any) -> Any:
-        if isinstance(layer, keras.Sequential) or (
-            isinstance(layer, keras.Model) and hasattr(layer, "_nodes_by_depth")
-        ):
-            return _without(layer, removed)
-        try:
-            new = type(layer).from_config(layer.get_config())
-        except Exception as error:
-            raise ValueError(
-                f"Layers are copied by their get_config and from_config. Received: {layer.name!r}, a "
-                f"{type(layer).__name__}, which cannot be. Give it a get_config with what __init__ takes, and let "
-                "__init__ take **kwargs for the layer's own."
-            ) from error
-        copies[id(new)] = (layer, new)
-        return new
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        old, _ = copies.get(id(layer), (None, None))
+    def call(old: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
         if id(old) in removed:
             return tree.flatten((args, kwargs))[removed[id(old)]]
-        return layer(*args, **kwargs)
+        return new(*args, **kwargs)
 
-    single = len(model.inputs) == 1 and len(model.outputs) == 1
-    graph = keras.Model(
-        *((model.inputs[0], model.outputs[0]) if single else (model.input, model.output)), name=model.name
-    )
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, 20_000))  # Keras walks the graph by recursion
-    try:
-        result = keras.models.clone_model(graph, clone_function=copy, call_function=call)
-    finally:
-        sys.setrecursionlimit(limit)
-    for old, new in copies.values():
-        if not isinstance(old, keras.Layer):
-            continue
-        for variable, value in zip(new.variables, old.variables, strict=True):
-            variable.assign(value)
-        if hasattr(new, "finalize_state"):  # keras.layers.Normalization keeps what it computes from its variables
-            new.finalize_state()
-    return result
+    return rebuilt(model, call_function=call)
 
 
 def _accuracy(model: keras.Model, data: Any, batch_size: int) -> float | None:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras_residual import layers
 from keras_residual.exporting import graph
 from keras_residual.folding import fold_batch_norm
+from keras_residual.graph import rebuilt
 from keras_residual.io import expand, written_whole
 
 __all__ = ["convert"]
@@ -194,12 +195,12 @@ def _in_float32(model: keras.Model) -> keras.Model:
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
 
-    def copy(layer: Any, config: dict[str, Any]) -> Any:
-        if isinstance(layer, keras.layers.Layer):
-            config["dtype"] = "float32"
-        return type(layer).from_config(config)
+    def clone(operation: Any) -> Any:
+        if not isinstance(operation, keras.Layer) or isinstance(operation, keras.Model):
+            return None
+        return type(operation).from_config({**operation.get_config(), "dtype": "float32"})
 
-    return _copied(model, copy)
+    return rebuilt(model, clone_function=clone)
 
 
 def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
@@ -210,28 +211,17 @@ def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
     maxima, since what is mirrored into a window is in that window already.
     """
 
-    def copy(layer: Any, config: dict[str, Any]) -> Any:
-        if isinstance(layer, keras.layers.Activation) and layer.activation is layers.gelu:
-            return keras.layers.Activation("gelu", name=layer.name, dtype=layer.dtype_policy)
-        return type(layer).from_config(config)
+    def clone(operation: Any) -> Any:
+        if isinstance(operation, keras.layers.Activation) and operation.activation is layers.gelu:
+            return keras.layers.Activation("gelu", name=operation.name, dtype=operation.dtype_policy)
+        return None
 
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(_: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
         if quantised and kwargs.get("constant_values") == -np.inf:
             return keras.ops.pad(*args, operation.pad_width, mode="symmetric")
         return operation(*args, **kwargs)
 
-    return _copied(model, copy, call)
-
-
-def _copied(model: keras.Model, copy: Callable[..., Any], call: Callable[..., Any] | None = None) -> keras.Model:
-    new = keras.models.clone_model(
-        keras.Model(model.inputs[0], model.outputs[0], name=model.name),
-        clone_function=lambda operation: copy(operation, operation.get_config()),
-        call_function=call,
-    )
-    for variable, value in zip(new.variables, model.variables, strict=True):
-        variable.assign(value)
-    return new
+    return rebuilt(model, clone_function=clone, call_function=call)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import math
@@ -13,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from keras_residual import layers
+from keras_residual.graph import nodes, takers, uses
 
 __all__ = ["fusable"]
 
@@ -78,20 +78,13 @@ def _nothing(layer: Any, inputs: Any, training: bool | None = None) -> Any:
 
 def _before_gelu(model: keras.Model) -> Iterator[tuple[Any, Any]]:
     """Dense layers in float32 whose outputs go into this package's GELU and nowhere else, each with that layer."""
-    nodes = [node for at_depth in model._nodes_by_depth.values() for node in at_depth]
-    uses = collections.Counter(id(node.operation) for node in nodes)
-    users = collections.defaultdict(list)
-    for node in nodes:
-        for tensor in node.arguments.keras_tensors:
-            users[id(tensor)].append(node.operation)
-    for tensor in model.outputs:
-        users[id(tensor)].append(model)
-    for node in nodes:
+    counts, users = uses(model), takers(model)
+    for node in nodes(model):
         dense, behind = node.operation, users[id(node.outputs[0])] if node.outputs else []
         if type(dense) not in _DENSE or len(behind) != 1 or type(behind[0]) is not keras.layers.Activation:
             continue
         plain = keras.activations.get(dense.activation) is keras.activations.linear and dense.compute_dtype == "float32"
-        alone = uses[id(dense)] == uses[id(behind[0])] == 1
+        alone = counts[id(dense)] == counts[id(behind[0])] == 1
         if plain and alone and dense.bias is not None and behind[0].activation is layers.gelu:
             yield dense, behind[0]
 

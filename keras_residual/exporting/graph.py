@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_residual.exporting.fusing import fusable
+from keras_residual.graph import connected, made_by
 from keras_residual.reading.graph import decode_batch
 
 __all__ = ["Served", "quiet", "serve"]
@@ -65,7 +66,7 @@ def serve(
     if len(model.outputs[0].shape) == 2:
         activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
     outputs = [model.outputs[0]] if features is None else [model.outputs[0], features]
-    whole, variables = _core(keras.Model(model.inputs[0], outputs, name=model.name), freeze, native)
+    whole, variables = _core(connected(model.inputs[0], outputs, model.name), freeze, native)
 
     def core(x: Any) -> list[Any]:
         """An empty batch fails in oneDNN's fused convolutions: it goes through as one row, which is cut off again."""
@@ -176,17 +177,11 @@ _PASSED = (
 )
 
 
-def _made_by(tensor: Any) -> tuple[Any, list[Any]]:
-    """The layer that put a tensor out, and what it was given."""
-    layer, node, _ = tensor._keras_history
-    return layer, layer._inbound_nodes[node].input_tensors
-
-
 def _features(model: keras.Model) -> Any:
     """What the classifier takes, the mean of it where there are several; `None` for a model without one."""
     found, todo = [], [model.outputs[0]]
     while todo:
-        layer, inputs = _made_by(todo.pop())
+        layer, inputs = made_by(todo.pop())
         if isinstance(layer, keras.layers.Dense):
             found += inputs
         elif isinstance(layer, _PASSED):
@@ -197,9 +192,9 @@ def _features(model: keras.Model) -> Any:
 
 
 def _last_activation(model: keras.Model) -> str:
-    layer, inputs = _made_by(model.outputs[0])
+    layer, inputs = made_by(model.outputs[0])
     while isinstance(layer, (keras.layers.Identity, keras.layers.Flatten, keras.layers.Reshape)):
-        layer, inputs = _made_by(inputs[0])
+        layer, inputs = made_by(inputs[0])
     if isinstance(layer, keras.Model):
         return _last_activation(layer)
     if isinstance(layer, keras.layers.Softmax):

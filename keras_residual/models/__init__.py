@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_residual import layers, registry
+from keras_residual.graph import connected
 from keras_residual.models import convnext as convnext
 from keras_residual.models import mlp as mlp
 from keras_residual.models import resnet as resnet
@@ -93,7 +94,7 @@ def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), *
             f"{tuple(sorted(stages)) or 'none: it is no image network of this package'}."
         )
     outputs = [_feature_map(stages[level]) for level in levels]
-    return keras.Model(whole.input, outputs, name=f"{whole.name}_features")
+    return connected(whole.input, outputs, f"{whole.name}_features")
 
 
 def _feature_map(stage: layers.StageOutput) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from keras import ops
 
 from keras_residual import blocks, layers
 from keras_residual.blocks import Activation, Tensor, rules
+from keras_residual.graph import deep
 from keras_residual.models import _checkpoints
 from keras_residual.registry import Config
 from keras_residual.weights.formats import State
@@ -218,14 +218,9 @@ class Network(Generic[C]):
         return keras.layers.Activation(activation, dtype="float32" if half else None, name="predictions")(x)
 
     def _close(self, inputs: Tensor, x: Tensor) -> keras.Model:
-        # Keras walks the graph by recursion, a call per layer: ResNet-1202 needs more than Python's 1000.
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, 20_000))
-        try:
+        with deep():
             sources = keras.utils.get_source_inputs(inputs)
             return keras.Model(sources[0] if len(sources) == 1 else sources, x, name=self.name)
-        finally:
-            sys.setrecursionlimit(limit)
 
 
 def _average(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_residual.graph import rebuilt
 from keras_residual.training.devices import gpu_names, jax_devices, replica_count
 
 _STRATEGIES: dict[tuple[str, ...], Any] = {}
@@ -207,11 +208,8 @@ def single(network: keras.Model) -> keras.Model:
     """The trained network as one device's own, after all have trained it."""
     if jax_devices() == replica_count(network) == 1:
         return network
-    values = [np.array(keras.ops.convert_to_numpy(v)) for v in network.weights]
     alone()
-    twin = keras.models.clone_model(network)
-    twin.set_weights(values)
-    return twin
+    return rebuilt(network)
 
 
 def common(steps: list[int]) -> set[int] | None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_residual.graph import connected, rebuilt
 from keras_residual.training import augment
 from keras_residual.training.augment import Random
 from keras_residual.training.devices import sharing
@@ -73,9 +74,8 @@ class Step(keras.Model):
         self.classes = network.output_shape[-1]
         self.averaged = None
         if recipe.ema:
-            self.averaged = keras.models.clone_model(network)
+            self.averaged = rebuilt(network)
             self.averaged.trainable = False
-            copy(network, self.averaged)
             self.averages = self.add_weight(shape=(), initializer="zeros", trainable=False, name="averages")
         self.pairs = pairs(network, self.averaged) if self.averaged else []
         self.built = True
@@ -207,5 +207,5 @@ def logits_of(model: keras.Model) -> keras.Model:
                 f"{model.name!r}, whose last layer {last.name!r} ends in {kind!r}. Build it with "
                 "classifier_activation=None."
             )
-        return keras.Model(model.inputs[0] if len(model.inputs) == 1 else model.inputs, last.input, name=model.name)
+        return connected(model.inputs[0] if len(model.inputs) == 1 else model.inputs, last.input, model.name)
     return model

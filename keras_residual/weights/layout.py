@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 import numpy as np
 
-from keras_residual import layers
+from keras_residual import graph, layers
 
 Array = Any
 Shape = tuple[int, ...]
@@ -62,21 +62,12 @@ def slots(model: keras.Model) -> list[Slot]:
         TypeError: If a layer owns weights but no rule knows its type.
         ValueError: If two variables claim one key.
     """
-    found = [slot for layer in leaves(model) for slot in _layer_slots(layer)]
+    found = [slot for layer in graph.leaves(model) for slot in _layer_slots(layer)]
     keys = [slot.key for slot in found]
     doubles = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     if doubles:
         raise ValueError(f"Layers that own weights need names of their own. Received twice: {', '.join(doubles[:5])}.")
     return found
-
-
-def leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of a model, and those of the models in it."""
-    inner = layer.layers if isinstance(layer, keras.Model) else []
-    if not inner:
-        yield layer
-    for child in inner:
-        yield from leaves(child)
 
 
 _NORMS = (

@@ -12,13 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_residual import layers
+from keras_residual import graph, layers
 from keras_residual.io import expand, written_whole
 from keras_residual.registry import family
 from keras_residual.weights import files, formats, sources
 from keras_residual.weights.files import WeightsError
 from keras_residual.weights.identify import identify
-from keras_residual.weights.layout import Slot, leaves, slots
+from keras_residual.weights.layout import Slot, slots
 
 Array = np.ndarray[Any, Any]
 Grid = tuple[int, ...]
@@ -188,7 +188,7 @@ def _positions(found: Iterable[Slot]) -> Iterator[tuple[Slot, layers.PositionEmb
 
 def _converter(model: keras.Model) -> formats.Convert | None:
     """Find the conversion of the model's family, or `None` for a network of no family, or of several."""
-    marked = {layer.family for layer in leaves(model) if isinstance(layer, layers.StageOutput) and layer.family}
+    marked = {layer.family for layer in graph.leaves(model) if isinstance(layer, layers.StageOutput) and layer.family}
     found = family(marked.pop()) if len(marked) == 1 else None
     return found.to_timm if found else None
 
