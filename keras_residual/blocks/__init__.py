@@ -31,6 +31,7 @@ from keras_residual.blocks.rules import Norm as Norm
 from keras_residual.blocks.rules import PreactShortcut as PreactShortcut
 from keras_residual.blocks.rules import Shortcut as Shortcut
 from keras_residual.blocks.rules import Tensor as Tensor
+from keras_residual.blocks.rules import make_divisible
 from keras_residual.blocks.shortcuts import identity, padded_identity, pooled_projection, projection
 from keras_residual.blocks.transformer_blocks import (
     attention,
@@ -62,6 +63,7 @@ __all__ = [
     "group_norm",
     "identity",
     "layer_norm",
+    "make_divisible",
     "max_pool",
     "mlp",
     "mlp_block",

@@ -8,17 +8,54 @@ import keras
 
 from keras_residual.blocks.conv import convolution
 from keras_residual.blocks.equation import activate
-from keras_residual.blocks.rules import Tensor, fresh_name, pooling, spatial_rank
+from keras_residual.blocks.rules import (
+    Activation,
+    Tensor,
+    fresh_name,
+    make_divisible,
+    pooling,
+    require_sizes,
+    spatial_rank,
+)
 
 
-def squeeze_excite(x: Tensor, *, name: str | None = None, ratio: float = 1 / 16, bias: bool = True) -> Tensor:
-    """Squeeze-and-excitation (Hu et al. 2018): each channel is scaled by a gate that sees all channels' means."""
+def squeeze_excite(
+    x: Tensor,
+    *,
+    reduced: int | None = None,
+    ratio: float = 1 / 16,
+    divisor: int = 8,
+    bias: bool = True,
+    activation: Activation = "relu",
+    gate: Activation = "sigmoid",
+    names: tuple[str, str] = ("fc1", "fc2"),
+    name: str | None = None,
+) -> Tensor:
+    """Scale each channel by a gate computed from all channels' means (Hu et al. 2018, squeeze-and-excitation).
+
+    Args:
+        x: A tensor `(N, *spatial, C)`.
+        reduced: Channels between the two layers; `None` for `ratio * C`, rounded to a multiple of `divisor`.
+        ratio: Share of C between the layers.
+        divisor: What the rounded number of channels is a multiple of.
+        bias: Whether the layers have a bias.
+        activation: Between the layers; `None` for linear.
+        gate: Activation of the gate.
+        names: Names of the two layers below the prefix.
+        name: Prefix of the layers' names.
+
+    Returns:
+        A tensor of the shape of `x`.
+    """
     name = fresh_name(name, "se")
-    reduced = max(8, int(x.shape[-1] * ratio + 4) // 8 * 8)  # a multiple of 8, as timm rounds
-    gate = pooling("GlobalAverage", spatial_rank(x, name))(keepdims=True, name=f"{name}.pool")(x)
-    gate = activate(convolution(gate, reduced, 1, bias=bias, name=f"{name}.fc1"), "relu", name=f"{name}.act")
-    gate = activate(convolution(gate, x.shape[-1], 1, bias=bias, name=f"{name}.fc2"), "sigmoid", name=f"{name}.gate")
-    return keras.layers.Multiply(name=f"{name}.scale")([x, gate])
+    if reduced is None:
+        require_sizes(name, divisor=divisor)
+        reduced = make_divisible(x.shape[-1] * ratio, divisor, limit=0)
+    first, second = (f"{name}.{layer}" for layer in names)
+    y = pooling("GlobalAverage", spatial_rank(x, name))(keepdims=True, name=f"{name}.pool")(x)
+    y = activate(convolution(y, reduced, 1, bias=bias, name=first), activation, name=f"{name}.act")
+    y = activate(convolution(y, x.shape[-1], 1, bias=bias, name=second), gate, name=f"{name}.gate")
+    return keras.layers.Multiply(name=f"{name}.scale")([x, y])
 
 
 def efficient_channel_attention(x: Tensor, *, name: str | None = None) -> Tensor:

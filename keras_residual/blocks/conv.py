@@ -145,20 +145,25 @@ def patches(
     return conv(filters, size, size, use_bias=bias, kernel_initializer=initializer, name=f"{name}.{layer}")(x)
 
 
-def batch_norm(x: Tensor, *, name: str, zero_init: bool = False) -> Tensor:
+def batch_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-5) -> Tensor:
     """Batch normalisation with torch's momentum, epsilon and running variance; see `layers.BatchNorm`."""
-    return layers.BatchNorm(gamma_initializer="zeros" if zero_init else "ones", name=name)(x)
+    gamma = "zeros" if zero_init else "ones"
+    return layers.BatchNorm(epsilon=epsilon, gamma_initializer=gamma, name=name)(x)
 
 
-def group_norm(x: Tensor, *, name: str, zero_init: bool = False, groups: int = 32) -> Tensor:
-    """Group normalisation (Wu & He 2018): independent of the batch."""
-    if x.shape[-1] % groups:
+def group_norm(
+    x: Tensor, *, name: str, zero_init: bool = False, groups: int = 32, group_size: int | None = None
+) -> Tensor:
+    """Group normalisation (Wu & He 2018), independent of the batch: `groups` groups, or groups of `group_size`."""
+    channels = x.shape[-1]
+    if channels % (group_size or groups):
+        wrong = f"groups={groups}" if group_size is None else f"group_size={group_size}"
         raise ValueError(
-            f"{name}: the channels must be a multiple of the number of groups. Received: {x.shape[-1]} channels, "
-            f"groups={groups}. Use functools.partial(group_norm, groups=...)."
+            f"{name}: the channels must be a multiple of the number of groups, or of their size. Received: {channels} "
+            f"channels, {wrong}. Use functools.partial(group_norm, {wrong.partition('=')[0]}=...)."
         )
     gamma = "zeros" if zero_init else "ones"
-    return layers.GroupNorm(groups, gamma_initializer=gamma, name=name)(x)
+    return layers.GroupNorm(channels // group_size if group_size else groups, gamma_initializer=gamma, name=name)(x)
 
 
 def layer_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:

@@ -45,6 +45,18 @@ class Downsample(Protocol):
     def __call__(self, x: Tensor, stride: int, *, name: str) -> Tensor: ...
 
 
+def make_divisible(channels: float, divisor: int = 8, *, limit: float = 0.9) -> int:
+    """Round a number of channels to a multiple of `divisor`, as MobileNets do.
+
+    Args:
+        channels: The number to round, such as a width times a multiplier.
+        divisor: What the result is a multiple of, and its least value.
+        limit: The result is never below this share of `channels`: the next multiple is taken instead.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < limit * channels else rounded
+
+
 def fresh_name(name: str | None, kind: str) -> str:
     return f"{kind}_{keras.backend.get_uid(kind)}" if name is None else name
 
