@@ -28,13 +28,8 @@ if TYPE_CHECKING:
     from keras_residual.finetuning import finetune
     from keras_residual.folding import fold_batch_norm
     from keras_residual.models import create, features, list_models
-    from keras_residual.models.convnext import *
-    from keras_residual.models.mlp import *
+    from keras_residual.models._families import *
     from keras_residual.models.pretrained import from_pretrained
-    from keras_residual.models.resnet import *
-    from keras_residual.models.resnet_cifar import *
-    from keras_residual.models.resnet_v2 import *
-    from keras_residual.models.vit import *
     from keras_residual.training import Recipe, fit
     from keras_residual.weights import load_weights, preprocessing, save_weights
 

@@ -137,7 +137,7 @@ def test_families_do_not_know_each_other(path):
 
 def test_every_family_registers():
     used = {entry.builder.__module__.rpartition(".")[2] for entry in registry.entries().values()}
-    assert {p.stem for p in FAMILIES} == used, "models/__init__.py imports every family"
+    assert {p.stem for p in FAMILIES} == used, "models/_families.py imports every family"
 
 
 def run(code):

@@ -9,13 +9,7 @@ from typing import Any
 import keras
 
 from keras_residual import layers, registry
-from keras_residual.graph import connected
-from keras_residual.models import convnext as convnext
-from keras_residual.models import mlp as mlp
-from keras_residual.models import resnet as resnet
-from keras_residual.models import resnet_cifar as resnet_cifar
-from keras_residual.models import resnet_v2 as resnet_v2
-from keras_residual.models import vit as vit
+from keras_residual.models import _families as _families
 
 __all__ = ["create", "features", "list_models"]
 
@@ -94,7 +88,7 @@ def features(model: keras.Model | str, levels: tuple[int, ...] = (1, 2, 3, 4), *
             f"{tuple(sorted(stages)) or 'none: it is no image network of this package'}."
         )
     outputs = [_feature_map(stages[level]) for level in levels]
-    return connected(whole.input, outputs, f"{whole.name}_features")
+    return keras.Model(whole.input, outputs, name=f"{whole.name}_features")
 
 
 def _feature_map(stage: layers.StageOutput) -> Any:

@@ -1,0 +1,8 @@
+"""Every family, one line each: importing it registers its variants, and type checkers see their builders."""
+
+from keras_residual.models.convnext import *
+from keras_residual.models.mlp import *
+from keras_residual.models.resnet import *
+from keras_residual.models.resnet_cifar import *
+from keras_residual.models.resnet_v2 import *
+from keras_residual.models.vit import *
