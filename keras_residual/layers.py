@@ -12,6 +12,7 @@ from keras import ops
 from keras_residual import primitives
 
 __all__ = [
+    "Affine",
     "Attend",
     "BatchNorm",
     "BlurPool",
@@ -281,6 +282,24 @@ class SimpleNorm(_ScaledByChannel):
         squares = ops.sum(ops.square(x - ops.mean(x, -1, keepdims=True)), -1, keepdims=True)
         x = x * ops.rsqrt(squares / (x.shape[-1] - 1) + self.epsilon)  # the unbiased variance
         return ops.cast(x, self.compute_dtype) * self.gamma
+
+
+@register
+class Affine(keras.layers.Layer):
+    """`gamma * x + beta` for each channel of `(N, ..., C)`: ResMLP's stand-in for a norm (Touvron et al. 2021)."""
+
+    def build(self, input_shape: Any) -> None:
+        self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="beta")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.gamma + self.beta
+
+    def stored(self, variable: str) -> Stored:
+        return {"gamma": ".alpha", "beta": ".beta"}[variable], (1, 1, self.gamma.shape[0])
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
 
 
 @register

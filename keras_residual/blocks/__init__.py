@@ -8,6 +8,7 @@ creates; left out, a fresh one is made up.
 
 from keras_residual.blocks.channel_attention import efficient_channel_attention, squeeze_excite
 from keras_residual.blocks.conv import (
+    affine,
     average_pool,
     batch_norm,
     blur_pool,
@@ -46,6 +47,7 @@ from keras_residual.blocks.transformer_blocks import (
 
 __all__ = [
     "activate",
+    "affine",
     "attention",
     "attention_block",
     "average_pool",

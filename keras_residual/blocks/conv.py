@@ -179,6 +179,13 @@ def rms_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 
     return keras.layers.RMSNormalization(epsilon=epsilon, name=name)(x)
 
 
+def affine(x: Tensor, *, name: str, zero_init: bool = False) -> Tensor:
+    """Scale and shift each channel, without normalising; see `layers.Affine`."""
+    if zero_init:
+        raise ValueError(f"{name}: Affine always starts at scale 1. Use layer_norm with zero_init.")
+    return layers.Affine(name=name)(x)
+
+
 def simple_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float = 1e-6) -> Tensor:
     """Division by the standard deviation of the channels; see `layers.SimpleNorm`."""
     if zero_init:

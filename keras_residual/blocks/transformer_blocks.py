@@ -109,16 +109,27 @@ def mlp(
 
 
 def swiglu(
-    x: Tensor, hidden: int, *, activation: Activation = "silu", dropout: float = 0.0, name: str | None = None
+    x: Tensor,
+    hidden: int,
+    *,
+    activation: Activation = "silu",
+    gate_last: bool = False,
+    dropout: float = 0.0,
+    name: str | None = None,
 ) -> Tensor:
-    """Gated MLP (Shazeer 2020): `fc2(silu(a) * b)`, where `fc1` gives `a` and `b` of `hidden // 2` channels each."""
+    """Gated MLP (Shazeer 2020): `fc2(silu(a) * b)`, where `fc1` gives `a` and `b` of `hidden // 2` channels each.
+
+    With `gate_last`, `b` is the gate: `fc2(a * silu(b))`.
+    """
     name = fresh_name(name, "mlp")
     require_tensor(x, "x", name)
     require_rate(dropout, "dropout")
     if hidden % 2:
-        raise ValueError(f"{name}: hidden is even: one half gates the other. Received: hidden={hidden}.")
-    a, b = ops.split(dense(x, hidden, name=f"{name}.fc1"), 2, axis=-1)
-    y = keras.layers.Multiply(name=f"{name}.gate")([activate(a, activation, name=f"{name}.act"), b])
+        raise ValueError(f"{name}: `hidden` must be even: one half gates the other; got hidden={hidden}.")
+    gate, y = ops.split(dense(x, hidden, name=f"{name}.fc1"), 2, axis=-1)
+    if gate_last:
+        gate, y = y, gate
+    y = keras.layers.Multiply(name=f"{name}.gate")([activate(gate, activation, name=f"{name}.act"), y])
     y = keras.layers.Dropout(dropout, name=f"{name}.drop1")(y)
     y = dense(y, x.shape[-1], name=f"{name}.fc2")
     return keras.layers.Dropout(dropout, name=f"{name}.drop2")(y)
