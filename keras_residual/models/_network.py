@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,6 @@ from keras import ops
 
 from keras_residual import blocks, layers
 from keras_residual.blocks import Activation, Tensor, rules
-from keras_residual.graph import deep
 from keras_residual.models import _checkpoints
 from keras_residual.registry import Config
 from keras_residual.weights.formats import State
@@ -132,6 +132,17 @@ class Network(Generic[C]):
                     f"input_shape={given}. {advice}"
                 )
 
+    def require_multiple(self, row: C, x: Tensor, patch: int) -> None:
+        """Raise unless each spatial size of `x` is a multiple of the patch, or the size of one of the row's aliases."""
+        sizes = tuple(x.shape[1:-1])
+        # Beyond the last whole patch of a published size (SigLIP So400M/14 at 384) the image is cut off.
+        published = any(set(sizes) == {size} for _, size in row.aliases)
+        if any(size % patch for size in sizes) and not published:
+            near = tuple(max(1, round(size / patch)) * patch for size in sizes)
+            raise ValueError(
+                f"{row.name}: sizes must be multiples of the patch, {patch}; got {sizes}. Resize the images to {near}."
+            )
+
     def _check_options(self) -> None:
         if keras.backend.backend() == "torch":
             raise RuntimeError(
@@ -218,9 +229,14 @@ class Network(Generic[C]):
         return keras.layers.Activation(activation, dtype="float32" if half else None, name="predictions")(x)
 
     def _close(self, inputs: Tensor, x: Tensor) -> keras.Model:
-        with deep():
+        # Keras walks the graph by recursion, a call per layer: ResNet-1202 needs more than Python's 1000.
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, 20_000))
+        try:
             sources = keras.utils.get_source_inputs(inputs)
             return keras.Model(sources[0] if len(sources) == 1 else sources, x, name=self.name)
+        finally:
+            sys.setrecursionlimit(limit)
 
 
 def _average(x: Tensor) -> Tensor:

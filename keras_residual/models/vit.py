@@ -156,7 +156,7 @@ class ViT(Network[ViTConfig]):
 
     def forward(self, row: ViTConfig, x: Tensor) -> Tensor:
         norm = self.norm or row.norm
-        _require_multiple(x, row)
+        self.require_multiple(row, x, row.patch)
         x = blocks.patches(x, row.width, row.patch, bias=row.patch_bias, name="patch_embed")
         grid = x.shape[1:-1]
         x = keras.layers.Reshape((math.prod(grid), row.width), name="patch_embed.flatten")(x)  # (N, L, C)
@@ -214,17 +214,6 @@ class ViT(Network[ViTConfig]):
     def to_timm(state: State) -> State:
         """Convert Google's `.npz` towers, OpenAI's CLIP, Meta's DINOv2 and DeiT-III."""
         return _vit_formats.to_timm(state)
-
-
-def _require_multiple(x: Tensor, config: ViTConfig) -> None:
-    sizes = tuple(x.shape[1:-1])
-    # A published size may be no multiple (SigLIP So400M/14 at 384): what is beyond the last whole patch is cut off.
-    published = any(set(sizes) == {size} for _, size in config.aliases)
-    if any(size % config.patch for size in sizes) and not published:
-        near = tuple(max(1, round(size / config.patch)) * config.patch for size in sizes)
-        raise ValueError(
-            f"{config.name}: sizes are multiples of the patch, {config.patch}. Received: {sizes}. Resize to {near}."
-        )
 
 
 # Rows. Parameters and GMACs: timm at the row's input size. Aliases are the same network at another size.
