@@ -37,8 +37,8 @@ def stripped(state: State, prefix: str) -> State:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def renamed(state: State, rules: tuple[tuple[str, str], ...]) -> State:
-    """Rename keys by regular expressions, one rule after the other."""
+def renamed(state: State, rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]) -> State:
+    """Rename keys by regular expressions, one rule after the other; a function makes a name of what was found."""
     result = {}
     for key, value in state.items():
         for old, new in rules:

@@ -60,6 +60,10 @@ def compare(reference, model, stages, size):
     result = {"logits": distance(np.asarray(model(x, training=False)), logits)}
     outputs = kr.features(model, levels=tuple(stages))(x, training=False)
     for name, ours in zip(stages.values(), outputs if isinstance(outputs, list) else [outputs], strict=True):
-        theirs = seen[name].numpy()
-        result[name] = distance(np.asarray(ours), np.moveaxis(theirs, 1, -1) if theirs.ndim == 4 else theirs)
+        ours, theirs = np.asarray(ours), seen[name].numpy()
+        if theirs.ndim == 4:
+            theirs = np.moveaxis(theirs, 1, -1)
+        elif ours.ndim == 4:  # a token sequence, of which ours are the patches, back on their grid
+            theirs = theirs[:, -np.prod(ours.shape[1:3]) :].reshape(ours.shape)
+        result[name] = distance(ours, theirs)
     return result
