@@ -548,8 +548,16 @@ MISTAKES = {
     ),
     "stride of each axis": (lambda: blocks.basic(image(), 16, stride=(2, 2)), ValueError, ["one positive", "(2, 2)"]),
     "stride of zero": (lambda: blocks.basic(image(), 16, stride=0), ValueError, ["positive integer", "stride=0"]),
-    "kernel of each axis": (lambda: blocks.conv_norm(image(), 8, (3, 3)), ValueError, ["one positive", "(3, 3)"]),
-    "even kernel": (lambda: blocks.conv_norm(image(), 8, 4), ValueError, ["odd size", "kernel=4", "blocks.patches"]),
+    "kernel of each axis": (
+        lambda: blocks.conv_norm(image(), 8, (3, 3, 3)),
+        ValueError,
+        ["one per spatial axis", "(3, 3, 3)", "2 axes"],
+    ),
+    "even kernel": (
+        lambda: blocks.conv_norm(image(), 8, 4),
+        ValueError,
+        ["even kernel", "kernel=(4, 4)", "blocks.patches"],
+    ),
     "filters of a bottleneck": (lambda: blocks.bottleneck(image(), "64"), ValueError, ["filters", "'64'"]),
     "filters are no integer": (lambda: blocks.preact_bottleneck(image(), 64.0), ValueError, ["filters", "64.0"]),
     "norm by name": (

@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_residual as kr
 from keras_residual import blocks
@@ -45,6 +46,7 @@ def test_squeeze_excite_is_as_wide_as_asked():
         ({}, 8),
         ({"ratio": 1 / 4}, 24),  # a quarter of 80 is 20, rounded up to a multiple of 8
         ({"ratio": 1 / 4, "divisor": 1}, 20),
+        ({"ratio": 0.14}, 8),  # 11.2, rounded down however much that takes away
     ):
         model = build(functools.partial(blocks.squeeze_excite, name="se", names=names, **options), (4, 4, 80))
         assert model.get_layer("se.conv_reduce").filters == width
@@ -88,3 +90,182 @@ def test_defaults_are_those_of_the_rows_that_exist():
         "se.fc2.weight": (256, 16, 1, 1),
         "se.fc2.bias": (256,),
     }
+
+
+# ------------------------------------------------------------------------------------------- convolutions and padding
+
+
+def around(size, kernel, stride, dilation=1):
+    """Zeros before and after by TensorFlow's rule: as many as ceil(size / stride) windows need, the odd one last."""
+    total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+CONVOLUTIONS = {
+    "even": {"kernel": 2, "stride": 2},
+    "odd": {"kernel": 3, "stride": 2},
+    "no stride": {"kernel": 4},
+    "dilation": {"kernel": 2, "dilation": 2},
+    "groups": {"kernel": 3, "stride": 2, "groups": 4},
+    "depthwise": {"kernel": 5, "stride": 2, "groups": 8},
+    "depthwise without bias": {"kernel": 3, "stride": 2, "groups": 8, "bias": False},
+    "standardised": {"kernel": 3, "stride": 2, "standardize": 1e-6},  # the dm_ rows of nfnet
+}
+
+
+def convolution(options):
+    return functools.partial(blocks.convolution, filters=8, padding="same", name="conv", **options)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("size", [8, 9])
+def test_same_is_padding_by_the_size(kind, rank, size):
+    """TensorFlow's rule, the size unknown: equal to the zeros that it asks for, given outright."""
+    options = CONVOLUTIONS[kind]
+    widths = (around(size, options["kernel"], options.get("stride", 1), options.get("dilation", 1)),) * rank
+    explicit = functools.partial(blocks.convolution, filters=8, padding=widths, name="conv", **options)
+    same, given = build(convolution(options), (None,) * rank + (8,)), build(explicit, (size,) * rank + (8,))
+    x = tools.noise((2, *(size,) * rank, 8))
+    y = np.asarray(same(x))
+    assert y.shape[1:-1] == (-(-size // options.get("stride", 1)),) * rank
+    assert tools.distance(y, given(x)) < 1e-5
+
+
+def test_same_is_not_symmetric():
+    symmetric = build(functools.partial(blocks.convolution, filters=8, kernel=3, stride=2, name="conv"), (8, 8, 8))
+    same = build(convolution(CONVOLUTIONS["odd"]), (8, 8, 8))
+    x = tools.noise((1, 8, 8, 8))
+    assert tools.distance(same(x), symmetric(x)) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["odd", "groups", "depthwise", "standardised"])
+def test_same_under_xla(kind):
+    model = build(convolution(CONVOLUTIONS[kind]), (None, None, 8))
+    for size in ((9, 8), (7, 7)):
+        x = tools.noise((1, *size, 8))
+        compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)
+        assert tools.distance(compiled(x), model(x)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("kind", ["odd", "groups", "depthwise", "standardised"])
+def test_half_precision(kind, dtype):
+    model = build(convolution(CONVOLUTIONS[kind]), (9, 8, 8))
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        half = build(convolution(CONVOLUTIONS[kind]), (9, 8, 8))
+        pools = [build(pool, (9, 8, 8)) for pool in (blocks_max, blocks_average)]
+    finally:
+        keras.config.set_dtype_policy(policy)
+    x = tools.noise((2, 9, 8, 8))
+    y = half(x)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype.removeprefix("mixed_")
+    assert tools.distance(keras.ops.cast(y, "float32"), model(x)) < 0.03
+    assert all(np.isfinite(keras.ops.cast(pool(x), "float32")).all() for pool in pools)
+
+
+def blocks_max(x):
+    return blocks.max_pool(x, padding="valid", ceil=True, name="pool")
+
+
+def blocks_average(x):
+    return blocks.average_pool(x, size=3, padding=1, name="pool")
+
+
+def test_files_of_padded_layers(tmp_path):
+    def network(x):
+        x = blocks.conv_norm(x, 8, (1, 4), padding=((0, 0), (2, 1)), norm=blocks.batch_norm, name="a")
+        x = blocks.conv_norm(x, 8, 2, stride=2, padding="same", groups=8, name="b")
+        x = blocks_max(blocks.pad(x, ((0, 1), (2, 0)), name="pad"))
+        return blocks.average_pool(x, size=3, padding=1, name="average")
+
+    model = build(network, (None, None, 4))
+    model.save(tmp_path / "model.keras")
+    x = tools.noise((2, 13, 14, 4))
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(x), model(x))
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_depthwise_layers(rank):
+    """As many groups as channels: Keras' own layer, fast and initialised by what one channel sees."""
+    model = build(functools.partial(blocks.convolution, filters=8, kernel=3, groups=8, name="conv"), (9,) * rank + (8,))
+    assert type(model.get_layer("conv")) is getattr(keras.layers, f"DepthwiseConv{rank}D")
+    assert {slot.key: slot.shape for slot in kr.weights.slots(model)}["conv.weight"] == (8, 1) + (3,) * rank
+
+
+def test_symmetric_padding_needs_no_layer():
+    for padding in (None, 1, ((1, 1), (1, 1)), "same"):
+        model = build(
+            functools.partial(blocks.convolution, filters=4, kernel=3, padding=padding, name="conv"), (8, 8, 3)
+        )
+        assert [layer.name for layer in model.layers[1:]] == ["conv"]
+
+
+def test_strided_pointwise_convolutions_of_few_channels():
+    """They subsample first, whatever padding says, since oneDNN crashes on them."""
+    x = tools.noise((2, 9, 8, 4))
+    for padding in (None, "same", "valid", 0):
+        function = functools.partial(blocks.convolution, filters=8, kernel=1, stride=2, padding=padding, name="conv")
+        model = build(function, (None, None, 4))
+        assert model.get_layer("conv").strides == (1, 1)
+        kernel, bias = model.get_weights()
+        assert tools.distance(model(x), x[:, ::2, ::2] @ kernel[0, 0] + bias) < 1e-5
+
+
+# ------------------------------------------------------------------------------------------------------------ pooling
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 10])
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (3, 3), (4, 3)])
+def test_ceil_mode_counts_windows_that_begin_in_the_image(size, window, stride):
+    function = functools.partial(blocks.max_pool, size=window, stride=stride, padding="valid", ceil=True, name="pool")
+    x = tools.noise((1, size, 1)) - 5  # all negative: padding must not win
+    starts = range(0, max(size - window + stride, 1), stride)
+    expected = np.stack([x[:, start : start + window].max(1) for start in starts], 1)
+    for shape in ((size, 1), (None, 1)):
+        np.testing.assert_array_equal(build(function, shape)(x), expected)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_average_pool_counts_padding_unless_same(rank):
+    ones = np.ones((1, *(5,) * rank, 2), "float32")
+    counted = build(functools.partial(blocks.average_pool, size=3, stride=1, padding=1, name="p"), ones.shape[1:])
+    covered = build(functools.partial(blocks.average_pool, size=3, stride=1, padding="same", name="p"), ones.shape[1:])
+    corner = (0,) * (rank + 2)
+    np.testing.assert_allclose(np.asarray(counted(ones))[corner], (2 / 3) ** rank, rtol=1e-6)
+    np.testing.assert_allclose(covered(ones), ones, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def image():
+    return keras.Input((8, 8, 16))
+
+
+MISTAKES = {
+    "no size": (lambda: blocks.convolution(image(), 8, (3, 0), name="c"), ["positive integer", "kernel=0"]),
+    "padding": (lambda: blocks.conv_norm(image(), 8, padding="SAME", name="c"), ["'same', 'valid'", "'SAME'"]),
+    "negative": (lambda: blocks.conv_norm(image(), 8, padding=-1, name="c"), ["pair of integers", "-1"]),
+    "one pair": (lambda: blocks.conv_norm(image(), 8, padding=((0, 1),), name="c"), ["pair", "((0, 1),)", "2 axes"]),
+    "torch's form": (lambda: blocks.conv_norm(image(), 8, padding=(0, 3), name="c"), ["pair of integers", "(0, 3)"]),
+    "pad by name": (lambda: blocks.pad(image(), "same", name="p"), ["pair of integers", "'same'"]),
+    "ceil and same": (
+        lambda: blocks.max_pool(image(), padding="same", ceil=True, name="p"),
+        ["ceil mode", "padding='same'"],
+    ),
+    "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil mode", "size=1"]),
+    "no divisor": (lambda: blocks.squeeze_excite(image(), divisor=0), ["positive integer", "divisor=0"]),
+    "no width": (lambda: blocks.squeeze_excite(image(), reduced=0), ["positive integer", "filters=0"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_explained(mistake):
+    function, words = MISTAKES[mistake]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        function()
+    for word in words:
+        assert word in str(caught.value)

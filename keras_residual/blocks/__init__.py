@@ -9,22 +9,22 @@ creates; left out, a fresh one is made up.
 from keras_residual.blocks.channel_attention import efficient_channel_attention, squeeze_excite
 from keras_residual.blocks.conv import (
     affine,
-    average_pool,
     batch_norm,
-    blur_pool,
     conv_norm,
     convolution,
     depthwise,
     group_norm,
     layer_norm,
-    max_pool,
-    pad,
     patches,
     rms_norm,
     simple_norm,
 )
 from keras_residual.blocks.conv_blocks import basic, bottleneck, convnext, plain_basic, preact_basic, preact_bottleneck
 from keras_residual.blocks.equation import activate, drop_path_rates, residual
+from keras_residual.blocks.padding import Kernel as Kernel
+from keras_residual.blocks.padding import Padding as Padding
+from keras_residual.blocks.padding import pad
+from keras_residual.blocks.pooling import average_pool, blur_pool, max_pool
 from keras_residual.blocks.rules import Activation as Activation
 from keras_residual.blocks.rules import Attention as Attention
 from keras_residual.blocks.rules import Downsample as Downsample

@@ -1,14 +1,14 @@
-"""Convolutions, norms and pooling; the rank of each is its tensor's."""
+"""Convolutions and norms; the rank of each is its tensor's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_residual import layers
 from keras_residual.blocks.equation import activate
+from keras_residual.blocks.padding import Kernel, Padding, is_zero, keeps_size, kernel_sizes, pad, padding_widths
 from keras_residual.blocks.rules import (
     Activation,
     Norm,
@@ -25,11 +25,12 @@ from keras_residual.blocks.rules import (
 def conv_norm(
     x: Tensor,
     filters: int,
-    kernel: int = 3,
+    kernel: Kernel = 3,
     *,
     stride: int = 1,
     groups: int = 1,
     dilation: int = 1,
+    padding: Padding = None,
     norm: Norm | None = None,
     activation: Activation = None,
     zero_init: bool = False,
@@ -38,16 +39,16 @@ def conv_norm(
 ) -> Tensor:
     """Convolution, normalisation, activation: `(N, *spatial, C)` -> `(N, *ceil(spatial / stride), filters)`.
 
-    Padding is symmetric, as in torch (Keras' "same" shifts strided convolutions by a pixel). The convolution
-    has a bias only where no normalisation follows.
+    The convolution has a bias only where no normalisation follows.
 
     Args:
         x: A tensor of rank 3, 4 or 5: the convolution is 1-D, 2-D or 3-D.
         filters: Number of output channels.
-        kernel: Odd kernel size, the same along each axis.
+        kernel: Kernel size: one for all axes or one per axis.
         stride: Step, the same along each axis.
         groups: Number of channel groups (ResNeXt's cardinality).
         dilation: Spacing of the kernel's taps.
+        padding: As in `convolution`.
         norm: `batch_norm`, `group_norm`, ... or `None`.
         activation: Applied last; `None` for linear.
         zero_init: Start the normalisation's scale at 0, so that the branch it ends starts as nothing
@@ -58,7 +59,15 @@ def conv_norm(
     name = fresh_name(name, "conv_norm")
     conv_name, norm_name, act_name = (f"{name}.{n}" if name else n for n in names)
     x = convolution(
-        x, filters, kernel, stride=stride, groups=groups, dilation=dilation, bias=norm is None, name=conv_name
+        x,
+        filters,
+        kernel,
+        stride=stride,
+        groups=groups,
+        dilation=dilation,
+        padding=padding,
+        bias=norm is None,
+        name=conv_name,
     )
     if norm is not None:
         require_function(norm, "norm", norm_name)
@@ -69,64 +78,84 @@ def conv_norm(
 def convolution(
     x: Tensor,
     filters: int,
-    kernel: int,
+    kernel: Kernel,
     *,
     stride: int = 1,
     groups: int = 1,
     dilation: int = 1,
+    padding: Padding = None,
     bias: bool = True,
     standardize: float | None = None,
     initializer: Any = None,
     name: str,
 ) -> Tensor:
-    """The bare convolution of `conv_norm`.
+    """Build the bare convolution of `conv_norm`.
 
-    `standardize` is the epsilon of weight standardisation (Qiao et al. 2019), `None` for none.
+    Args:
+        x: A tensor `(N, *spatial, C)`.
+        filters: Number of output channels.
+        kernel: Kernel size: one for all axes or one per axis.
+        stride: Step, the same along each axis.
+        groups: Number of channel groups; as many as channels and filters make it depthwise.
+        dilation: Spacing of the kernel's taps.
+        padding: Zeros around the image: `None` for as many on both sides as keep the size at stride 1 (torch; odd
+            kernels), `"same"` for TensorFlow's rule, which depends on the input's size and pads more at the end,
+            `"valid"` for none, an integer for all sides, or a pair `(before, after)` per axis.
+        bias: Whether there is a bias.
+        standardize: Epsilon of weight standardisation (Qiao et al. 2019); `None` for none.
+        initializer: Of the kernel.
+        name: Name of the layer.
+
+    Returns:
+        A tensor `(N, *spatial, filters)`.
     """
     rank = spatial_rank(x, name)
-    require_sizes(name, filters=filters, kernel=kernel, stride=stride, groups=groups, dilation=dilation)
-    if kernel % 2 == 0:
-        raise ValueError(
-            f"{name}: a kernel has an odd size, so that it has a middle: an even one would shift the image against its "
-            f"shortcut. Received: kernel={kernel}. To cut an image into patches use blocks.patches."
-        )
+    require_sizes(name, filters=filters, stride=stride, groups=groups, dilation=dilation)
+    sizes = kernel_sizes(kernel, rank, name)
     if x.shape[-1] % groups or filters % groups:
         raise ValueError(
             f"{name}: input and output channels must be multiples of the number of groups. Received: "
             f"{x.shape[-1]} input channels, {filters} output channels, groups={groups}."
         )
-    if kernel > 1 and stride > 1:
-        x = pad(x, dilation * (kernel - 1) // 2, name=f"{name}.pad")
-    elif kernel == 1 and stride > 1 and x.shape[-1] < 16:
+    widths = padding_widths(padding, sizes, dilation, name)
+    if max(sizes) == 1 and stride > 1 and x.shape[-1] < 16 and (widths is None or is_zero(widths)):
         # oneDNN crashes the process on strided 1x1 convolutions of few channels (oneDNN #6035): subsample first.
         x = pooling("Max", rank)(1, stride, name=f"{name}.subsample")(x)
         stride = 1
-    own: dict[str, Any] = {}
+    if stride == 1 and widths is not None and keeps_size(widths, sizes, dilation):
+        widths = None  # what "same" means, without a layer of its own
+    if widths is not None and not is_zero(widths):
+        x = pad(x, widths, name=f"{name}.pad")
+    options: dict[str, Any] = {"strides": stride, "padding": "valid" if widths else "same", "dilation_rate": dilation}
+    options |= {"use_bias": bias, "name": name}
+    initializer = initializer or keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+    if groups == filters == x.shape[-1] > 1 and rank < 3 and standardize is None:  # Keras has none of rank 3
+        conv = of_rank("DepthwiseConv{}D", rank)
+        return conv(sizes, depthwise_initializer=initializer, **options)(x)
     if standardize is not None:
-        conv: Any = getattr(layers, f"StandardizedConv{rank}D")
-        own["epsilon"] = standardize
+        conv = getattr(layers, f"StandardizedConv{rank}D")
+        options["epsilon"] = standardize
     else:
         conv = getattr(layers, f"Conv{rank}D") if groups > 1 else of_rank("Conv{}D", rank)
-    return conv(
-        filters,
-        kernel,
-        strides=stride,
-        padding="valid" if stride > 1 else "same",
-        groups=groups,
-        dilation_rate=dilation,
-        use_bias=bias,
-        kernel_initializer=initializer or keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
-        name=name,
-        **own,
-    )(x)
+    return conv(filters, sizes, groups=groups, kernel_initializer=initializer, **options)(x)
 
 
-def depthwise(x: Tensor, kernel: int, *, name: str) -> Tensor:
-    """A convolution of each channel by itself, of stride 1 and with a bias: `(N, *spatial, C)` -> the same."""
-    rank, initializer = spatial_rank(x, name), keras.initializers.TruncatedNormal(stddev=0.02)
-    if rank == 3:  # Keras has no such layer
-        return convolution(x, x.shape[-1], kernel, groups=x.shape[-1], initializer=initializer, name=name)
-    return of_rank("DepthwiseConv{}D", rank)(kernel, padding="same", depthwise_initializer=initializer, name=name)(x)
+def depthwise(
+    x: Tensor,
+    kernel: Kernel,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: Padding = None,
+    bias: bool = True,
+    initializer: Any = None,
+    name: str,
+) -> Tensor:
+    """Convolve each channel by itself: `(N, *spatial, C)` -> `(N, *spatial, C)`; arguments as in `convolution`."""
+    channels = x.shape[-1]
+    options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": padding, "bias": bias, "name": name}
+    initializer = initializer or keras.initializers.TruncatedNormal(stddev=0.02)
+    return convolution(x, channels, kernel, groups=channels, initializer=initializer, **options)
 
 
 def patches(
@@ -191,25 +220,3 @@ def simple_norm(x: Tensor, *, name: str, zero_init: bool = False, epsilon: float
     if zero_init:
         raise ValueError(f"{name}: SimpleNorm always starts at scale 1. Use layer_norm with zero_init.")
     return layers.SimpleNorm(epsilon, name=name)(x)
-
-
-def pad(x: Tensor, width: int, *, name: str) -> Tensor:
-    """Adds `width` zeros on both sides of each spatial axis."""
-    return of_rank("ZeroPadding{}D", spatial_rank(x, name))(width, name=name)(x)
-
-
-def max_pool(x: Tensor, size: int = 3, stride: int = 2, *, name: str) -> Tensor:
-    """Max pooling with torch's symmetric padding; padding never wins, also where activations are negative."""
-    rank, width = spatial_rank(x, name), (size - 1) // 2
-    x = ops.pad(x, [(0, 0), *[(width, width)] * rank, (0, 0)], constant_values=float("-inf"))
-    return pooling("Max", rank)(size, stride, name=name)(x)
-
-
-def average_pool(x: Tensor, stride: int = 2, *, name: str) -> Tensor:
-    """Average pooling of size `stride`: plain anti-aliased subsampling."""
-    return pooling("Average", spatial_rank(x, name))(stride, stride, name=name)(x)
-
-
-def blur_pool(x: Tensor, stride: int = 2, *, name: str) -> Tensor:
-    """Binomial 3x3 blur, then subsampling (Zhang 2019); see `layers.BlurPool`."""
-    return layers.BlurPool(stride, name=name)(x)

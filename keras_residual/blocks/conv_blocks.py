@@ -273,6 +273,6 @@ def convnext(
     """
     name = fresh_name(name, "convnext")
     require_function(norm, "norm", name)
-    y = norm(depthwise(x, kernel, name=f"{name}.conv_dw"), name=f"{name}.norm")
+    y = norm(depthwise(x, kernel, padding="same", name=f"{name}.conv_dw"), name=f"{name}.norm")
     y = (feed_forward or mlp)(y, hidden or 4 * x.shape[-1], activation=activation, name=f"{name}.mlp")
     return residual(x, y, scale=layer_scale(scale, name), drop_path=drop_path, name=name)

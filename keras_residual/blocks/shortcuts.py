@@ -5,6 +5,7 @@ from __future__ import annotations
 from keras import ops
 
 from keras_residual.blocks.conv import batch_norm, conv_norm
+from keras_residual.blocks.pooling import average_pool
 from keras_residual.blocks.rules import Norm, Tensor, fresh_name, pooling, spatial_rank
 
 
@@ -29,7 +30,7 @@ def pooled_projection(
     name = fresh_name(name, "projection")
     if stride > 1:
         # "same" is torch's ceil mode: windows that hang over the edge average what they cover.
-        x = pooling("Average", spatial_rank(x, name))(stride, stride, padding="same", name=f"{name}.0")(x)
+        x = average_pool(x, stride, padding="same", name=f"{name}.0")
     return conv_norm(x, filters, 1, norm=norm, name=name, names=("1", "2", "act"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +14,12 @@ from keras import ops
 
 from keras_residual import blocks, layers
 from keras_residual.blocks import Activation, Tensor, rules
+from keras_residual.graph import deep
 from keras_residual.models import _checkpoints
 from keras_residual.registry import Config
 from keras_residual.weights.formats import State
 
 C = TypeVar("C", bound=Config)
-_SMALL_STEM = "Resize the images, or use a small-image stem: stem=keras_residual.models.resnet.small_stem."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +116,13 @@ class Network(Generic[C]):
             )
         return model
 
-    def require_size(self, inputs: Tensor, x: Tensor, stride: int, remedy: str = _SMALL_STEM) -> None:
-        """Raise unless each spatial size of `x`, made from `inputs`, survives a further subsampling by `stride`."""
+    def require_size(
+        self, inputs: Tensor, x: Tensor, stride: int, small_stem: Callable[..., Tensor] | None = None
+    ) -> None:
+        """Raise unless each spatial size of `x`, made from `inputs`, survives a further subsampling by `stride`.
+
+        `small_stem` is what the error recommends as the family's option `stem`, if the family has one.
+        """
         for axis in range(1, len(x.shape) - 1):
             if x.shape[axis] is not None and x.shape[axis] < stride:
                 given = tuple(inputs.shape[1:])
@@ -126,7 +130,11 @@ class Network(Generic[C]):
                 ratio = max(-(-before // after) for before, after in sizes if before and after)
                 least = stride << (ratio - 1).bit_length()  # stems subsample by powers of two
                 swapped = given[0] in (1, 3, 4) and given[-1] not in (1, 3, 4)
-                advice = f"Channels come last: input_shape={(*given[1:], given[0])}." if swapped else remedy
+                remedy = "Resize the images"
+                if small_stem is not None:
+                    place = f"{small_stem.__module__}.{small_stem.__name__}"
+                    remedy += f", or use a small-image stem: stem={place}"
+                advice = f"Channels come last: input_shape={(*given[1:], given[0])}." if swapped else f"{remedy}."
                 raise ValueError(
                     f"{self.name}: the input must not be smaller than the network's stride, {least}. Received: "
                     f"input_shape={given}. {advice}"
@@ -229,14 +237,9 @@ class Network(Generic[C]):
         return keras.layers.Activation(activation, dtype="float32" if half else None, name="predictions")(x)
 
     def _close(self, inputs: Tensor, x: Tensor) -> keras.Model:
-        # Keras walks the graph by recursion, a call per layer: ResNet-1202 needs more than Python's 1000.
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, 20_000))
-        try:
+        with deep():
             sources = keras.utils.get_source_inputs(inputs)
             return keras.Model(sources[0] if len(sources) == 1 else sources, x, name=self.name)
-        finally:
-            sys.setrecursionlimit(limit)
 
 
 def _average(x: Tensor) -> Tensor:

@@ -24,7 +24,6 @@ from keras_residual.blocks import (
     group_norm,
     preact_basic,
     preact_bottleneck,
-    rules,
 )
 from keras_residual.layers import PointwiseDense, StageOutput
 from keras_residual.models._network import Network
@@ -82,8 +81,7 @@ def small_stem(
 
 def zero_padded_max_pool(x: Tensor, *, name: str) -> Tensor:
     """3x3 max pooling of stride 2 where zeros beside the edge compete: BiT's, of values before an activation."""
-    x = blocks.pad(x, 1, name=f"{name}.pad")
-    return rules.pooling("Max", len(x.shape) - 2)(3, 2, name=name)(x)
+    return blocks.max_pool(blocks.pad(x, 1, name=f"{name}.pad"), padding="valid", name=name)
 
 
 def projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor:
@@ -95,8 +93,7 @@ def pooled_projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..
     """Average pooling, then a 1x1 convolution (He et al. 2019, ResNet-D)."""
     if stride > 1:
         # "same" is torch's ceil mode: windows that hang over the edge average what they cover.
-        pool = rules.pooling("Average", len(y.shape) - 2)
-        y = pool(stride, stride, padding="same", name=f"{name}.pool")(y)
+        y = blocks.average_pool(y, stride, padding="same", name=f"{name}.pool")
     return conv(y, filters, 1, bias=False, name=f"{name}.conv")
 
 
