@@ -20,7 +20,6 @@ from keras_residual.registry import Config
 from keras_residual.weights.formats import State
 
 C = TypeVar("C", bound=Config)
-_SMALL_STEM = "Resize the images, or use a small-image stem: stem=keras_residual.models.resnet.small_stem."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +116,13 @@ class Network(Generic[C]):
             )
         return model
 
-    def require_size(self, inputs: Tensor, x: Tensor, stride: int, remedy: str = _SMALL_STEM) -> None:
-        """Raise unless each spatial size of `x`, made from `inputs`, survives a further subsampling by `stride`."""
+    def require_size(
+        self, inputs: Tensor, x: Tensor, stride: int, small_stem: Callable[..., Tensor] | None = None
+    ) -> None:
+        """Raise unless each spatial size of `x`, made from `inputs`, survives a further subsampling by `stride`.
+
+        `small_stem` is what the error recommends as the family's option `stem`, if the family has one.
+        """
         for axis in range(1, len(x.shape) - 1):
             if x.shape[axis] is not None and x.shape[axis] < stride:
                 given = tuple(inputs.shape[1:])
@@ -126,7 +130,11 @@ class Network(Generic[C]):
                 ratio = max(-(-before // after) for before, after in sizes if before and after)
                 least = stride << (ratio - 1).bit_length()  # stems subsample by powers of two
                 swapped = given[0] in (1, 3, 4) and given[-1] not in (1, 3, 4)
-                advice = f"Channels come last: input_shape={(*given[1:], given[0])}." if swapped else remedy
+                remedy = "Resize the images"
+                if small_stem is not None:
+                    place = f"{small_stem.__module__}.{small_stem.__name__}"
+                    remedy += f", or use a small-image stem: stem={place}"
+                advice = f"Channels come last: input_shape={(*given[1:], given[0])}." if swapped else f"{remedy}."
                 raise ValueError(
                     f"{self.name}: the input must not be smaller than the network's stride, {least}. Received: "
                     f"input_shape={given}. {advice}"
