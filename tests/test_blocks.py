@@ -291,6 +291,13 @@ def test_projection(rank):
     assert tools.distance(y, direct_conv(x, kernel, stride=2) + bias) < 1e-5
 
 
+@pytest.mark.parametrize(("stride", "size"), [(2, 3), (1, 1)])
+def test_a_projection_is_wider_only_where_it_subsamples(stride, size):
+    """timm's `downsample_conv`: SENet-154 has kernel 3 in strided shortcuts, 1 in the first stage."""
+    model = run(lambda t: blocks.projection(t, 32, stride=stride, kernel=3, name="p"), cube(2, 7, 16), seed=0)[1]
+    assert model.get_layer("p.0").kernel.shape[:2] == (size, size)
+
+
 @pytest.mark.parametrize("rank", RANKS)
 def test_pooled_projection(rank):
     """Windows over the edge average what they cover: with an odd size, the last value stands alone."""
@@ -701,3 +708,21 @@ def test_an_image_without_channels_is_questioned():
     with pytest.warns(UserWarning, match=r"224 steps with 224 channels.*\(224, 224, 3\)") as found:
         kr.ResNet10T(input_shape=(224, 224))
     assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("build", "module"),
+    [
+        (lambda size: kr.ResNet18(input_shape=size), "resnet"),
+        (lambda size: kr.BiT50x1(input_shape=size), "resnet_v2"),
+        (lambda size: kr.ResNet18(input_shape=size, stem=kr.models.resnet.small_stem), None),
+        (lambda size: kr.BiT50x1(input_shape=size, stem=kr.models.resnet_v2.small_stem), None),
+        (lambda size: kr.ResNet20(input_shape=size), None),
+        (lambda size: kr.ConvNeXtTiny(input_shape=size), None),
+    ],
+)
+def test_a_small_stem_is_recommended_where_the_network_takes_one(build, module):
+    with pytest.raises(ValueError, match="must not be smaller than the network's stride") as caught:
+        build((2, 2, 3))
+    advice = f", or use a small-image stem: stem=keras_residual.models.{module}.small_stem" if module else ""
+    assert str(caught.value).endswith(f"Resize the images{advice}.")

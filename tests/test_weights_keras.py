@@ -83,6 +83,7 @@ def test_files_load(loader, saved):
 @pytest.mark.parametrize(
     "module",
     [
+        "graph",
         "layers",
         "primitives",
         "blocks",

@@ -17,7 +17,10 @@ def identity(x: Tensor, filters: int, *, stride: int = 1, norm: Norm = batch_nor
 def projection(
     x: Tensor, filters: int, *, stride: int = 1, norm: Norm = batch_norm, name: str | None = None, kernel: int = 1
 ) -> Tensor:
-    """`h(x) = W x`, a strided 1x1 convolution and a norm: the shortcut where the shape changes (He et al. 2016, B)."""
+    """`h(x) = W x`, a strided 1x1 convolution and a norm: the shortcut where the shape changes (He et al. 2016, B).
+
+    `kernel` is the size where it subsamples: at stride 1 the convolution is 1x1 whatever `kernel` is, as timm has it.
+    """
     kernel = kernel if stride > 1 else 1
     name = fresh_name(name, "projection")
     return conv_norm(x, filters, kernel, stride=stride, norm=norm, name=name, names=("0", "1", "act"))

@@ -60,7 +60,7 @@ def _from_images(
 ) -> Gathered:
     items, warnings, kind = found.images, [], kind_of(found.images)
     pixels = checked_pixels(np.asarray(items), warnings) if kind == "array" else None
-    labels, names = _labels(*_named(found, classes), warnings)
+    labels, names = _labels(*_named(found, classes))
     if len(items) != len(labels):
         raise ValueError(f"Each image must have one label. Received: {len(items):,} images and {len(labels):,} labels.")
     listing = Listing(
@@ -115,7 +115,7 @@ def _png(picture: Any) -> bytes:
     return file.getvalue()
 
 
-def _labels(y: Any, classes: Sequence[str] | None, warnings: list[str]) -> tuple[list[int], tuple[str, ...]]:
+def _labels(y: Any, classes: Sequence[str] | None) -> tuple[list[int], tuple[str, ...]]:
     y = class_numbers(y)
     rule = "Labels are an array (number,) of whole numbers from 0, or of names."
     if y.ndim == 2:

@@ -47,14 +47,13 @@ class ImageMaps(Result):
             gray = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
             for axis in (left, right):
                 axis.imshow(gray, cmap="gray", vmin=0, vmax=1)
-            size = (*heat.shape,)
             right.imshow(
                 heat,
                 cmap="inferno",
                 alpha=0.25 + 0.5 * heat,
                 vmin=0,
                 vmax=1,
-                extent=_extent(gray, size),
+                extent=_extent(gray),
                 interpolation="bilinear",
             )
             left.set_title(literal(row["image"])[-22:], fontsize=8)
@@ -264,7 +263,7 @@ def _numpy(value: Any) -> Array:
     return np.asarray(ops.convert_to_numpy(ops.cast(value, "float32")))
 
 
-def _extent(image: Array, size: tuple[int, ...]) -> tuple[float, float, float, float]:
+def _extent(image: Array) -> tuple[float, float, float, float]:
     return -0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5
 
 

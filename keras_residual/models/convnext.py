@@ -113,7 +113,7 @@ class ConvNeXt(Network[ConvNeXtConfig]):
 
     def forward(self, row: ConvNeXtConfig, x: Tensor) -> Tensor:
         norm, activation = self.norm or row.norm, self.activation or row.activation
-        self.require_size(x, x, 4 * 2 ** (len(row.depths) - 1), "Resize the images.")
+        self.require_size(x, x, 4 * 2 ** (len(row.depths) - 1))
         x = row.stem(x, row.widths[0], norm=norm, activation=activation)
         rates = iter(blocks.drop_path_rates(self.drop_path, sum(row.depths)))
         for stage, (depth, width, kernel) in enumerate(zip(row.depths, row.widths, row.kernels, strict=True)):

@@ -164,7 +164,7 @@ class ResNet(Network[ResNetConfig]):
             raise ValueError(f"stride_in is an option of bottleneck blocks. {row.name} has basic ones: leave it out.")
 
         x = stem(x, norm=norm, activation=self.activation, downsample=row.downsample)
-        self.require_size(inputs, x, 2 ** (len(row.depths) - 1))
+        self.require_size(inputs, x, 2 ** (len(row.depths) - 1), None if stem is small_stem else small_stem)
         rates = iter(blocks.drop_path_rates(self.drop_path, sum(row.depths)))
         for stage, (block, depth, width) in enumerate(zip(stages, row.depths, row.widths, strict=True), start=1):
             filters, own = width, {}

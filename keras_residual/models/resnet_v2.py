@@ -161,7 +161,7 @@ class ResNetV2(Network[ResNetV2Config]):
         inputs, norm, stem = x, self.norm or row.norm, self.stem or row.stem
         options: dict[str, Any] = {"conv": row.conv, "norm": norm, "activation": self.activation}
         x = stem(x, 64 * row.factor, pool=row.pool, **options)
-        self.require_size(inputs, x, 2 ** (len(row.depths) - 1), _SMALL_STEM)
+        self.require_size(inputs, x, 2 ** (len(row.depths) - 1), None if stem is small_stem else small_stem)
         rates = iter(blocks.drop_path_rates(self.drop_path, sum(row.depths)))
         for stage, (depth, width) in enumerate(zip(row.depths, row.widths, strict=True)):
             for i in range(depth):
@@ -212,8 +212,6 @@ _BIT_NAMES = (
     (r"/(bias|beta)$", ".bias"),
 )
 
-
-_SMALL_STEM = "Resize the images, or use a small-image stem: stem=keras_residual.models.resnet_v2.small_stem."
 
 # Rows. Parameters and GMACs: timm at the row's input size.
 

@@ -91,7 +91,7 @@ def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
                     f"declares {width:,} x {height:,} pixels, more than max_pixels={max_pixels:,}; "
                     "make it smaller, or raise max_pixels if it is meant"
                 )
-            native = _native(image, data)
+            native = _native(image)
             notes = tuple(name for name, found in _notes(image, data).items() if found)
             orientation = 1 if native == PILLOW else _orientation(image, data)
             return Header(native, height, width, orientation, notes)
@@ -208,7 +208,7 @@ def _refuse_endless_work(data: bytes) -> None:
         raise UnreadableError("is damaged: it has far more compressed texts than encoders write")
 
 
-def _native(image: Image.Image, data: bytes) -> int:
+def _native(image: Image.Image) -> int:
     if image.format in ("JPEG", "MPO"):
         return JPEG if image.mode in ("L", "RGB") else PILLOW
     return PNG if image.format == "PNG" else PILLOW
