@@ -59,6 +59,7 @@ class Classifier:
         labels: Names of the classes, in the order of the logits.
         architecture: The registered name of the network.
         options: What its builder was given beside classes and input shape; of JSON's types.
+        tag: timm's tag of the checkpoint that it was fine-tuned from, which may change the row (`Config.tags`).
     """
 
     model: keras.Model
@@ -66,6 +67,7 @@ class Classifier:
     labels: tuple[str, ...]
     architecture: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tag: str | None = None
 
     def __post_init__(self) -> None:
         if self.model.output_shape[-1] != len(self.labels):
@@ -233,6 +235,7 @@ class Classifier:
             SECTION: {
                 "model": self.architecture,
                 "options": dict(self.options),
+                **({"tag": self.tag} if self.tag else {}),
                 "input_shape": [height, width, channels],
                 "size": prepare.size,
                 "sha256": sha256(weights),
@@ -261,7 +264,9 @@ class Classifier:
         weights = directory / "weights.safetensors"
         if sha256(weights) != own["sha256"]:
             raise WeightsError(f"{weights} is not what was written beside its config.json: it has changed.")
-        model = find(own["model"]).builder(
+        entry = find(own["model"])
+        model = entry.build(
+            entry.config.tagged(own.get("tag")),
             classes=record.classes,
             input_shape=tuple(own["input_shape"]),
             classifier_activation=None,
@@ -269,7 +274,7 @@ class Classifier:
         )
         load_weights(model, weights)
         prepare = preprocessing(dataclasses.replace(record, input_size=(*own["size"], record.input_size[2])))
-        return cls(model, prepare, record.labels, own["model"], own["options"])
+        return cls(model, prepare, record.labels, own["model"], own["options"], own.get("tag"))
 
     # -------------------------------------------------------------------------------------------------- one batch
 

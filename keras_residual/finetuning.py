@@ -160,7 +160,10 @@ def finetune(
             plan, run, scope, seed=seed, precision=precision, patience=patience, jit=jit, deterministic=deterministic,
             resume=resume,
         )  # fmt: skip
-        classifier = Classifier(distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options)
+        tag = network.record.tag if network.record else None
+        classifier = Classifier(
+            distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options, tag
+        )
         if process_id == 0:
             classifier.save(run.path, about)  # first of all: nothing below may lose it
             run.discard_previous()

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 __all__ = ["Config", "Entry", "variant"]
@@ -18,6 +18,7 @@ __all__ = ["Config", "Entry", "variant"]
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 C = TypeVar("C", bound="Config", contravariant=True)
+Row = TypeVar("Row", bound="Config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Config:
         gmacs: Published cost of one forward pass at `input_shape`, in 10^9 multiply-additions.
         source: Paper (and table) the numbers and the topology come from.
         input_shape: Default shape of one sample, channels last.
-        classes: Default number of outputs.
+        classes: Default number of outputs; 0 if the published network has no classifier.
+        ranks: How many spatial axes inputs may have: 1 for signals, 2 for images, 3 for volumes.
         dynamic_size: Whether spatial dimensions may be `None`.
         head: The classifier's layers, which differ between checkpoints of other classes.
         top: Where the names begin of all layers that a network without top lacks.
         tag: timm's tag of the checkpoint that `weights="imagenet"` means.
+        tags: What checkpoints change, by their tags: the row's fields and their values, such as a width.
     """
 
     name: str
@@ -49,15 +52,22 @@ class Config:
     source: str = dataclasses.field(default="", kw_only=True)
     input_shape: tuple[int | None, ...] = dataclasses.field(default=(224, 224, 3), kw_only=True)
     classes: int = dataclasses.field(default=1000, kw_only=True)
+    ranks: tuple[int, ...] = dataclasses.field(default=(1, 2, 3), kw_only=True)
     dynamic_size: bool = dataclasses.field(default=True, kw_only=True)
     head: tuple[str, ...] = dataclasses.field(default=("fc",), kw_only=True)
     top: tuple[str, ...] = dataclasses.field(default=("fc.",), kw_only=True)
     tag: str | None = dataclasses.field(default=None, kw_only=True)
+    tags: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict, kw_only=True, hash=False)
 
     @property
     def global_pool(self) -> str:
         """timm's word for how this network pools; a checkpoint's repository may say it."""
         return "avg"
+
+    def tagged(self: Row, tag: str | None) -> Row:
+        """Return the row of the network that a tag's checkpoint is of; the row itself where the tag changes nothing."""
+        changes = self.tags.get(tag or "")
+        return dataclasses.replace(self, **changes) if changes else self
 
     def tiny(self) -> Config:
         """Returns the row of a small network with the same topology, as tests and demos need it."""
@@ -80,7 +90,8 @@ class Entry:
 
     def build(self, row: Config, **options: Any) -> Any:
         """Build any row of the family, such as `config.tiny()`, with the builder's options."""
-        return self.family(**options).build(row)
+        _require_known(row.name, inspect.signature(self.family).parameters, options)
+        return self.family(**{"classes": row.classes, **options}).build(row)
 
 
 _entries: dict[str, Entry] = {}
@@ -100,28 +111,34 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
 
     Raises:
         TypeError: If `family` is not a class.
-        ValueError: If the name or the timm name is taken.
+        ValueError: If the name or the timm name is taken, or a tag changes a field that the row does not have.
     """
     if not isinstance(family, type):
         raise TypeError(
             f"{config.name}: `family` must be a subclass of keras_residual.models._network.Network, a frozen "
             f"dataclass. Received: {family!r}."
         )
+    _require_fields(config)
     signature = inspect.signature(family)
-    signature = signature.replace(return_annotation=inspect.signature(family.build).return_annotation)
-    known = signature.parameters
+    known = {
+        name: parameter.replace(default=config.classes) if name == "classes" else parameter
+        for name, parameter in signature.parameters.items()
+    }
+    returned = inspect.signature(family.build).return_annotation
+    signature = signature.replace(parameters=list(known.values()), return_annotation=returned)
     places = [parameter.name for parameter in known.values() if parameter.kind is not parameter.KEYWORD_ONLY]
 
     def builder(*args: P.args, **kwargs: P.kwargs) -> R:
-        unknown = [name for name in kwargs if name not in known]
-        if unknown:  # timm's num_classes and in_chans, most of all
-            raise TypeError(f"{config.name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
+        _require_known(config.name, known, kwargs)
         if len(args) > len(places):
             raise TypeError(
                 f"{config.name}() takes at most {len(places)} arguments by position, {', '.join(places)}; got "
                 f"{len(args)}. Name the others, for example drop_path=0.1."
             )
-        return family(*args, **kwargs).build(config)
+        given = signature.bind(*args, **kwargs)
+        if "classes" in known:  # a row's default may differ from its family's
+            given.arguments.setdefault("classes", config.classes)
+        return family(*given.args, **given.kwargs).build(config)
 
     builder.__name__ = builder.__qualname__ = config.name
     builder.__module__ = family.__module__  # pickle looks for the builder there
@@ -140,6 +157,23 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
             )
     _entries[config.name] = Entry(config, builder, family)
     return builder
+
+
+def _require_known(name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    unknown = [argument for argument in given if argument not in known]
+    if unknown:  # timm's num_classes and in_chans, most of all
+        raise TypeError(f"{name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
+
+
+def _require_fields(config: Config) -> None:
+    """Raise if a tag changes what the row does not have, when it is registered instead of when it is first loaded."""
+    fields = {field.name for field in dataclasses.fields(config)} - {"name", "timm", "tag", "tags"}
+    for tag, changes in config.tags.items():
+        if unknown := changes.keys() - fields:
+            raise ValueError(
+                f"{config.name}: a tag must change fields of {type(config).__name__}. Received: "
+                f"{', '.join(sorted(unknown))} for {tag!r}."
+            )
 
 
 def entries() -> dict[str, Entry]:
@@ -169,7 +203,7 @@ def _document(family: type[Any], config: Config, arguments: list[str]) -> str:
         f"{config.params:,} parameters" if config.params else "",
         f"{config.gmacs:g} GMACs at {'x'.join(map(str, config.input_shape))}" if config.gmacs else "",
         f"timm: `{config.timm}`" if config.timm else "",
-        f"classifier: {', '.join(f'`{name}`' for name in config.head)}",
+        f"classifier: {', '.join(f'`{name}`' for name in config.head)}" + ("" if config.classes else ", not published"),
     ]
     described: dict[str, str] = {}
     sections: dict[str, str] = {}

@@ -122,7 +122,11 @@ def check_full_size(entry):
         model = entry.builder()
     keras.utils.clear_session(free_memory=False)  # else the next scope would initialise these variables
     assert model.name == entry.config.name
-    assert model.output_shape == (None, entry.config.classes)
+    if entry.config.classes:
+        assert model.output_shape == (None, entry.config.classes)
+    else:
+        assert len(model.output_shape) == 2, "features (N, C)"
+        assert not {layer.name for layer in model.layers} & set(entry.config.head)
     if entry.config.params is not None:
         assert sum(math.prod(v.shape) for v in model.trainable_variables) == entry.config.params
 
@@ -251,11 +255,15 @@ def check_channels(entry):
 
 @check("half")
 def check_ranks(entry):
-    """Signals and volumes: the same layers with kernels of another rank."""
+    """Signals and volumes: the same layers with kernels of another rank. Other ranks than the row's are refused."""
     any_size_only(entry)
     size = entry.config.tiny().input_shape[0]
     names = set(keys(twin(entry)))
     for shape in ((size, 2), (min(size, 32), 32, 32, 2)):
+        if len(shape) - 1 not in entry.config.ranks:
+            with pytest.raises(ValueError, match=r"input_shape must be .*\(H, W, C\)"):
+                build(entry, input_shape=shape)
+            continue
         model = build(entry, input_shape=shape)
         assert set(keys(model)) == names
         y = np.asarray(model(tools.noise((1, *shape)), training=False))

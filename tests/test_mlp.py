@@ -63,7 +63,7 @@ def no_norm(x, *, name, zero_init=False):
         ({"hidden": "wide"}, "hidden is a positive integer. Received: 'wide'"),
         ({"dropout": 1.0}, "dropout is a probability, 0 <= dropout < 1. Received: 1.0"),
         ({"residual_dropout": -0.1}, "residual_dropout is a probability"),
-        ({"input_shape": (28, 28, 1)}, "input_shape is one sample's shape without the batch, (features,)"),
+        ({"input_shape": (28, 28, 1)}, "input_shape must be one sample's shape without the batch, (features,)"),
     ],
 )
 def test_errors_say_what_to_do(options, said):

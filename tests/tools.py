@@ -53,7 +53,7 @@ def describe(value):
 
 
 # What every row has says what it is called, how large it is, where it comes from: not how it is built.
-_FACTS = {field.name for field in dataclasses.fields(Config)} - {"dynamic_size"}
+_FACTS = {field.name for field in dataclasses.fields(Config)} - {"dynamic_size", "ranks"}
 
 
 def features(entry):

@@ -10,11 +10,12 @@ from pathlib import Path
 import keras
 
 from keras_residual import weights
+from keras_residual.io import expand
 from keras_residual.registry import Config, nearest, resolve
 from keras_residual.weights.formats import Convert
 
 # A checkpoint of timm's on the Hub: its architecture, a dot, its tag. Other repositories may hold anything.
-_TIMM = re.compile(r"(?:hf[-_]hub:)?timm/([a-z0-9_]+)\.\w+(?:@.+)?")
+_TIMM = re.compile(r"(?:hf[-_]hub:)?timm/([a-z0-9_]+)\.(\w+)(?:@.+)?")
 
 
 def require_architecture(source: str | os.PathLike[str]) -> None:
@@ -32,6 +33,18 @@ def require_architecture(source: str | os.PathLike[str]) -> None:
         f"The architecture must be one of this package. Received: {str(source)!r}, a checkpoint of {name[1]!r}, which "
         f"is not here. {hint}"
     )
+
+
+def tag(config: Config, source: str | os.PathLike[str] | None) -> str | None:
+    """Return timm's tag of a row's checkpoint, as far as the source's name or its own record tells."""
+    if source == "imagenet":
+        return config.tag
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    if (expand(source) / "config.json").is_file():
+        return weights.Weights.read(source).tag
+    name = _TIMM.fullmatch(str(source))
+    return name[2] if name and (resolve(name[1]) or ("",))[0] == config.name else None
 
 
 def load(

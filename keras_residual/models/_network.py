@@ -27,9 +27,9 @@ class Network(Generic[C]):
     """The options of a network; with a row, it builds one.
 
     A family subclasses it with `@dataclass(frozen=True, kw_only=True)`, adds its own options and writes `forward`.
-    `pool`, `finish`, `classifier` and `to_timm` are there to be overridden where a family differs. Its docstring has
-    an `Args` section for its own options and for arguments that mean something special there; the rest of a builder's
-    documentation comes from here.
+    `pool`, `finish`, `classifier`, `combine` and `to_timm` are there to be overridden where a family differs. Its
+    docstring has an `Args` section for its own options and for arguments that mean something special there; the rest
+    of a builder's documentation comes from here.
 
     Args:
         include_top: Whether to end in pooling and the classifier.
@@ -79,12 +79,16 @@ class Network(Generic[C]):
         return _average(x)
 
     def finish(self, row: C, x: Any) -> Any:
-        """Add what stands between pooling and classifier, such as a norm."""
+        """Add what stands between pooling and classifier, such as a norm, or a convolution and an activation."""
         return x
 
     def classifier(self) -> Callable[..., keras.layers.Layer]:
         """Return a function of `name` that makes a classifier layer."""
         return partial(keras.layers.Dense, self.classes)
+
+    def combine(self, row: C, outputs: list[Tensor]) -> Tensor:
+        """Combine the outputs of several heads; as DeiT does, by their average."""
+        return keras.layers.Average(name="heads")(outputs)
 
     @staticmethod
     def to_timm(state: State) -> State:
@@ -99,6 +103,7 @@ class Network(Generic[C]):
     def build(self, row: C) -> keras.Model:
         """Build the row's network with these options, and load its weights."""
         self._check_options()
+        row = row.tagged(_checkpoints.tag(row, self.weights))
         network = dataclasses.replace(self, name=self.name or row.name, classes=int(self.classes))
         inputs = network._input(row)
         model = network._close(inputs, network._head(row, network.forward(row, inputs)))
@@ -192,15 +197,16 @@ class Network(Generic[C]):
 
     def _check_shape(self, row: C, shape: Any) -> tuple[int | None, ...]:
         default = row.input_shape
+        forms = {1: "(steps, C)", 2: "(H, W, C)", 3: "(D, H, W, C)"}
         vector = len(default) == 1
-        ranks = (1,) if vector else (2, 3, 4)
+        allowed = {0: "(features,)"} if vector else {rank: forms[rank] for rank in row.ranks}
         # Whatever has sizes will do: a tuple, a list, an array's or TensorFlow's shape
         sized = hasattr(shape, "__iter__") and not isinstance(shape, (str, dict))
         shape = tuple(shape) if sized else shape
-        if not sized or len(shape) not in ranks or shape[-1] is None:
-            expected = "(features,)" if vector else "(steps, C), (H, W, C) or (D, H, W, C), with a known C"
+        if not sized or len(shape) - 1 not in allowed or None in shape[-1:]:
+            expected = " or ".join(allowed.values()) + ("" if vector else ", with a known C")
             raise ValueError(
-                f"{self.name}: input_shape is one sample's shape without the batch, {expected}, for example "
+                f"{self.name}: input_shape must be one sample's shape without the batch, {expected}, for example "
                 f"{default}. Received: {shape!r}."
             )
         if any(size is not None and (not isinstance(size, numbers.Integral) or size < 1) for size in shape):
@@ -228,7 +234,7 @@ class Network(Generic[C]):
         several = x if isinstance(x, list) else [x]
         if self.classes:
             several = [classifier(name=name)(x) for x, name in zip(several, row.head, strict=True)]
-        x = several[0] if len(several) == 1 else keras.layers.Average(name="heads")(several)
+        x = several[0] if len(several) == 1 else self.combine(row, several)
         if not self.classes:
             return x
         # Probabilities and losses need float32; the layer stays for `None`, so that the graph is always the same.

@@ -57,7 +57,9 @@ def from_pretrained(
     if unknown:
         raise WeightsError(f"{str(source)!r} changes its architecture in ways that are not known here: {unknown}.")
     wanted = record.classes if classes is None else classes
-    model = entry.builder(
+    row = entry.config.tagged(record.tag)
+    model = entry.build(
+        row,
         include_top=include_top,
         classes=wanted,
         classifier_activation=classifier_activation,
@@ -67,7 +69,7 @@ def from_pretrained(
     )
     _checkpoints.load(
         model,
-        entry.config,
+        row,
         str(source),
         new_head=wanted != record.classes,
         new_size=input_shape is not None,

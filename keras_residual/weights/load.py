@@ -238,7 +238,8 @@ def _fit(
     for key in [key for key in state if key not in places and key.startswith(adapt.top)] if adapt.top else []:
         del state[key]
         adapted.append(f"{key} left out: the model has no top")
-    skipped: set[str] = set()
+    head = {key for key, slot in places.items() if slot.layer.name in adapt.head}
+    skipped = head if head.isdisjoint(state) else set[str]()  # a checkpoint without classifier
     misshapen: list[str] = []
     for key, slot in places.items():
         if key not in state:
@@ -263,7 +264,7 @@ def _fit(
     report = Report(
         name,
         loaded=tuple(key for key in places if key in state and key not in skipped),
-        missing=tuple(key for key in places if key not in state),
+        missing=tuple(key for key in places if key not in state and key not in skipped),
         unexpected=tuple(key for key in state if key not in places),
         misshapen=tuple(misshapen),
         adapted=tuple(adapted),

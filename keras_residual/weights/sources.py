@@ -44,6 +44,7 @@ class Weights:
         licence: The licence, if it says so.
         top1: Published ImageNet-1k accuracy in per cent, where timm measured it.
         arguments: What the repository says differs from the architecture's defaults.
+        tag: timm's tag of the checkpoint, if it says so: what follows the dot in its name.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Weights:
     licence: str | None = None
     top1: float | None = None
     arguments: tuple[tuple[str, Any], ...] = ()
+    tag: str | None = None
 
     @classmethod
     def read(cls, source: str | os.PathLike[str], revision: str | None = None) -> Weights:
@@ -92,6 +94,7 @@ class Weights:
                 licence=given.get("license") or (known.licence if known else None),
                 top1=known.top1 if known else None,
                 arguments=tuple(arguments.items()),
+                tag=str(given["tag"]) if given.get("tag") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(
