@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -52,10 +52,10 @@ def finetune(
     class_weights: bool | str = "auto",
     patience: int | None = None,
     precision: str = "auto",
-    jit: bool | str = "auto",
+    jit: bool | Literal["auto"] = "auto",
     deterministic: bool = False,
     overwrite: bool = False,
-    resume: bool | str = True,
+    resume: bool | Literal["anyway"] = True,
     devices: Sequence[str] | None = None,
     coordinator: str | None = None,
     processes: int = 1,
@@ -114,7 +114,7 @@ def finetune(
         PeerError: A `ConnectionError`, if another process has ended.
         FileNotFoundError: If data or weights do not exist; the message says what to do.
     """
-    from keras_residual.training import distributed, start
+    from keras_residual.training import Execution, Selection, distributed, start
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
@@ -124,6 +124,7 @@ def finetune(
         raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}.")
     if resume not in (True, "anyway"):
         raise ValueError(f"resume must be True or 'anyway'; got {resume!r}.")
+    selection, execution = Selection(patience=patience), Execution(jit=jit, deterministic=deterministic)
     asked = {"recipe": recipe, "epochs": epochs, "size": size, "batch_size": batch_size}
     asked |= {"learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
     network = _Network.of(model, weights, options)
@@ -157,9 +158,15 @@ def finetune(
             say(f"balance     {_weights_line(plan)}")
         keras.utils.set_random_seed(seed)
         trained, history = _train(
-            plan, run, scope, seed=seed, precision=precision, patience=patience, jit=jit, deterministic=deterministic,
+            plan,
+            run,
+            scope,
+            seed=seed,
+            precision=precision,
             resume=resume,
-        )  # fmt: skip
+            selection=selection,
+            execution=execution,
+        )
         classifier = Classifier(distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options)
         if process_id == 0:
             classifier.save(run.path, about)  # first of all: nothing below may lose it
@@ -404,9 +411,16 @@ def _begun(run: RunDirectory, about: Mapping[str, Any], overwrite: bool, anyway:
 
 
 def _train(
-    plan: RunPlan, run: RunDirectory, scope: Any, *, seed: int, precision: str, resume: bool | str, **options: Any
+    plan: RunPlan,
+    run: RunDirectory,
+    scope: Any,
+    *,
+    seed: int,
+    precision: str,
+    resume: bool | Literal["anyway"],
+    **options: Any,
 ) -> tuple[keras.Model, Any]:
-    from keras_residual.training import best_precision, fit
+    from keras_residual.training import Checkpointing, best_precision, fit
 
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
@@ -421,11 +435,9 @@ def _train(
         plan.data.train,
         plan.data.validation,
         seed=seed,
-        directory=run.path / "training",
         preprocess=plan.preprocess,
         class_weight=plan.class_weights,
-        fingerprint=plan.data.fingerprint,
-        resume=resume,
+        checkpoints=Checkpointing(run.path / "training", resume=resume, fingerprint=plan.data.fingerprint),
         logs=run.path / "tensorboard",
         **options,
     )

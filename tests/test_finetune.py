@@ -201,9 +201,9 @@ def test_what_was_refused_is_forgotten_and_what_began_is_gone_on_with(run, photo
     class EnoughError(Exception):
         pass
 
-    def fit(network, recipe, *data, directory, **options):
-        directory.mkdir(exist_ok=True)
-        (directory / "step-0000000001.safetensors").write_text("")
+    def fit(network, recipe, *data, checkpoints, **options):
+        checkpoints.directory.mkdir(exist_ok=True)
+        (checkpoints.directory / "step-0000000001.safetensors").write_text("")
         raise EnoughError
 
     def start(**options):

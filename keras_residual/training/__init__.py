@@ -6,15 +6,19 @@ from keras_residual.training.decide import Decision, best_precision, compiled_hl
 from keras_residual.training.distributed import mirrored, start
 from keras_residual.training.fit import History, fit, prepare
 from keras_residual.training.recipes import RECIPES, Recipe, recipe
+from keras_residual.training.settings import Checkpointing, Execution, Selection
 
 __all__ = [
     "RECIPES",
     "CheckpointError",
+    "Checkpointing",
     "Decision",
+    "Execution",
     "History",
     "NonFiniteError",
     "Recipe",
     "ResumeError",
+    "Selection",
     "best_precision",
     "compiled_hlo",
     "decide",

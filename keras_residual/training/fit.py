@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ from keras_residual.training.decide import Decision, decide
 from keras_residual.training.inputs import readable
 from keras_residual.training.recipes import Recipe
 from keras_residual.training.run import Run
+from keras_residual.training.settings import (
+    Checkpointing,
+    Execution,
+    Selection,
+    accepts_flat_settings,
+    require_group,
+)
 from keras_residual.training.step import Step
 from keras_residual.training.tensorboard import Board
 
@@ -51,6 +59,7 @@ class History(dict[str, list[float]]):
         return self
 
 
+@accepts_flat_settings
 def fit(
     model: keras.Model,
     recipe: Recipe | str,
@@ -60,27 +69,20 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    directory: Any = None,
     preprocess: Any = "auto",
     classes: int | None = None,
     class_weight: Sequence[float] | None = None,
-    patience: int | None = None,
-    keep: str = "best",
-    monitor: str = "auto",
-    jit: bool | str = "auto",
-    steps_per_execution: int | str = "auto",
-    deterministic: bool = False,
-    save_steps: int | None = None,
-    resume: bool | str = True,
-    fingerprint: str | None = None,
+    checkpoints: Checkpointing | str | os.PathLike[str] | None = None,
+    selection: Selection = Selection(),  # noqa: B008
+    execution: Execution = Execution(),  # noqa: B008
     callbacks: Sequence[keras.callbacks.Callback] = (),
     logs: Any = None,
     progress: bool = True,
 ) -> History:
-    """Trains a classifier in place.
+    """Train a classifier in place.
 
-    With a directory the training survives: killed at any moment and called again, it goes on from its last checkpoint,
-    and with `deterministic` the outcome is the same, bit for bit, as without the interruption.
+    With `checkpoints` the training survives: killed at any moment and called again, it resumes from its last
+    checkpoint, and with `Execution(deterministic=True)` the outcome is bit for bit that of an uninterrupted training.
 
     Args:
         model: Functional, with logits or a softmax layer at its end. It is trained in the precision it was built in.
@@ -91,27 +93,15 @@ def fit(
         epochs: Instead of the recipe's.
         batch_size: Instead of the recipe's; the learning rate is scaled if the recipe says so.
         seed: Of the order, the views, the augmentation and dropout; 0 to 2**32 - 1. Not of the initial weights.
-        directory: For checkpoints; `None` for none.
         preprocess: How images of 0..255 become the network's input, inside the step: a `Preprocess` layer, a
             checkpoint's record, `(mean, std)` by channel as parts of 255; `None` for arrays that are the network's
             input; `"auto"`: `None` for arrays of floats, ImageNet's otherwise.
         classes: Number of classes, where some have no images.
         class_weight: Weight of each class in the loss.
-        patience: Epochs without a better `monitor` after which training stops; `None` for never.
-        keep: `"best"` for the weights of the best epoch by `monitor`, if there is a validation, of equal ones by its
-            loss; `"last"`.
-        monitor: `"val_accuracy"`, `"val_loss"`, `"accuracy"` or `"loss"`; with class weights also `"val_macro_f1"` or
-            `"macro_f1"`. `"auto"` means `"val_macro_f1"` with class weights, which a constant answer cannot win, and
-            `"val_accuracy"` without.
-        jit: Whether XLA compiles the step; `"auto"` decides by the device.
-        steps_per_execution: Steps in one call of the backend, at the most; less where an epoch does not divide by it.
-            `"auto"` for 1.
-        deterministic: Whether operations are deterministic on TensorFlow; this stays on in the process, and
-            Keras trains without XLA there.
-        save_steps: Save a checkpoint after so many steps; `None`: by time. There is always one after each epoch.
-        resume: `True` resumes the same training, also with more epochs than before; `"anyway"` whatever differs;
-            `False` starts over.
-        fingerprint: Of the data, where it is known; otherwise one is computed.
+        checkpoints: Where to save checkpoints, how often, and whether to resume: a `Checkpointing`, or just its
+            directory; `None` for none.
+        selection: Which epoch's weights to end with, and when to stop early.
+        execution: Whether XLA compiles the step, and whether operations are deterministic.
         callbacks: Keras' own or others; their state is not saved.
         logs: Directory for TensorBoard's logs; `None` for none.
         progress: Whether to print what was decided, and the progress.
@@ -120,54 +110,40 @@ def fit(
         The history, by name and epoch, whatever number of runs it took.
 
     Raises:
+        TypeError: For an argument that `fit` does not have, with the nearest one.
         ValueError: For data, labels or arguments that cannot be trained with, before the first step.
         ResumeError: If the directory holds another training.
         NonFiniteError: If the loss or a weight becomes NaN or infinite; the last good weights are put back.
         CheckpointError: If a checkpoint cannot be written.
     """
+    require_group("selection", selection)
+    require_group("execution", execution)
+    saving = _checkpointing(checkpoints)
     run = Run(model, recipe, train, validation, epochs, batch_size, seed, preprocess, classes, class_weight)
-    if keep not in ("best", "last"):
-        raise ValueError(f"keep must be 'best' or 'last'; got {keep!r}.")
-    if monitor == "auto":
-        monitor = "val_accuracy" if class_weight is None else "val_macro_f1"
-    if monitor.removeprefix("val_") not in ("accuracy", "loss", *(("macro_f1",) if class_weight is not None else ())):
-        raise ValueError(
-            "monitor must be 'auto', 'val_accuracy', 'val_loss', 'accuracy' or 'loss', or with class_weight "
-            f"'val_macro_f1' or 'macro_f1'; got {monitor!r}."
-        )
-    if validation is None and monitor.startswith("val_"):
-        if patience is not None:
-            raise ValueError(f"patience needs something to watch: {monitor} has no validation. Give one, or a monitor.")
-        keep = "last"
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience is a positive number of epochs. Received: {patience}.")
-    decision = decide(run.network, jit, steps_per_execution, deterministic)
-    if deterministic and decision.backend == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    about = run.about(fingerprint)
+    selection = selection.resolved(weighted=class_weight is not None, validated=validation is not None)
+    decision = _decided(run, execution)
+    about = run.about(None if saving is None else saving.fingerprint)
     progress = progress and distributed.part()[0] == 0
     with distributed.explained():
         distributed.agree(about)
-    checkpoints = None if directory is None else Checkpoints(distributed.own(Path(directory)))
+    store = None if saving is None else Checkpoints(distributed.own(Path(saving.directory)))
     with contextlib.ExitStack() as stack:
-        if checkpoints is not None:
-            stack.enter_context(checkpoints.open())
-        snapshot = _last(checkpoints, about, resume)
+        if store is not None:
+            stack.enter_context(store.open())
+        snapshot = None if store is None or saving is None else _last(store, about, saving.resume)
         run.make_step()
-        if checkpoints is not None:
-            checkpoints.reserve(run.checkpoint_bytes())
+        if store is not None:
+            store.reserve(run.checkpoint_bytes())
         keeper = Keeper(
             run.variables,
             run.steps,
             run.recipe,
-            checkpoints,
+            store,
             about,
-            save_steps,
-            patience,
-            monitor,
-            keep == "best",
+            None if saving is None else saving.save_steps,
+            selection.patience,
+            selection.monitor,
+            selection.keep == "best",
             run.evaluated,
             by_time=distributed.processes() == 1,
         )
@@ -202,42 +178,61 @@ def fit(
     return history
 
 
+@accepts_flat_settings
 def prepare(
     model: keras.Model,
     recipe: Recipe | str,
     train: Any,
     *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
-    jit: bool | str = "auto",
-    steps_per_execution: int | str = "auto",
-    **options: Any,
+    preprocess: Any = "auto",
+    classes: int | None = None,
+    class_weight: Sequence[float] | None = None,
+    execution: Execution = Execution(),  # noqa: B008
 ) -> tuple[Step, Any]:
-    """The compiled step that `fit` would train by, and its endless training batches; for measurements and proofs.
+    """Return the compiled step that `fit` would train by, and its endless training batches, for measurements.
 
-    `compiled_hlo(step, next(iter(batches)))` shows what XLA makes of it.
+    The arguments are those of `fit`. `compiled_hlo(step, next(iter(batches)))` shows what XLA makes of the step.
     """
-    run = Run(model, recipe, train, None, seed=seed, **options)
-    decision = decide(run.network, jit, steps_per_execution)
+    require_group("execution", execution)
+    run = Run(model, recipe, train, None, epochs, batch_size, seed, preprocess, classes, class_weight)
+    decision = _decided(run, execution)
     run.make_step()
     run.compile(run.phases()[-1], decision)
     return run.step, run.batches(0, run.recipe.image_size(0, run.recipe.epochs))
 
 
-def _last(checkpoints: Checkpoints | None, about: dict[str, Any], resume: bool | str) -> Snapshot | None:
-    """The checkpoint to go on from."""
-    if resume not in (True, False, "anyway"):
-        raise ValueError(f"resume is True, False or 'anyway'. Received: {resume!r}.")
-    if checkpoints is None:
-        return None
+def _checkpointing(given: Checkpointing | str | os.PathLike[str] | None) -> Checkpointing | None:
+    return given if given is None or isinstance(given, Checkpointing) else Checkpointing(given)
+
+
+def _decided(run: Run, execution: Execution) -> Decision:
+    """Decide how to execute, and make TensorFlow deterministic if asked to."""
+    decision = decide(run.network, execution.jit, execution.steps_per_execution, execution.deterministic)
+    if execution.deterministic and decision.backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    return decision
+
+
+def _last(store: Checkpoints, about: dict[str, Any], resume: bool | str) -> Snapshot | None:
+    """Return the checkpoint to resume from, or `None`.
+
+    Raises:
+        ResumeError: If it is one of another training.
+    """
     if not resume:
-        checkpoints.clear()
+        store.clear()
         return None
-    snapshot = checkpoints.load(distributed.common(checkpoints.steps()))
+    snapshot = store.load(distributed.common(store.steps()))
     if snapshot is not None and resume != "anyway":
         found = differences(_with_more_epochs(snapshot.state["about"], about), about)
         if found:
             raise ResumeError(
-                f"{str(checkpoints.folder)!r} already contains another training. It differs in\n  "
+                f"{str(store.folder)!r} already contains another training. It differs in\n  "
                 + "\n  ".join(found)
                 + "\nChoose another directory to keep both, or resume despite the difference with resume='anyway' "
                 "(--resume-anyway)."
