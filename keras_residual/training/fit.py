@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import keras
 from keras_residual.io import announce
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays
-from keras_residual.training.callbacks import Keeper, Progress, signals
+from keras_residual.training.callbacks import Save, between_steps, signals
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
 from keras_residual.training.inputs import readable
+from keras_residual.training.progress import Progress, Speed
 from keras_residual.training.recipes import Recipe
 from keras_residual.training.run import Run
 from keras_residual.training.settings import (
@@ -28,6 +29,7 @@ from keras_residual.training.settings import (
     accepts_flat_settings,
     require_group,
 )
+from keras_residual.training.state import TrainingState
 from keras_residual.training.step import Step
 from keras_residual.training.tensorboard import Board
 
@@ -126,56 +128,29 @@ def fit(
     progress = progress and distributed.part()[0] == 0
     with distributed.explained():
         distributed.agree(about)
-    store = None if saving is None else Checkpoints(distributed.own(Path(saving.directory)))
     with contextlib.ExitStack() as stack:
-        if store is not None:
-            stack.enter_context(store.open())
-        snapshot = None if store is None or saving is None else _last(store, about, saving.resume)
+        store = stack.enter_context(_opened(saving))
+        snapshot = _last(store, saving, about)
         run.make_step()
         if store is not None:
             store.reserve(run.checkpoint_bytes())
-        keeper = Keeper(
-            run.variables,
-            run.steps,
-            run.recipe,
-            store,
-            about,
-            None if saving is None else saving.save_steps,
-            selection.patience,
-            selection.monitor,
-            selection.keep == "best",
-            run.evaluated,
-            by_time=distributed.processes() == 1,
-        )
-        bar = Progress(run.recipe.epochs, run.steps, run.batch, keeper)
-        if snapshot is not None:
-            keeper.resume(snapshot)
-        decision = dataclasses.replace(
-            decision, steps_per_execution=_divisor(decision.steps_per_execution, run.steps, keeper.step)
-        )
+        state = _state(run, about, store, snapshot, selection)
+        decision = _fitted(decision, state)
+        own, save = _own_callbacks(run, state, selection, saving, store)
+        speed = Progress(state, run.batch, run.recipe.epochs) if progress else Speed(state, run.batch)
         if progress:
-            _introduce(run, decision, keeper)
-        stack.enter_context(signals(keeper))
+            _introduce(run, decision, state)
+        stack.enter_context(signals(save))
         stack.enter_context(run.as_trained())
-        if progress:
-            bar.start()
-            stack.callback(bar.stop)
-        watching = [keeper, bar if progress else _quiet(bar), *callbacks]
-        if logs is not None and distributed.part()[0] == 0:
-            watching.append(Board(Path(logs), keeper.history))
-        with distributed.explained(), readable([run.train_data, run.validation], keeper.kept):
-            run.train(keeper, decision, watching, snapshot)
-        if keeper.best_weights is not None:
-            keeper.best_weights.put(run.evaluated())
+        stack.enter_context(speed)
+        with distributed.explained(), readable([run.train_data, run.validation], state.kept):
+            run.train(state, decision, [*own, speed, *callbacks, *_boards(logs, state)], snapshot)
+        if state.best_weights is not None:
+            state.best_weights.put(run.evaluated())
         run.step.finish()
-    history = History(keeper.history)
-    history.epochs = keeper.step // run.steps
-    history.best_epoch = keeper.best["epoch"] if keeper.best_weights is not None else None
-    history.decision, history.save_seconds = decision, keeper.save_seconds
-    history.compile_seconds, history.images_per_second = bar.compile_seconds, bar.rate
     if progress:
-        _conclude(run, keeper, bar)
-    return history
+        _conclude(state, selection, speed)
+    return _history(state, decision, speed, save)
 
 
 @accepts_flat_settings
@@ -218,17 +193,29 @@ def _decided(run: Run, execution: Execution) -> Decision:
     return decision
 
 
-def _last(store: Checkpoints, about: dict[str, Any], resume: bool | str) -> Snapshot | None:
+@contextlib.contextmanager
+def _opened(saving: Checkpointing | None) -> Iterator[Checkpoints | None]:
+    """Hold the directory of the checkpoints, if there is one."""
+    if saving is None:
+        yield None
+        return
+    with Checkpoints(distributed.own(Path(saving.directory))).open() as store:
+        yield store
+
+
+def _last(store: Checkpoints | None, saving: Checkpointing | None, about: dict[str, Any]) -> Snapshot | None:
     """Return the checkpoint to resume from, or `None`.
 
     Raises:
         ResumeError: If it is one of another training.
     """
-    if not resume:
+    if store is None or saving is None:
+        return None
+    if not saving.resume:
         store.clear()
         return None
     snapshot = store.load(distributed.common(store.steps()))
-    if snapshot is not None and resume != "anyway":
+    if snapshot is not None and saving.resume != "anyway":
         found = differences(_with_more_epochs(snapshot.state["about"], about), about)
         if found:
             raise ResumeError(
@@ -248,20 +235,54 @@ def _with_more_epochs(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str
     return {**saved, "recipe": {**saved["recipe"], "epochs": epochs}}
 
 
-def _divisor(wanted: int, steps: int, done: int) -> int:
-    """Steps in one execution, so that none goes beyond an epoch's end: Keras would take images of the next one."""
-    together = math.gcd(steps, done)
-    return max(n for n in range(1, min(wanted, together) + 1) if together % n == 0)
+def _state(
+    run: Run, about: dict[str, Any], store: Checkpoints | None, snapshot: Snapshot | None, selection: Selection
+) -> TrainingState:
+    """Return the state that the training begins with, or resumes from."""
+    state = TrainingState(run.step, run.variables, run.steps, about, None if store is None else store.folder)
+    if snapshot is not None:
+        state.resume(snapshot, keep_best=selection.keep == "best")
+        if store is not None:  # what a damaged checkpoint, or a kill, left of a future that will be another
+            store.clear(after=state.step)
+    return state
 
 
-def _quiet(bar: Progress) -> Progress:
-    """Measures, and says nothing."""
-    bar.bar, bar.epochs = None, 0
-    bar.on_epoch_end = lambda epoch, logs=None: None
-    return bar
+def _fitted(decision: Decision, state: TrainingState) -> Decision:
+    """Fit the steps of one execution to the epoch: Keras would take images of the next one beyond its end."""
+    together = math.gcd(state.steps, state.step)
+    wanted = min(decision.steps_per_execution, together)
+    return dataclasses.replace(decision, steps_per_execution=max(n for n in range(1, wanted + 1) if together % n == 0))
 
 
-def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
+def _own_callbacks(
+    run: Run, state: TrainingState, selection: Selection, saving: Checkpointing | None, store: Checkpoints | None
+) -> tuple[list[keras.callbacks.Callback], Save]:
+    return between_steps(
+        state,
+        run.recipe,
+        selection,
+        run.evaluated,
+        store,
+        None if saving is None else saving.save_steps,
+        by_time=distributed.processes() == 1,
+    )
+
+
+def _boards(logs: Any, state: TrainingState) -> list[Board]:
+    """Return TensorBoard's logs, if there are to be any: process 0 writes them."""
+    return [] if logs is None or distributed.part()[0] else [Board(Path(logs), state.history)]
+
+
+def _history(state: TrainingState, decision: Decision, speed: Speed, save: Save) -> History:
+    history = History(state.history)
+    history.epochs = state.step // state.steps
+    history.best_epoch = state.best["epoch"] if state.best_weights is not None else None
+    history.decision, history.save_seconds = decision, save.seconds
+    history.compile_seconds, history.images_per_second = speed.compile_seconds, speed.rate
+    return history
+
+
+def _introduce(run: Run, decision: Decision, state: TrainingState) -> None:
     r = run.recipe
     announce(decision.line())
     values = "as they come" if run.normalize is None else f"0..255, mean {run.normalize[0]}, std {run.normalize[1]}"
@@ -280,17 +301,17 @@ def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
         announce("; ".join(parts))
     if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
         announce("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
-    if keeper.step:
-        announce(f"resuming after step {keeper.step:,} of {r.epochs * run.steps:,}")
+    if state.step:
+        announce(f"resuming after step {state.step:,} of {r.epochs * run.steps:,}")
 
 
-def _conclude(run: Run, keeper: Keeper, bar: Progress) -> None:
+def _conclude(state: TrainingState, selection: Selection, speed: Speed) -> None:
     words = []
-    if bar.compile_seconds is not None:
-        words.append(f"first step with compilation {bar.compile_seconds:.1f} s, then {bar.rate:,.0f} images/s")
-    if keeper.stopped:
-        words.append(f"stopped early after epoch {keeper.step // run.steps}")
-    if keeper.best_weights is not None:
-        words.append(f"weights of epoch {keeper.best['epoch'] + 1}, the best by {keeper.monitor}")
+    if speed.compile_seconds is not None:
+        words.append(f"first step with compilation {speed.compile_seconds:.1f} s, then {speed.rate:,.0f} images/s")
+    if state.stopped:
+        words.append(f"stopped early after epoch {state.step // state.steps}")
+    if state.best_weights is not None:
+        words.append(f"weights of epoch {state.best['epoch'] + 1}, the best by {selection.monitor}")
     if words:
         announce("; ".join(words))
