@@ -289,9 +289,7 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     settings = _settings(asked, len(found.train), network.source is None)
     if asked["batch_size"] is None:  # must divide among all devices
         settings = settings.replace(batch_size=max(1, settings.batch_size // devices) * devices)
-    options = dict(network.options)
-    if settings.drop_path:
-        options.setdefault("drop_path", settings.drop_path)
+    options = {**_rates(settings, find(network.name).family), **network.options}
     prepare = _preprocess(network.record, row, asked["size"], found.train.channels)
     if asked["size"] is not None or asked["recipe"] is None:
         settings = settings.replace(size=None, growth=())  # one image size, in training and evaluation
@@ -301,6 +299,13 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     counts = np.bincount(found.train.labels, minlength=len(found.labels))
     weighted = class_weights is True or (class_weights == "auto" and counts.max() > UNBALANCED * counts.min())
     return RunPlan(found, network, settings, prepare, shape, options, counts, _balance(counts) if weighted else None)
+
+
+def _rates(settings: Any, family: type[Any]) -> dict[str, float]:
+    """Return the recipe's rates that the network is built with, as far as its family has such options."""
+    known = {field.name for field in dataclasses.fields(family)}
+    rates = {"drop_path": settings.drop_path, "dropout": settings.dropout}
+    return {name: rate for name, rate in rates.items() if rate and name in known}
 
 
 def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:

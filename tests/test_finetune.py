@@ -253,6 +253,33 @@ def test_sizes(run, photos, tmp_path, monkeypatch, recipe, size, trained, shape)
     assert stop.value.args == (trained, shape, (64, 64))
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "found"),
+    [
+        ("ConvNeXtAtto", {}, {"drop_path": 0.2, "dropout": 0.3}),
+        ("ConvNeXtAtto", {"dropout": 0.4}, {"drop_path": 0.2, "dropout": 0.4}),  # the user's word counts
+        ("TestResNet", {}, {"drop_path": 0.2}),  # its family has no dropout
+    ],
+)
+def test_the_network_is_built_with_the_rates_of_the_recipe(photos, tmp_path, monkeypatch, model, options, found):
+    class EnoughError(Exception):
+        pass
+
+    def fit(network, recipe, *data, **options):
+        layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout) and layer.rate]
+        rates = {}
+        for layer in layers:
+            kind = "drop_path" if layer.name.endswith(".drop_path") else "dropout"
+            rates[kind] = max(rates.get(kind, 0), round(layer.rate, 6))
+        raise EnoughError(rates)
+
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    recipe = kr.Recipe(drop_path=0.2, dropout=0.3, batch_size=8)
+    with pytest.raises(EnoughError) as stop:
+        finetune(photos, model, None, 1, recipe=recipe, output=tmp_path / "run", size=32, say=str, **options)
+    assert stop.value.args == (found,)
+
+
 def test_commands(run, photos, capsys):
     folder, _, _ = run
     assert main(["predict", str(folder), str(photos / "cross" / "001.png"), "--top", "1", "--json"]) == 0

@@ -302,9 +302,13 @@ def test_decisions():
         decide(model, jit=True)
 
 
-def test_drop_path_of_another_rate_is_told():
-    with pytest.warns(UserWarning, match=r"built with 0\.3"):
-        fit(network(), RECIPE.replace(epochs=1, drop_path=0.1), data(16), **QUIET)
+@pytest.mark.parametrize(("rate", "built"), [("drop_path", 0.3), ("dropout", 0.2)])
+def test_a_recipe_with_another_rate_than_the_network_is_told(rate, built):
+    with pytest.warns(UserWarning, match=rf"{rate}=0\.1, but 'small' was built with {built}, which is used") as said:
+        fit(network(), RECIPE.replace(epochs=1, **{rate: 0.1}), data(16), **QUIET)
+    assert [one.filename for one in said if rate in str(one.message)] == [__file__], "the caller's line, once"
+    as_built = RECIPE.replace(epochs=1, **{rate: built * (1 + 1e-12)})  # the rates of a ramp are rounded
+    fit(network(), as_built, data(16), **QUIET)  # a warning would be an error here
 
 
 # ---------------------------------------------------------------------------------------------------- what it refuses

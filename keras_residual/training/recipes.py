@@ -64,7 +64,7 @@ class Recipe:
         size: Height and width of the training images; `None` for the network's own.
         growth: Progressive size: `((part of the epochs, size), ...)`, in order; it goes before `size`.
         drop_path: Stochastic-depth rate that the network is to be built with.
-        dropout: Dropout rate that the network is to be built with.
+        dropout: Rate that `finetune` builds the network with, where its family has dropout; `fit` warns of another.
         clip_norm: Highest global norm of the gradient; 0 for any.
         accumulate: Batches whose mean gradient makes one step of the optimiser.
         ema: Decay of the averages of all weights, batch statistics included; 0 for none.

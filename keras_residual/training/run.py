@@ -94,15 +94,22 @@ class Run:
             raise ValueError(f"class_weight has a number for each of {outputs} classes. Received: {len(class_weight)}.")
         self.class_weight = None if class_weight is None else tuple(map(float, class_weight))
         self._wanted = {id(layer): layer.trainable for layer in layers_of(self.network)}
-        rates = [layer.rate for layer in model.layers if layer.name.endswith(".drop_path")]
-        if self.recipe.drop_path and max(rates, default=0.0) != self.recipe.drop_path:
-            warnings.warn(
-                f"Recipe {self.recipe.name!r} has drop_path={self.recipe.drop_path}, {model.name!r} was built with "
-                f"{max(rates, default=0.0)}: the network decides. Build it with drop_path={self.recipe.drop_path}.",
-                stacklevel=4,
-            )
+        self._warn_of_rates()
 
     # ------------------------------------------------------------------------------------------------------ what
+
+    def _warn_of_rates(self) -> None:
+        """Warn if the network was built with other rates than the recipe has: they are the network's."""
+        layers = [layer for layer in layers_of(self.model) if isinstance(layer, keras.layers.Dropout)]
+        paths = [layer for layer in layers if layer.name.endswith(".drop_path")]
+        for name, own in {"drop_path": paths, "dropout": [layer for layer in layers if layer not in paths]}.items():
+            wanted, highest = getattr(self.recipe, name), max((layer.rate for layer in own), default=0.0)
+            if wanted and not math.isclose(highest, wanted):  # the rates of a ramp are rounded
+                warnings.warn(
+                    f"Recipe {self.recipe.name!r} has {name}={wanted}, but {self.model.name!r} was built with "
+                    f"{highest:g}, which is used. Build it with {name}={wanted}, or change the recipe.",
+                    stacklevel=5,  # the caller of `fit`
+                )
 
     def about(self, fingerprint: str | None) -> dict[str, Any]:
         """What makes it this training and no other."""
