@@ -20,7 +20,7 @@ from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
 from keras_residual.io import announce, expand, literal, sha256
 from keras_residual.models import find
-from keras_residual.models._checkpoints import require_architecture
+from keras_residual.models._checkpoints import default_checkpoint, require_architecture
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.run_directory import RunDirectory
 from keras_residual.weights import Preprocess, Weights, preprocessing
@@ -365,13 +365,7 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
     if weights != "imagenet":
         expanded = expand(weights)
         return expanded if expanded.exists() else weights
-    row = find(model).config
-    if row.tag is None:
-        raise ValueError(
-            f"{row.name} has no default ImageNet checkpoint, but weights='imagenet' was requested. Name a repository "
-            "or a file, or train from scratch with weights=None (--weights none)."
-        )
-    return f"timm/{row.timm}.{row.tag}"
+    return default_checkpoint(find(model).config)
 
 
 def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:

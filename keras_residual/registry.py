@@ -55,6 +55,11 @@ class Config:
     tag: str | None = dataclasses.field(default=None, kw_only=True)
 
     @property
+    def checkpoint(self) -> str | None:
+        """The repository that `weights="imagenet"` means; `None` if there is none."""
+        return None if self.tag is None else f"timm/{self.timm}.{self.tag}"
+
+    @property
     def global_pool(self) -> str:
         """timm's word for how this network pools; a checkpoint's repository may say it."""
         return "avg"

@@ -280,6 +280,17 @@ def test_the_network_is_built_with_the_rates_of_the_recipe(photos, tmp_path, mon
     assert stop.value.args == (found,)
 
 
+def test_a_network_without_a_default_checkpoint(photos, tmp_path):
+    """The same words from the builder and from the job."""
+    words = r"weights must name .* for ResNet20, .*got 'imagenet'.*--weights none"
+    with pytest.raises(ValueError, match=words):
+        finetune(photos, "ResNet20", "imagenet", output=tmp_path / "run")
+    with pytest.raises(ValueError, match=words):
+        kr.create("ResNet20", weights="imagenet")
+    assert kr.models.find("ResNet20").config.checkpoint is None
+    assert kr.models.find("ResNet18").config.checkpoint == "timm/resnet18.a1_in1k"
+
+
 def test_commands(run, photos, capsys):
     folder, _, _ = run
     assert main(["predict", str(folder), str(photos / "cross" / "001.png"), "--top", "1", "--json"]) == 0
