@@ -133,7 +133,7 @@ def measure(
     import numpy as np
 
     from keras_residual.models import create, find
-    from keras_residual.training import best_precision, compiled_hlo, prepare
+    from keras_residual.training import Execution, best_precision, compiled_hlo, prepare
     from keras_residual.training.devices import gpu_names
 
     row = find(name).config
@@ -153,7 +153,8 @@ def measure(
     step, batch = None, None
     if mode == "training":
         images = images if len(shape) == 3 else normal  # pixels are normalised inside the step, signals before
-        step, batches = prepare(model, _recipe(batch_size), (images, labels), jit=xla, classes=classes)
+        execution = Execution(jit=xla)
+        step, batches = prepare(model, _recipe(batch_size), (images, labels), classes=classes, execution=execution)
         batch = next(iter(batches))  # the same one each time: images are not what is measured
         run = functools.partial(_fit, step, batch)
     else:

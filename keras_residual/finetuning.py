@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ from keras_residual import __version__, figures, reports
 from keras_residual.classifier import Classifier
 from keras_residual.io import announce, expand, literal, sha256
 from keras_residual.models import find
-from keras_residual.models._checkpoints import require_architecture
+from keras_residual.models._checkpoints import default_checkpoint, require_architecture
 from keras_residual.models.pretrained import from_pretrained
 from keras_residual.run_directory import RunDirectory
 from keras_residual.weights import Preprocess, Weights, preprocessing
@@ -52,10 +52,10 @@ def finetune(
     class_weights: bool | str = "auto",
     patience: int | None = None,
     precision: str = "auto",
-    jit: bool | str = "auto",
+    jit: bool | Literal["auto"] = "auto",
     deterministic: bool = False,
     overwrite: bool = False,
-    resume: bool | str = True,
+    resume: bool | Literal["anyway"] = True,
     devices: Sequence[str] | None = None,
     coordinator: str | None = None,
     processes: int = 1,
@@ -114,7 +114,7 @@ def finetune(
         PeerError: A `ConnectionError`, if another process has ended.
         FileNotFoundError: If data or weights do not exist; the message says what to do.
     """
-    from keras_residual.training import distributed, start
+    from keras_residual.training import Execution, Selection, distributed, start
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
@@ -124,6 +124,7 @@ def finetune(
         raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}.")
     if resume not in (True, "anyway"):
         raise ValueError(f"resume must be True or 'anyway'; got {resume!r}.")
+    selection, execution = Selection(patience=patience), Execution(jit=jit, deterministic=deterministic)
     asked = {"recipe": recipe, "epochs": epochs, "size": size, "batch_size": batch_size}
     asked |= {"learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
     network = _Network.of(model, weights, options)
@@ -157,9 +158,15 @@ def finetune(
             say(f"balance     {_weights_line(plan)}")
         keras.utils.set_random_seed(seed)
         trained, history = _train(
-            plan, run, scope, seed=seed, precision=precision, patience=patience, jit=jit, deterministic=deterministic,
+            plan,
+            run,
+            scope,
+            seed=seed,
+            precision=precision,
             resume=resume,
-        )  # fmt: skip
+            selection=selection,
+            execution=execution,
+        )
         tag = network.record.tag if network.record else None
         classifier = Classifier(
             distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options, tag
@@ -285,9 +292,7 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     settings = _settings(asked, len(found.train), network.source is None)
     if asked["batch_size"] is None:  # must divide among all devices
         settings = settings.replace(batch_size=max(1, settings.batch_size // devices) * devices)
-    options = dict(network.options)
-    if settings.drop_path:
-        options.setdefault("drop_path", settings.drop_path)
+    options = {**_rates(settings, find(network.name).family), **network.options}
     prepare = _preprocess(network.record, row, asked["size"], found.train.channels)
     if asked["size"] is not None or asked["recipe"] is None:
         settings = settings.replace(size=None, growth=())  # one image size, in training and evaluation
@@ -297,6 +302,13 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     counts = np.bincount(found.train.labels, minlength=len(found.labels))
     weighted = class_weights is True or (class_weights == "auto" and counts.max() > UNBALANCED * counts.min())
     return RunPlan(found, network, settings, prepare, shape, options, counts, _balance(counts) if weighted else None)
+
+
+def _rates(settings: Any, family: type[Any]) -> dict[str, float]:
+    """Return the recipe's rates that the network is built with, as far as its family has such options."""
+    known = {field.name for field in dataclasses.fields(family)}
+    rates = {"drop_path": settings.drop_path, "dropout": settings.dropout}
+    return {name: rate for name, rate in rates.items() if rate and name in known}
 
 
 def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
@@ -356,13 +368,7 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
     if weights != "imagenet":
         expanded = expand(weights)
         return expanded if expanded.exists() else weights
-    row = find(model).config
-    if row.tag is None:
-        raise ValueError(
-            f"{row.name} has no default ImageNet checkpoint, but weights='imagenet' was requested. Name a repository "
-            "or a file, or train from scratch with weights=None (--weights none)."
-        )
-    return f"timm/{row.timm}.{row.tag}"
+    return default_checkpoint(find(model).config)
 
 
 def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
@@ -407,9 +413,16 @@ def _begun(run: RunDirectory, about: Mapping[str, Any], overwrite: bool, anyway:
 
 
 def _train(
-    plan: RunPlan, run: RunDirectory, scope: Any, *, seed: int, precision: str, resume: bool | str, **options: Any
+    plan: RunPlan,
+    run: RunDirectory,
+    scope: Any,
+    *,
+    seed: int,
+    precision: str,
+    resume: bool | Literal["anyway"],
+    **options: Any,
 ) -> tuple[keras.Model, Any]:
-    from keras_residual.training import best_precision, fit
+    from keras_residual.training import Checkpointing, best_precision, fit
 
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(best_precision() if precision == "auto" else precision)
@@ -424,11 +437,9 @@ def _train(
         plan.data.train,
         plan.data.validation,
         seed=seed,
-        directory=run.path / "training",
         preprocess=plan.preprocess,
         class_weight=plan.class_weights,
-        fingerprint=plan.data.fingerprint,
-        resume=resume,
+        checkpoints=Checkpointing(run.path / "training", resume=resume, fingerprint=plan.data.fingerprint),
         logs=run.path / "tensorboard",
         **options,
     )

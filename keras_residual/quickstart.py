@@ -21,7 +21,7 @@ from keras_residual.blocks import basic
 from keras_residual.exporting import export
 from keras_residual.io import locked, say, write_json, written_whole
 from keras_residual.models.resnet_cifar import CifarConfig, ResNetCifar
-from keras_residual.training import Recipe, fit
+from keras_residual.training import Recipe, Selection, fit
 from keras_residual.weights import Preprocess, save_weights
 
 __all__ = ["quickstart"]
@@ -100,7 +100,7 @@ def train(training: Part, test: Part, seed: int, epochs: int, width: int) -> tup
     model = network(width)
     inputs = keras.Input(NETWORK.input_shape)
     distorted = keras.Model(inputs, model(Distort()(inputs)))
-    history = fit(distorted, RECIPE, training, test, epochs=epochs, seed=seed, keep="last")
+    history = fit(distorted, RECIPE, training, test, epochs=epochs, seed=seed, selection=Selection(keep="last"))
     return keras.Model(model.input, keras.layers.Softmax(name="probabilities")(model.output), name="digits"), history
 
 

@@ -60,6 +60,11 @@ class Config:
     tags: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict, kw_only=True, hash=False)
 
     @property
+    def checkpoint(self) -> str | None:
+        """The repository that `weights="imagenet"` means; `None` if there is none."""
+        return None if self.tag is None else f"timm/{self.timm}.{self.tag}"
+
+    @property
     def global_pool(self) -> str:
         """timm's word for how this network pools; a checkpoint's repository may say it."""
         return "avg"

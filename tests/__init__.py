@@ -1,4 +1,6 @@
 import os
 
-# What TensorFlow sees here. keras_residual adds to it (oneDNN), too late for this process, but not for its children.
+import keras_residual  # noqa: F401  (turns oneDNN on, here and in child processes, before TensorFlow is imported)
+
+# What TensorFlow sees here, and must see in child processes whose numbers are compared with ours.
 GIVEN = dict(os.environ)

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_residual.training import fit, start
+from keras_residual.training import Selection, fit, start
 from tests.test_training_fit import RECIPE, data, network
 
 TOGETHER = RECIPE.replace(epochs=2, ema=0.5, clip_norm=1.0, label_smoothing=0.1)
@@ -33,9 +33,9 @@ def main(folder: Path, coordinator: str, number: int, process_id: int, seed: int
         data(),
         data(24, 1),
         seed=seed,
-        directory=folder / "training",
+        checkpoints=folder / "training",
+        selection=Selection(keep="last"),
         progress=False,
-        keep="last",
         callbacks=[Slowly()] if slowly else [],
     )
     weights = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.weights]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_residual as kr
-from keras_residual.training import Recipe, fit
+from keras_residual.training import Execution, Recipe, Selection, fit
 
 from . import tools
 
@@ -19,7 +19,8 @@ def trained(name, seed):
     keras.utils.set_random_seed(seed)
     model = kr.models.find(name).build(row, classes=3, drop_path=0.2)
     data = tools.noise((32, *row.input_shape)), np.arange(32) % 3
-    history = fit(model, RECIPE, data, seed=seed, deterministic=True, progress=False, keep="last")
+    execution, selection = Execution(deterministic=True), Selection(keep="last")
+    history = fit(model, RECIPE, data, seed=seed, execution=execution, selection=selection, progress=False)
     return [np.asarray(v) for v in model.weights], history["loss"]
 
 

@@ -201,9 +201,9 @@ def test_what_was_refused_is_forgotten_and_what_began_is_gone_on_with(run, photo
     class EnoughError(Exception):
         pass
 
-    def fit(network, recipe, *data, directory, **options):
-        directory.mkdir(exist_ok=True)
-        (directory / "step-0000000001.safetensors").write_text("")
+    def fit(network, recipe, *data, checkpoints, **options):
+        checkpoints.directory.mkdir(exist_ok=True)
+        (checkpoints.directory / "step-0000000001.safetensors").write_text("")
         raise EnoughError
 
     def start(**options):
@@ -251,6 +251,44 @@ def test_sizes(run, photos, tmp_path, monkeypatch, recipe, size, trained, shape)
     with pytest.raises(EnoughError) as stop:
         finetune(photos, weights=run[0], recipe=recipe, size=size, output=tmp_path / "run")
     assert stop.value.args == (trained, shape, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "found"),
+    [
+        ("ConvNeXtAtto", {}, {"drop_path": 0.2, "dropout": 0.3}),
+        ("ConvNeXtAtto", {"dropout": 0.4}, {"drop_path": 0.2, "dropout": 0.4}),  # the user's word counts
+        ("TestResNet", {}, {"drop_path": 0.2}),  # its family has no dropout
+    ],
+)
+def test_the_network_is_built_with_the_rates_of_the_recipe(photos, tmp_path, monkeypatch, model, options, found):
+    class EnoughError(Exception):
+        pass
+
+    def fit(network, recipe, *data, **options):
+        layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout) and layer.rate]
+        rates = {}
+        for layer in layers:
+            kind = "drop_path" if layer.name.endswith(".drop_path") else "dropout"
+            rates[kind] = max(rates.get(kind, 0), round(layer.rate, 6))
+        raise EnoughError(rates)
+
+    monkeypatch.setattr("keras_residual.training.fit", fit)
+    recipe = kr.Recipe(drop_path=0.2, dropout=0.3, batch_size=8)
+    with pytest.raises(EnoughError) as stop:
+        finetune(photos, model, None, 1, recipe=recipe, output=tmp_path / "run", size=32, say=str, **options)
+    assert stop.value.args == (found,)
+
+
+def test_a_network_without_a_default_checkpoint(photos, tmp_path):
+    """The same words from the builder and from the job."""
+    words = r"weights must name .* for ResNet20, .*got 'imagenet'.*--weights none"
+    with pytest.raises(ValueError, match=words):
+        finetune(photos, "ResNet20", "imagenet", output=tmp_path / "run")
+    with pytest.raises(ValueError, match=words):
+        kr.create("ResNet20", weights="imagenet")
+    assert kr.models.find("ResNet20").config.checkpoint is None
+    assert kr.models.find("ResNet18").config.checkpoint == "timm/resnet18.a1_in1k"
 
 
 def test_commands(run, photos, capsys):

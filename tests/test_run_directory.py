@@ -172,7 +172,7 @@ def test_fit_holds_its_directory_too(tmp_path):
     x, y = np.zeros((8, 32, 32, 3), "uint8"), np.arange(8) % 2
     model = kr.create("TestResNet", classes=2, input_shape=(32, 32, 3), classifier_activation=None)
     with locked(tmp_path), pytest.raises(LockedError, match="Only one command"):
-        kr.fit(model, kr.Recipe(epochs=1, batch_size=8), (x, y), directory=tmp_path, progress=False)
+        kr.fit(model, kr.Recipe(epochs=1, batch_size=8), (x, y), checkpoints=tmp_path, progress=False)
 
 
 # ---------------------------------------------------------------------------------------------- recognised by content

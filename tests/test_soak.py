@@ -26,7 +26,7 @@ import gc, json, sys
 from pathlib import Path
 import keras
 from keras_residual.classifier import Classifier
-from keras_residual.training import fit
+from keras_residual.training import Checkpointing, fit
 from keras_residual.weights import Preprocess
 from tests.test_training_fit import RECIPE, data
 import keras_residual as kr
@@ -41,7 +41,8 @@ def resident():
 for i in range(count):
     keras.utils.clear_session()  # what Keras asks of whoever builds models in a loop
     model = kr.ResNet20(classes=3, input_shape=(8, 8, 3), classifier_activation=None)
-    fit(model, RECIPE.replace(epochs=1), data(), directory=folder / "training", resume=False, progress=False)
+    checkpoints = Checkpointing(folder / "training", resume=False)
+    fit(model, RECIPE.replace(epochs=1), data(), checkpoints=checkpoints, progress=False)
     Classifier(model, Preprocess((8, 8)), ("a", "b", "c"), "ResNet20").save(folder / "run")
     Classifier.load(folder / "run")
     seen.append(resident())

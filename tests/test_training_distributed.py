@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from keras_residual.classifier import Classifier
-from keras_residual.training import fit, mirrored, start
+from keras_residual.training import Selection, fit, mirrored, start
 from keras_residual.training.checkpoint import Snapshot
 
 from .distributed_child import TOGETHER
@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     pytest.importorskip("jax", reason="needs: pip install 'keras-residual[jax]'")
     model = begin(tmp_path)
     processes = two(tmp_path)
-    history = fit(model, TOGETHER, data(), data(24, 1), progress=False, keep="last")
+    history = fit(model, TOGETHER, data(), data(24, 1), progress=False, selection=Selection(keep="last"))
     codes, said = ended(processes)
     assert codes == [0, 0], said[codes.index(max(codes, key=abs))][-3000:]
     first, second = saved(tmp_path, 0), saved(tmp_path, 1)
@@ -157,14 +157,14 @@ import keras, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from keras_residual.finetuning import finetune
-from keras_residual.training import fit, mirrored
+from keras_residual.training import Selection, fit, mirrored
 from tests.distributed_child import TOGETHER
 from tests.test_training_fit import data, network, weights
 folder = Path(sys.argv[1])
 with mirrored(["CPU:0", "CPU:1"]).scope():
     model = network(noise=0.0)
     model.set_weights([*np.load(folder / "start.npz").values()])
-history = fit(model, TOGETHER, data(), data(25, 1), progress=False, keep="last")
+history = fit(model, TOGETHER, data(), data(25, 1), progress=False, selection=Selection(keep="last"))
 assert history.decision.replicas == 2
 assert history.decision.why == "it fails under tf.distribute"
 np.savez(folder / "0.npz", *weights(model))
@@ -188,7 +188,7 @@ def test_mirrored_devices_train_as_one(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", MIRRORED, str(tmp_path)], cwd=ROOT, stdout=-1, stderr=-1, text=True
     )
-    history = fit(model, TOGETHER, data(), data(25, 1), progress=False, keep="last")
+    history = fit(model, TOGETHER, data(), data(25, 1), progress=False, selection=Selection(keep="last"))
     codes, said = ended([process])
     assert codes == [0], said[0][-3000:]
     for variable, a, b in zip(model.weights, weights(model), saved(tmp_path, 0), strict=True):

@@ -15,9 +15,12 @@ from tensorflow.python.framework.config import disable_op_determinism
 import keras_residual as kr
 from keras_residual.training import (
     CheckpointError,
+    Checkpointing,
+    Execution,
     NonFiniteError,
     Recipe,
     ResumeError,
+    Selection,
     compiled_hlo,
     decide,
     fit,
@@ -61,7 +64,8 @@ def data(n=72, seed=0, classes=CLASSES):
 
 
 RECIPE = Recipe(learning_rate=0.05, batch_size=8, epochs=3, warmup=1, weight_decay=1e-4)
-QUIET = {"progress": False, "keep": "last"}
+QUIET = {"progress": False, "selection": Selection(keep="last")}
+DETERMINISTIC = Execution(deterministic=True)
 
 
 def weights(model):
@@ -253,7 +257,7 @@ def test_a_network_of_another_size_is_told(tmp_path):
 
 def test_the_step_compiles():
     recipe = RECIPE.replace(ema=0.9, mixup=0.2, cutmix=1.0, clip_norm=1.0, accumulate=2)
-    step, batches = prepare(network(), recipe, data(), jit=True)
+    step, batches = prepare(network(), recipe, data(), execution=Execution(jit=True))
     hlo = compiled_hlo(step, next(iter(batches)))
     assert "convolution" in hlo
     assert "ENTRY" in hlo
@@ -261,7 +265,8 @@ def test_the_step_compiles():
 
 def test_xla_trains_the_same():
     recipe = RECIPE.replace(epochs=1, ema=0.5, mixup=0.2)
-    histories = [fit(network(), recipe, data(), jit=jit, **QUIET) for jit in (False, True)]
+    executions = Execution(jit=False), Execution(jit=True)
+    histories = [fit(network(), recipe, data(), execution=execution, **QUIET) for execution in executions]
     # dropout draws other numbers there; the loss stays near
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=0.2)
     assert histories[1].decision.jit
@@ -272,7 +277,8 @@ def test_several_steps_in_one_execution_are_the_same_training():
     results = []
     for count in (1, 4):
         model = network(noise=0.0)
-        history = fit(model, RECIPE.replace(epochs=2), data(), steps_per_execution=count, **QUIET)
+        execution = Execution(steps_per_execution=count)
+        history = fit(model, RECIPE.replace(epochs=2), data(), execution=execution, **QUIET)
         results.append((history["loss"], weights(model)))
     assert history.decision.steps_per_execution == 3
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-4)
@@ -286,8 +292,8 @@ def test_decisions():
     assert (decision.jit, decision.why) == (False, "it gains on GPUs only")
     assert decision.precision == "mixed_bfloat16"
     with pytest.raises(ValueError, match="deterministic"):
-        fit(model, RECIPE, data(), jit=True, deterministic=True, **QUIET)
-    assert not fit(model, RECIPE.replace(epochs=1), data(16), deterministic=True, **QUIET).decision.jit
+        fit(model, RECIPE, data(), execution=Execution(jit=True, deterministic=True), **QUIET)
+    assert not fit(model, RECIPE.replace(epochs=1), data(16), execution=DETERMINISTIC, **QUIET).decision.jit
     assert "deterministic" in decide(model).why
     disable_op_determinism()
     model.get_layer("stem.conv").supports_jit = False
@@ -296,9 +302,13 @@ def test_decisions():
         decide(model, jit=True)
 
 
-def test_drop_path_of_another_rate_is_told():
-    with pytest.warns(UserWarning, match=r"built with 0\.3"):
-        fit(network(), RECIPE.replace(epochs=1, drop_path=0.1), data(16), **QUIET)
+@pytest.mark.parametrize(("rate", "built"), [("drop_path", 0.3), ("dropout", 0.2)])
+def test_a_recipe_with_another_rate_than_the_network_is_told(rate, built):
+    with pytest.warns(UserWarning, match=rf"{rate}=0\.1, but 'small' was built with {built}, which is used") as said:
+        fit(network(), RECIPE.replace(epochs=1, **{rate: 0.1}), data(16), **QUIET)
+    assert [one.filename for one in said if rate in str(one.message)] == [__file__], "the caller's line, once"
+    as_built = RECIPE.replace(epochs=1, **{rate: built * (1 + 1e-12)})  # the rates of a ramp are rounded
+    fit(network(), as_built, data(16), **QUIET)  # a warning would be an error here
 
 
 # ---------------------------------------------------------------------------------------------------- what it refuses
@@ -337,7 +347,7 @@ def test_bad_input_is_refused_before_the_first_step(case, jit):
     model = BAD.setdefault("model", network())
     before = weights(model)
     with pytest.raises((ValueError, TypeError), match=words):
-        fit(model, RECIPE, source, jit=jit, **options, **QUIET)
+        fit(model, RECIPE, source, execution=Execution(jit=jit), **options, **QUIET)
     assert_same(before, weights(model))
 
 
@@ -371,7 +381,7 @@ def test_nan_stops_at_once_and_keeps_the_good_weights(tmp_path, jit):
 
     model = network()
     with pytest.raises(NonFiniteError, match=r"step 14 \(epoch 2, step 6 of 9\)") as caught:
-        fit(model, RECIPE, (x, Y), directory=tmp_path, jit=jit, callbacks=[Spoil()], **QUIET)
+        fit(model, RECIPE, (x, Y), checkpoints=tmp_path, execution=Execution(jit=jit), callbacks=[Spoil()], **QUIET)
     assert "The weights of step 9 are kept, and are saved in " in str(caught.value)
     assert all(np.isfinite(w).all() for w in weights(model))
     saved = Snapshot.read(max(tmp_path.glob("step-*")))
@@ -425,9 +435,11 @@ class CutAt(keras.callbacks.Callback):
             raise Cut
 
 
-def outcome(folder, recipe, dtype=None, cuts=(), noise=1.0, images=data, **options):
+def outcome(folder, recipe, dtype=None, cuts=(), noise=1.0, images=data, **selection):
     """Weights, history and all other state after a training that was cut off at some places."""
-    options = {"directory": folder, "deterministic": True, "progress": False, "save_steps": 4, **options}
+    checkpoints = Checkpointing(folder, save_steps=4)
+    options = {"checkpoints": checkpoints, "execution": DETERMINISTIC, "progress": False}
+    options["selection"] = Selection(**selection)
     for cut in cuts:
         model = network(dtype=dtype, noise=noise)
         with pytest.raises(Cut):
@@ -452,7 +464,8 @@ def test_resumed_is_bit_equal(case, tmp_path):
     whole = outcome(tmp_path / "whole", recipe, dtype, patience=9)
     assert_equal_outcomes(whole, outcome(tmp_path / "pieces", recipe, dtype, cuts=(3, 14, 7), patience=9))
     again = network(dtype=dtype)  # what is finished is read, not trained
-    fit(again, recipe, data(), data(24, 1), directory=tmp_path / "pieces", patience=9, progress=False, save_steps=4)
+    options = {"checkpoints": tmp_path / "pieces", "selection": Selection(patience=9), "progress": False}
+    fit(again, recipe, data(), data(24, 1), **options)
     assert_same(whole[0], weights(again))
 
 
@@ -501,9 +514,9 @@ def test_cut_while_it_validates(tmp_path):
             raise Cut
 
     recipe = RECIPE.replace(epochs=2)
-    options = {"deterministic": True, "save_steps": 3, **QUIET}
-    whole = fit(network(), recipe, data(), data(24, 1), directory=tmp_path / "whole", **options)
-    options["directory"] = tmp_path / "cut"
+    options = {"execution": DETERMINISTIC, **QUIET}
+    whole = fit(network(), recipe, data(), data(24, 1), checkpoints=tmp_path / "whole", **options)
+    options["checkpoints"] = Checkpointing(tmp_path / "cut", save_steps=3)
     with pytest.raises(Cut):
         fit(network(), recipe, data(), data(24, 1), callbacks=[CutValidation()], **options)
     resumed = fit(network(), recipe, data(), data(24, 1), **options)
@@ -524,7 +537,7 @@ def test_the_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
         save(self, snapshot, kind)
 
     recipe = RECIPE.replace(epochs=6, learning_rate=0.01)
-    options = {"directory": tmp_path, "monitor": "val_loss", "progress": False}
+    options = {"checkpoints": tmp_path, "selection": Selection(monitor="val_loss"), "progress": False}
     monkeypatch.setattr(Checkpoints, "save", cut)
     with pytest.raises(Cut):
         fit(network(), recipe, data(), data(24, 1), **options)
@@ -556,7 +569,7 @@ def test_the_best_weights_are_those_of_the_checkpoint(tmp_path, monkeypatch):
 def trained(tmp_path_factory):
     """A directory with two checkpoints of a finished training."""
     folder = tmp_path_factory.mktemp("trained")
-    fit(network(), RECIPE, data(), directory=folder, **QUIET)
+    fit(network(), RECIPE, data(), checkpoints=folder, **QUIET)
     return folder
 
 
@@ -595,7 +608,7 @@ CHANGES = {
 
 
 def fit_again(source, model=None, recipe=RECIPE, **options):
-    fit(model or network(), recipe, source, directory=globals()["FOLDER"], **options, **QUIET)
+    fit(model or network(), recipe, source, checkpoints=globals()["FOLDER"], **options, **QUIET)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -637,8 +650,8 @@ def test_logs_of_a_resumed_run_have_each_epoch_once(tmp_path):
 def test_another_version_is_told(trained, monkeypatch):
     monkeypatch.setattr(kr, "__version__", "9.9")
     with pytest.raises(ResumeError, match=r"version: '.*' before, '9\.9' now"):
-        fit(network(), RECIPE, data(), directory=trained, **QUIET)
-    history = fit(network(), RECIPE, data(), directory=trained, resume="anyway", **QUIET)
+        fit(network(), RECIPE, data(), checkpoints=trained, **QUIET)
+    history = fit(network(), RECIPE, data(), checkpoints=Checkpointing(trained, resume="anyway"), **QUIET)
     assert history.epochs == 3
     assert history.compile_seconds is None  # nothing was left to train
 
@@ -683,8 +696,8 @@ class Slowly(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         print("step", flush=True)
         time.sleep(0.02)
-fit(network(), RECIPE.replace(epochs=epochs, ema=0.9), data(), data(24, 1), directory=folder, deterministic=True,
-    save_steps=steps, progress=False, callbacks=[Slowly()])
+fit(network(), RECIPE.replace(epochs=epochs, ema=0.9), data(), data(24, 1), execution=DETERMINISTIC,
+    checkpoints=Checkpointing(folder, save_steps=steps), progress=False, callbacks=[Slowly()])
 """
 
 
@@ -721,7 +734,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(trained, tmp_path):
 def test_an_unwritable_disk_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is not writable"):
-        fit(network(), RECIPE, data(), directory=tmp_path / "file" / "below", **QUIET)
+        fit(network(), RECIPE, data(), checkpoints=tmp_path / "file" / "below", **QUIET)
 
 
 @pytest.mark.slow
@@ -747,7 +760,8 @@ def test_sigkill(tmp_path):
     found = []
     for name in ("killed", "whole"):
         model = network()
-        options = {"directory": tmp_path / name, "deterministic": True, "save_steps": 3, "progress": False}
+        checkpoints = Checkpointing(tmp_path / name, save_steps=3)
+        options = {"checkpoints": checkpoints, "execution": DETERMINISTIC, "progress": False}
         fit(model, RECIPE.replace(epochs=3, ema=0.9), data(), data(24, 1), **options)
         found.append((weights(model), Snapshot.read(max((tmp_path / name).glob("step-*"))).digest()))
     assert_same(found[0][0], found[1][0])
@@ -782,11 +796,11 @@ def test_more_epochs_continue_a_training(trained, tmp_path):
     """Weights, optimiser and history of the first epochs are those of the shorter training."""
     copied(trained, tmp_path)
     short = Snapshot.read(max(trained.glob("step-*"))).state["history"]
-    history = fit(network(), RECIPE, data(), directory=tmp_path, epochs=5, **QUIET)
+    history = fit(network(), RECIPE, data(), checkpoints=tmp_path, epochs=5, **QUIET)
     assert history.epochs == 5
     assert {key: values[:3] for key, values in history.items()} == short
     with pytest.raises(ResumeError, match=r"recipe\.epochs: 5 before, 3 now"):
-        fit(network(), RECIPE, data(), directory=tmp_path, **QUIET)
+        fit(network(), RECIPE, data(), checkpoints=tmp_path, **QUIET)
 
 
 def test_class_weights_choose_the_best_epoch_by_macro_f1(tmp_path):
@@ -806,7 +820,7 @@ def test_class_weights_choose_the_best_epoch_by_macro_f1(tmp_path):
     ranks = list(zip(history["val_macro_f1"], [-loss for loss in history["val_loss"]], strict=True))
     assert history.best_epoch == ranks.index(max(ranks))
     with pytest.raises(ValueError, match="with class_weight 'val_macro_f1'"):
-        fit(network(), RECIPE, (x, y), (x, y), monitor="val_macro_f1", **QUIET)
+        fit(network(), RECIPE, (x, y), (x, y), selection=Selection(monitor="val_macro_f1"))
 
 
 @pytest.mark.parametrize("kind", ["jpg", "webp"])

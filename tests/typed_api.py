@@ -2,10 +2,13 @@
 """Read by pyright, never run: what an editor must see of the public API, and what it must refuse."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import keras_residual as kr
 from keras_residual.models.resnet import ResNet, ResNetConfig, small_stem
 from keras_residual.models.vit import ViT
+from keras_residual.training import Checkpointing, Execution, Selection
 
 # The eight arguments of `keras.applications`, by position or by name, and the rate that every family has.
 kr.ResNet50(False, None, None, (64, 64, 3), "avg", 10, None, "mine", drop_path=0.1)
@@ -49,3 +52,28 @@ ViT(1 == 1).classes = 10  # pyright: ignore[reportAttributeAccessIssue]
 # Builders are functions like others.
 builders: list[Callable[..., object]] = [kr.ResNet18, kr.ViTBase16]
 names: list[str] = kr.list_models("resnet*")
+
+# The settings of `fit` come in groups.
+network: Any = None
+data = object()
+kr.fit(network, "wrn", data, data, epochs=3, batch_size=8, seed=1, class_weight=[1.0, 2.0], logs="logs")
+kr.fit(network, kr.Recipe(), data, checkpoints="runs/mine", selection=Selection("last"), progress=False)
+kr.fit(network, "wrn", data, checkpoints=Checkpointing(Path("runs"), save_steps=100, resume="anyway"))
+kr.fit(network, "wrn", data, execution=Execution(jit="auto", steps_per_execution=8, deterministic=True))
+kr.training.prepare(network, "wrn", data, classes=10, execution=Execution(jit=True))
+best: int | None = kr.fit(network, "wrn", data).best_epoch
+kr.fit(network, "wrn", data, epoch=3)  # pyright: ignore[reportCallIssue]
+kr.fit(network, "wrn", data, epochs="three")  # pyright: ignore[reportArgumentType]
+kr.fit(network, "wrn", data, keep="last")  # pyright: ignore[reportCallIssue]
+kr.fit(network, "wrn", data, selection="last")  # pyright: ignore[reportArgumentType]
+kr.fit(network, "wrn", data, checkpoints=Selection())  # pyright: ignore[reportArgumentType]
+kr.fit(network, "wrn", data, execution=Checkpointing("runs"))  # pyright: ignore[reportArgumentType]
+Checkpointing()  # pyright: ignore[reportCallIssue]
+Checkpointing("runs", save_steps="often")  # pyright: ignore[reportArgumentType]
+Checkpointing("runs", resume="yes")  # pyright: ignore[reportArgumentType]
+Selection(keep="first")  # pyright: ignore[reportArgumentType]
+Selection(patience="long")  # pyright: ignore[reportArgumentType]
+Execution(jit="on")  # pyright: ignore[reportArgumentType]
+Execution(deterministic="auto")  # pyright: ignore[reportArgumentType]
+Selection().keep = "last"  # pyright: ignore[reportAttributeAccessIssue]
+kr.training.prepare(network, "wrn", data, jit=True)  # pyright: ignore[reportCallIssue]

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
         "input": shape,
         "outputs": str(row.classes),
         "timm": ", ".join(filter(None, (row.timm, *(alias for alias, _ in row.aliases)))),
-        'weights="imagenet"': f"timm/{row.timm}.{row.tag}" if row.tag else "",
+        'weights="imagenet"': row.checkpoint or "",
         "source": row.source,
     }
     print(row.name)

@@ -39,16 +39,31 @@ class Views:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.crop not in get_args(Crop):
-            raise ValueError(f"crop is one of {', '.join(get_args(Crop))}. Received: {self.crop!r}.")
+        check_crop(self.crop, self.scale)
         if min(self.size) < 1:
             raise ValueError(f"size is a height and a width of at least 1. Received: {self.size}.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale is the least and largest part of the area, in (0, 1]. Received: {self.scale}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio is the least and largest width / height. Received: {self.ratio}.")
         if not 0 <= self.padding < min(self.size):
             raise ValueError(f"padding is less than the size, {min(self.size)} here. Received: {self.padding}.")
+
+
+def check_crop(crop: str, scale: tuple[float, float], prefix: str = "") -> None:
+    """Raise unless a crop is one that there is, and its scale is within the image.
+
+    Args:
+        crop: One of `Crop`.
+        scale: Least and largest part of the image's area.
+        prefix: Of the arguments' names, where they are a recipe's.
+
+    Raises:
+        ValueError: If not.
+    """
+    if crop not in get_args(Crop):
+        raise ValueError(f"{prefix}crop must be one of {', '.join(map(repr, get_args(Crop)))}; got {crop!r}.")
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        name = f"{prefix}crop_scale" if prefix else "scale"
+        raise ValueError(f"{name} must be the least and largest part of the area, in (0, 1]; got {scale}.")
 
 
 def positions(count: int, batch_size: int, seed: int, start: int) -> tf.data.Dataset:

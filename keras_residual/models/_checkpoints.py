@@ -47,6 +47,20 @@ def tag(config: Config, source: str | os.PathLike[str] | None) -> str | None:
     return name[2] if name and (resolve(name[1]) or ("",))[0] == config.name else None
 
 
+def default_checkpoint(config: Config) -> str:
+    """Return the repository that `weights="imagenet"` means for a row.
+
+    Raises:
+        ValueError: If the row has no default checkpoint.
+    """
+    if config.checkpoint is None:
+        raise ValueError(
+            f"weights must name a repository or a file for {config.name}, which has no default ImageNet checkpoint; "
+            "got 'imagenet'. To train from scratch use weights=None (--weights none)."
+        )
+    return config.checkpoint
+
+
 def load(
     model: keras.Model,
     config: Config,
@@ -73,13 +87,7 @@ def load(
         FileNotFoundError: If there is no such source.
         WeightsError: If the source is a checkpoint of an architecture that is not here.
     """
-    if source == "imagenet":
-        if config.tag is None:
-            raise ValueError(
-                f"{config.name} has no default ImageNet checkpoint. Received: weights='imagenet'. Name a file or a "
-                "repository, or leave weights out."
-            )
-        source = f"timm/{config.timm}.{config.tag}"
+    source = default_checkpoint(config) if source == "imagenet" else source
     require_architecture(source)
     headed = any(layer.name in config.head for layer in model.layers)
     adapt = weights.Adapt(

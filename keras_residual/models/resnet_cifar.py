@@ -74,7 +74,7 @@ class ResNetCifar(Network[CifarConfig]):
         if row.block is preact_basic:
             options["dropout"] = self.dropout
         elif self.dropout:
-            raise ValueError(f"dropout is an option of Wide ResNets' blocks. {row.name} has others: leave it out.")
+            raise ValueError(f"dropout must be 0 for {row.name}: only Wide ResNets have it; got {self.dropout}.")
         if row.block is basic:
             options |= {"shortcut": padded_identity, "zero_init": self.zero_init}
 

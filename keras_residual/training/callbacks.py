@@ -1,4 +1,17 @@
-"""What happens between the steps of `keras.Model.fit`: checks, checkpoints, early stopping, a bar."""
+"""What happens between the steps of `keras.Model.fit`, one callback for each concern, all over one `TrainingState`.
+
+Keras calls them in the order of the list, and each relies on those before it:
+
+1. `Count` counts steps and writes the history, which all others read.
+2. `Watch` looks at losses, so that nothing below chooses or saves a state whose loss is not finite.
+3. `Best` keeps the best epoch's weights and stops early; the checkpoint of that epoch refers to these weights, and
+   they are written before it.
+4. `Plateau` lowers the learning rate, which the checkpoint holds too.
+5. `Save` copies what the ones before it have made of the state. It may raise `Interrupted`, so that it is the last of
+   ours; a progress bar, the caller's callbacks and TensorBoard's logs follow.
+
+`between_steps` is the one place that makes this list.
+"""
 
 from __future__ import annotations
 
@@ -8,241 +21,226 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from keras_residual.io import announce
 from keras_residual.training.checkpoint import Checkpoints, Snapshot
 from keras_residual.training.recipes import Recipe
+from keras_residual.training.settings import Selection
+from keras_residual.training.state import TrainingState, sync
 
-__all__ = ["Keeper", "NonFiniteError", "Progress", "signals"]
+__all__ = ["Best", "Count", "Plateau", "Save", "Watch", "between_steps", "signals"]
 
 # A checkpoint costs training a copy of the weights: at the most this part of the time goes into it.
 _SHARE = 0.02
 
 
-class NonFiniteError(ArithmeticError):
-    """The loss or a weight is NaN or infinite. The weights are those of the last good state."""
-
-
-class Keeper(keras.callbacks.Callback):
-    """Keeps a training's state: counts steps, watches the loss, saves, stops early.
+def between_steps(
+    state: TrainingState,
+    recipe: Recipe,
+    selection: Selection,
+    evaluated: Callable[[], dict[str, Any]],
+    store: Checkpoints | None,
+    save_steps: int | None,
+    by_time: bool,
+) -> tuple[list[keras.callbacks.Callback], Save]:
+    """Return a training's own callbacks in their order, and the last of them once more.
 
     Args:
-        variables: Gives all variables by name; they change with the phase of the training.
-        steps: Steps of an epoch.
+        state: What they share.
         recipe: For the plateau schedule.
-        checkpoints: Where to save; `None` for nowhere.
-        about: What the training is; saved with it.
-        save_steps: Save after so many steps; `None` by time.
-        patience: Epochs without improvement after which to stop; `None` for never.
-        monitor: What improves: a name of the history; losses fall, others rise.
-        keep_best: Whether the best epoch's weights are kept.
-        best_of: Gives the variables of the network that is evaluated, by name.
+        selection: Which epoch's weights to keep, and when to stop early.
+        evaluated: Returns the variables of the network that is evaluated, by name.
+        store: Where to save; `None` for nowhere.
+        save_steps: Save after so many steps; `None` for by time.
+        by_time: Whether time may decide, which processes that train together would not agree on.
     """
+    watch = Watch(state)
+    save = Save(state, watch, store, save_steps, by_time)
+    made: list[keras.callbacks.Callback] = [Count(state), watch]
+    if selection.keep == "best" or selection.patience is not None:
+        made.append(Best(state, selection, evaluated, store))
+    if recipe.schedule == "plateau":
+        made.append(Plateau(state, recipe))
+    return [*made, save], save
+
+
+class Count(keras.callbacks.Callback):
+    """Counts steps, and writes each epoch's values into the history."""
+
+    def __init__(self, state: TrainingState) -> None:
+        super().__init__()
+        self.state = state
+        self.begun = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.begun = self.state.step
+        resumed, self.state.resumed = self.state.resumed, None
+        if resumed is not None and not self.state.between_epochs:  # Keras has just reset the metrics
+            self.state.put_metrics(resumed)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.state.step = self.begun + batch + 1
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.state.step = (epoch + 1) * self.state.steps
+        values = {key: float(value) for key, value in (logs or {}).items()}
+        values["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        for key, value in values.items():
+            self.state.history.setdefault(key, []).append(value)
+
+
+class Watch(keras.callbacks.Callback):
+    """Stops at a loss that is NaN or infinite, and restores the last good weights.
+
+    After each step it looks at the loss of the step before: that one is there already, so the device need not be
+    waited for. `check` looks at the newest, before anything is made of the state.
+    """
+
+    def __init__(self, state: TrainingState) -> None:
+        super().__init__()
+        self.state = state
+        self._unseen: tuple[int, Any] | None = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        earlier, self._unseen = self._unseen, (self.state.step, (logs or {}).get("loss"))
+        self._judge(earlier)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Look at the newest loss.
+
+        Raises:
+            NonFiniteError: If it is NaN or infinite.
+        """
+        newest, self._unseen = self._unseen, None
+        self._judge(newest)
+
+    def _judge(self, seen: tuple[int, Any] | None) -> None:
+        step, loss = seen or (0, None)
+        if loss is not None and not math.isfinite(value := float(keras.ops.convert_to_numpy(loss))):
+            self.state.fail(f"the loss is {value} at step {step:,}")
+
+
+class Best(keras.callbacks.Callback):
+    """Keeps the weights of the best epoch, and stops when `patience` epochs in a row were no better."""
 
     def __init__(
         self,
-        variables: Any,
-        steps: int,
-        recipe: Recipe,
-        checkpoints: Checkpoints | None,
-        about: dict[str, Any],
-        save_steps: int | None,
-        patience: int | None,
-        monitor: str,
-        keep_best: bool,
-        best_of: Any,
-        by_time: bool = True,
+        state: TrainingState,
+        selection: Selection,
+        evaluated: Callable[[], dict[str, Any]],
+        store: Checkpoints | None,
     ) -> None:
         super().__init__()
-        self.variables, self.steps, self.recipe, self.checkpoints = variables, steps, recipe, checkpoints
-        self.about, self.save_steps, self.patience, self.monitor = about, save_steps, patience, monitor
-        self.keep_best, self.best_of, self.by_time = keep_best, best_of, by_time
-        self.step = 0
-        self.history: dict[str, list[float]] = {}
-        self.best: dict[str, Any] = {"value": None, "epoch": None, "waited": 0, "plateau": None, "flat": 0}
-        self.best["step"] = None  # of the weights that are kept
-        self.best_weights: Snapshot | None = None
-        self.stopped = False
-        self.asked: int | None = None  # the signal that asked to stop
-        self.good: Snapshot | None = None
-        self.begun = 0
-        self._metrics: Snapshot | None = None
-        self._watched: tuple[int, Any] | None = None
-        self._saved = time.monotonic()
-        self._cost = 0.0
-        self.save_seconds: list[float] = []  # that training waited for
-
-    # ------------------------------------------------------------------------------------------------------ state
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds besides variables."""
-        return {
-            "step": self.step,
-            "history": self.history,
-            "best": self.best,
-            "stopped": self.stopped,
-            "about": self.about,
-        }
-
-    def resume(self, snapshot: Snapshot) -> None:
-        """Adopt a checkpoint's state; variables get their values once the phase's optimiser exists."""
-        state = snapshot.state
-        self.step, self.history, self.best = state["step"], state["history"], state["best"]
-        self.stopped, self.good, self._metrics = state["stopped"], snapshot, snapshot
-        if self.recipe.epochs > state["about"]["recipe"]["epochs"]:  # more were asked for
-            self.stopped, self.best["waited"] = False, 0
-        self.best_weights = snapshot.best if self.keep_best else None
-        if self.checkpoints is not None:  # what a damaged one, or a kill, left of a future that will be another
-            self.checkpoints.clear(after=self.step)
-
-    def put(self, snapshot: Snapshot) -> None:
-        """Gives all variables a snapshot's values, those of the metrics excepted: an epoch begins by a reset."""
-        variables = self.variables()
-        saved = {name: array for name, array in snapshot.arrays.items() if not name.startswith("metrics/")}
-        Snapshot(saved, {}).put({n: v for n, v in variables.items() if not n.startswith("metrics/")})
-
-    def snapshot(self) -> Snapshot:
-        """The state now, and the last good one from here on.
-
-        Raises:
-            NonFiniteError: If a weight is NaN or infinite.
-        """
-        sync(self.model)
-        taken = Snapshot.take(self.variables(), self.state())
-        if not taken.finite():
-            self._fail(f"a weight is not finite after step {self.step:,}")
-        self.good = taken
-        return taken
-
-    def save(self) -> None:
-        """Writes a checkpoint; training waits for the copy only."""
-        start = time.monotonic()
-        taken = self.snapshot()
-        if self.checkpoints is not None:
-            self.checkpoints.save(taken)
-        self._saved = time.monotonic()
-        self._cost = self._saved - start
-        self.save_seconds.append(self._cost)
-
-    def _due(self, before: int) -> bool:
-        if self.checkpoints is None:
-            return False
-        if self.save_steps is not None:
-            return before // self.save_steps != self.step // self.save_steps
-        age = time.monotonic() - self._saved
-        return self.by_time and age > max(60.0, self._cost / _SHARE) and not self.checkpoints.busy()
-
-    # -------------------------------------------------------------------------------------------------- callbacks
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # Keras has reset the metrics; in the middle of an epoch they go on.
-        self.begun = self.step
-        if self.step % self.steps and self._metrics is not None:
-            for name, variable in self.variables().items():
-                if name.startswith("metrics/"):
-                    variable.assign(self._metrics.arrays[name])
-        self._metrics = None
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        before, self.step = self.step, self.begun + batch + 1
-        self._watch(self.step, (logs or {}).get("loss"))
-        if self.step % self.steps == 0:
-            return  # the epoch's checkpoint follows its validation; from one before, its history would be missing
-        if self.asked is not None:
-            self._check()
-            self.save()
-            self.model.stop_training = True
-            raise Interrupted(self.asked)
-        if self._due(before):
-            self._check()
-            self.save()
+        self.state, self.selection, self.evaluated, self.store = state, selection, evaluated, store
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._check()
-        logs = {key: float(value) for key, value in (logs or {}).items()}
-        logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        for key, value in logs.items():
-            self.history.setdefault(key, []).append(value)
-        self.step = (epoch + 1) * self.steps
-        value = logs.get(self.monitor)
-        if value is not None and (self.keep_best or self.patience is not None):
-            self._compare(epoch, value, logs.get("val_loss", 0.0))
-        if self.recipe.schedule == "plateau":
-            self._plateau(logs.get("val_loss", logs["loss"]))
-        if self.stopped:
+        value = (logs or {}).get(self.selection.monitor)
+        if value is not None:
+            self._compare(epoch, float(value), float((logs or {}).get("val_loss", 0.0)))
+        if self.state.stopped:
             self.model.stop_training = True
-        self.save()
-        if self.asked is not None:
-            raise Interrupted(self.asked)
-
-    # -------------------------------------------------------------------------------------------------- decisions
 
     def _compare(self, epoch: int, value: float, loss: float) -> None:
         # Few validation images give few different accuracies: of equal ones the lower loss is the better.
-        rank = [-value if "loss" in self.monitor else value, -loss]
-        best = self.best["value"]
-        if math.isfinite(value) and (best is None or rank > best):
-            self.best.update(value=rank, epoch=epoch, waited=0)
-            if self.keep_best:
-                sync(self.model)
-                self.best_weights = Snapshot.take(self.best_of(), {"step": self.step})
-                self.best["step"] = self.step
-                if self.checkpoints is not None:
-                    self.checkpoints.save(self.best_weights, "best")
+        rank = [-value if "loss" in self.selection.monitor else value, -loss]
+        best = self.state.best
+        if math.isfinite(value) and (best["value"] is None or rank > best["value"]):
+            best.update(value=rank, epoch=epoch, waited=0)
+            if self.selection.keep == "best":
+                self._keep()
         else:
-            self.best["waited"] += 1
-        if self.patience is not None and self.best["waited"] >= self.patience:
-            self.stopped = True
+            best["waited"] += 1
+        if self.selection.patience is not None and best["waited"] >= self.selection.patience:
+            self.state.stopped = True
 
-    def _plateau(self, loss: float) -> None:
-        best = self.best["plateau"]
-        if best is None or loss < best:
-            self.best.update(plateau=loss, flat=0)
+    def _keep(self) -> None:
+        sync(self.model)
+        self.state.best["step"] = self.state.step
+        self.state.best_weights = Snapshot.take(self.evaluated(), {"step": self.state.step})
+        if self.store is not None:
+            self.store.save(self.state.best_weights, "best")
+
+
+class Plateau(keras.callbacks.Callback):
+    """Multiplies the learning rate by the recipe's `factor` after `patience` epochs without a lower loss."""
+
+    def __init__(self, state: TrainingState, recipe: Recipe) -> None:
+        super().__init__()
+        self.state, self.recipe = state, recipe
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs, best = logs or {}, self.state.best
+        loss = float(logs.get("val_loss", logs["loss"]))
+        if best["plateau"] is None or loss < best["plateau"]:
+            best.update(plateau=loss, flat=0)
             return
-        self.best["flat"] += 1
-        if self.best["flat"] >= self.recipe.patience:
+        best["flat"] += 1
+        if best["flat"] >= self.recipe.patience:
             factor = self.model.optimizer.rate_factor
             factor.assign(factor * self.recipe.factor)
-            self.best["flat"] = 0
+            best["flat"] = 0
 
-    def _watch(self, step: int, loss: Any) -> None:
-        """Looks at the loss before this one: it is there already, so the device need not be waited for."""
-        earlier, self._watched = self._watched, (step, loss)
-        if earlier is not None:
-            self._judge(*earlier)
 
-    def _check(self) -> None:
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            self._judge(*watched)
+class Save(keras.callbacks.Callback):
+    """Writes checkpoints: after each epoch, in between by steps or time, and when a signal asks to stop."""
 
-    def _judge(self, step: int, loss: Any) -> None:
-        if loss is not None and not math.isfinite(value := float(keras.ops.convert_to_numpy(loss))):
-            self._fail(f"the loss is {value} at step {step:,}")
+    def __init__(
+        self, state: TrainingState, watch: Watch, store: Checkpoints | None, save_steps: int | None, by_time: bool
+    ) -> None:
+        super().__init__()
+        self.state, self.watch, self.store = state, watch, store
+        self.save_steps, self.by_time = save_steps, by_time
+        self.signal: int | None = None  # that asked to stop
+        self.seconds: list[float] = []  # that training waited for
+        self._saved = time.monotonic()
+        self._before = 0
 
-    def _fail(self, what: str) -> None:
-        """Restore the last good state and raise."""
-        epoch, within = divmod(max(self.step - 1, 0), self.steps)
-        if self.good is not None:
-            sync(self.model)
-            self.put(self.good)
-        raise NonFiniteError(
-            f"Training stopped: {what} (epoch {epoch + 1}, step {within + 1} of {self.steps}). {self.kept()} The usual "
-            "causes are a learning rate that is too high, no warm-up, or half precision: try a tenth of the rate, "
-            "clip_norm=1.0, or float32."
-        )
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._before = self.state.step
 
-    def kept(self) -> str:
-        """Say which weights a failed training leaves behind."""
-        step = 0 if self.good is None else self.good.state["step"]
-        if not step:
-            return "No weights had been trained yet."
-        saved = f", and are saved in {str(self.checkpoints.folder)!r}" if self.checkpoints is not None else ""
-        return f"The weights of step {step:,} are kept{saved}."
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        before, self._before = self._before, self.state.step
+        if self.state.between_epochs:
+            return  # the epoch's checkpoint follows its validation; from one before, its history would be missing
+        asked = self.signal is not None  # looked at once: a later signal is answered after the next step
+        if asked or self._due(before):
+            self.watch.check()
+            self._save()
+        if asked:
+            self._stop()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._save()
+        self._stop()
+
+    def _due(self, before: int) -> bool:
+        if self.store is None:
+            return False
+        if self.save_steps is not None:
+            return before // self.save_steps != self.state.step // self.save_steps
+        cost = self.seconds[-1] if self.seconds else 0.0
+        age = time.monotonic() - self._saved
+        return self.by_time and age > max(60.0, cost / _SHARE) and not self.store.busy()
+
+    def _save(self) -> None:
+        """Save a checkpoint; training waits for the copy only."""
+        start = time.monotonic()
+        taken = self.state.take()
+        if self.store is not None:
+            self.store.save(taken)
+        self._saved = time.monotonic()
+        self.seconds.append(self._saved - start)
+
+    def _stop(self) -> None:
+        if self.signal is not None:
+            self.model.stop_training = True
+            raise Interrupted(self.signal)
 
 
 class Interrupted(BaseException):
@@ -253,23 +251,18 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def sync(model: Any) -> None:
-    """On JAX the variables lag behind the step's own state."""
-    if getattr(model, "_jax_state", None) is not None:
-        model.jax_state_sync()
-
-
 @contextlib.contextmanager
-def signals(keeper: Keeper) -> Iterator[None]:
+def signals(save: Save) -> Iterator[None]:
     """End the training after the current step, with a checkpoint, on SIGTERM, Ctrl-C and a closed terminal."""
-    if threading.current_thread() is not threading.main_thread() or keeper.checkpoints is None:
+    store = save.store
+    if threading.current_thread() is not threading.main_thread() or store is None:
         yield
         return
 
     def ask(number: int, frame: Any) -> None:
-        if keeper.asked is not None:  # the second time at once
+        if save.signal is not None:  # the second time at once
             raise KeyboardInterrupt
-        keeper.asked = number
+        save.signal = number
 
     wanted = [signal.SIGTERM, signal.SIGINT]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
@@ -278,82 +271,11 @@ def signals(keeper: Keeper) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        assert keeper.checkpoints is not None
-        keeper.checkpoints.raise_errors(wait=True)
-        print(f"stopped at step {keeper.step:,}, saved in {keeper.checkpoints.folder}", file=sys.stderr, flush=True)
+        store.raise_errors(wait=True)
+        print(f"stopped at step {save.state.step:,}, saved in {store.folder}", file=sys.stderr, flush=True)
         if stop.number == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stop.number) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Progress(keras.callbacks.Callback):
-    """A live bar on a terminal, a line for each tenth of the way elsewhere; compilation told apart."""
-
-    def __init__(self, epochs: int, steps: int, batch: int, keeper: Keeper) -> None:
-        super().__init__()
-        self.epochs, self.steps, self.batch, self.keeper = epochs, steps, batch, keeper
-        self.compile_seconds: float | None = None
-        self.images = 0
-        self.seconds = 0.0
-        self.bar: Any = None
-        if sys.stdout.isatty():
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = BarColumn(bar_width=None), TextColumn("{task.fields[words]}"), TimeRemainingColumn(compact=True)
-            self.bar = Bar(*columns, expand=True)
-
-    @property
-    def rate(self) -> float:
-        """Training images a second of the present phase, without compilation and validation."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    def start(self) -> None:
-        if self.bar is not None:
-            self.bar.start()
-            self.task = self.bar.add_task("training", total=self.epochs * self.steps, words="compiling")
-
-    def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self.images, self.seconds, self.fresh = 0, 0.0, True  # another phase has another speed, and compiles anew
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.epoch, self.clock = epoch, time.perf_counter()
-        self.begun = time.perf_counter()
-        self.seen = self.keeper.step
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        now = time.perf_counter()
-        if self.fresh:  # the first call compiles
-            self.compile_seconds, self.fresh = (self.compile_seconds or 0.0) + now - self.clock, False
-        else:
-            self.seconds += now - self.clock
-            self.images += self.batch * (self.keeper.step - self.seen)
-        self.clock, self.seen = now, self.keeper.step
-        if self.bar is not None:
-            words = f"{self.epoch + 1}/{self.epochs}  {self.rate:,.0f} images/s"
-            self.bar.update(self.task, completed=self.keeper.step, words=words)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if not ((epoch + 1) % max(1, self.epochs // 10) == 0 or epoch + 1 == self.epochs or self.keeper.stopped):
-            return
-        logs = logs or {}
-        words = f"epoch {epoch + 1:>3}/{self.epochs}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.2%}"
-        if "val_accuracy" in logs:
-            words += f"  validation {logs['val_loss']:.4f} {logs['val_accuracy']:.2%}"
-        if "val_macro_f1" in logs:
-            words += f" F1 {logs['val_macro_f1']:.3f}"
-        words += f"  {self.rate:,.0f} images/s"
-        left = (time.perf_counter() - self.begun) * (self.epochs - epoch - 1)
-        if left:
-            words += f"  {left:,.0f} s left"
-        if self.bar is not None:
-            self.bar.console.print(words)
-        else:
-            announce(words)

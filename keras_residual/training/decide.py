@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_residual.training.devices import gpu_names, replica_count
+from keras_residual.training.settings import Execution
 
 __all__ = ["Decision", "compiled_hlo", "decide"]
 
@@ -54,8 +55,9 @@ def decide(
     execution gain only where XLA compiles them too and a step is short.
 
     Raises:
-        ValueError: If XLA is asked for where it cannot be had, with the reason.
+        ValueError: If XLA is asked for where it cannot be had, with the reason; for a value that `Execution` refuses.
     """
+    Execution(jit, steps_per_execution, deterministic)  # pyright: ignore[reportArgumentType]  # checks the values
     backend = keras.backend.backend()
     gpus = gpu_names()
     replicas = replica_count(model)
@@ -81,14 +83,11 @@ def decide(
         on, why = bool(jit), "asked for"
     if jit is True and not on:
         raise ValueError(f"XLA cannot be had here: {why}. Leave jit out.")
-    if steps_per_execution == "auto":
-        steps_per_execution = 1
-    if not isinstance(steps_per_execution, int) or steps_per_execution < 1:
-        raise ValueError(f"steps_per_execution is a positive number or 'auto'. Received: {steps_per_execution!r}.")
-    if replicas > 1 and steps_per_execution > 1:
+    together = 1 if steps_per_execution == "auto" else int(steps_per_execution)
+    if replicas > 1 and together > 1:
         raise ValueError("Several steps in one execution fail under tf.distribute. Leave steps_per_execution out.")
     precision = precision_of(model)
-    return Decision(backend, device, replicas, on, why, precision, steps_per_execution)
+    return Decision(backend, device, replicas, on, why, precision, together)
 
 
 def _deterministic() -> bool:

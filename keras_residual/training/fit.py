@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,21 @@ import keras
 from keras_residual.io import announce
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays
-from keras_residual.training.callbacks import Keeper, Progress, signals
+from keras_residual.training.callbacks import Save, between_steps, signals
 from keras_residual.training.checkpoint import Checkpoints, ResumeError, Snapshot, differences
 from keras_residual.training.decide import Decision, decide
 from keras_residual.training.inputs import readable
+from keras_residual.training.progress import Progress, Speed
 from keras_residual.training.recipes import Recipe
 from keras_residual.training.run import Run
+from keras_residual.training.settings import (
+    Checkpointing,
+    Execution,
+    Selection,
+    accepts_flat_settings,
+    require_group,
+)
+from keras_residual.training.state import TrainingState
 from keras_residual.training.step import Step
 from keras_residual.training.tensorboard import Board
 
@@ -51,6 +61,7 @@ class History(dict[str, list[float]]):
         return self
 
 
+@accepts_flat_settings
 def fit(
     model: keras.Model,
     recipe: Recipe | str,
@@ -60,27 +71,20 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    directory: Any = None,
     preprocess: Any = "auto",
     classes: int | None = None,
     class_weight: Sequence[float] | None = None,
-    patience: int | None = None,
-    keep: str = "best",
-    monitor: str = "auto",
-    jit: bool | str = "auto",
-    steps_per_execution: int | str = "auto",
-    deterministic: bool = False,
-    save_steps: int | None = None,
-    resume: bool | str = True,
-    fingerprint: str | None = None,
+    checkpoints: Checkpointing | str | os.PathLike[str] | None = None,
+    selection: Selection = Selection(),  # noqa: B008
+    execution: Execution = Execution(),  # noqa: B008
     callbacks: Sequence[keras.callbacks.Callback] = (),
     logs: Any = None,
     progress: bool = True,
 ) -> History:
-    """Trains a classifier in place.
+    """Train a classifier in place.
 
-    With a directory the training survives: killed at any moment and called again, it goes on from its last checkpoint,
-    and with `deterministic` the outcome is the same, bit for bit, as without the interruption.
+    With `checkpoints` the training survives: killed at any moment and called again, it resumes from its last
+    checkpoint, and with `Execution(deterministic=True)` the outcome is bit for bit that of an uninterrupted training.
 
     Args:
         model: Functional, with logits or a softmax layer at its end. It is trained in the precision it was built in.
@@ -91,27 +95,15 @@ def fit(
         epochs: Instead of the recipe's.
         batch_size: Instead of the recipe's; the learning rate is scaled if the recipe says so.
         seed: Of the order, the views, the augmentation and dropout; 0 to 2**32 - 1. Not of the initial weights.
-        directory: For checkpoints; `None` for none.
         preprocess: How images of 0..255 become the network's input, inside the step: a `Preprocess` layer, a
             checkpoint's record, `(mean, std)` by channel as parts of 255; `None` for arrays that are the network's
             input; `"auto"`: `None` for arrays of floats, ImageNet's otherwise.
         classes: Number of classes, where some have no images.
         class_weight: Weight of each class in the loss.
-        patience: Epochs without a better `monitor` after which training stops; `None` for never.
-        keep: `"best"` for the weights of the best epoch by `monitor`, if there is a validation, of equal ones by its
-            loss; `"last"`.
-        monitor: `"val_accuracy"`, `"val_loss"`, `"accuracy"` or `"loss"`; with class weights also `"val_macro_f1"` or
-            `"macro_f1"`. `"auto"` means `"val_macro_f1"` with class weights, which a constant answer cannot win, and
-            `"val_accuracy"` without.
-        jit: Whether XLA compiles the step; `"auto"` decides by the device.
-        steps_per_execution: Steps in one call of the backend, at the most; less where an epoch does not divide by it.
-            `"auto"` for 1.
-        deterministic: Whether operations are deterministic on TensorFlow; this stays on in the process, and
-            Keras trains without XLA there.
-        save_steps: Save a checkpoint after so many steps; `None`: by time. There is always one after each epoch.
-        resume: `True` resumes the same training, also with more epochs than before; `"anyway"` whatever differs;
-            `False` starts over.
-        fingerprint: Of the data, where it is known; otherwise one is computed.
+        checkpoints: Where to save checkpoints, how often, and whether to resume: a `Checkpointing`, or just its
+            directory; `None` for none.
+        selection: Which epoch's weights to end with, and when to stop early.
+        execution: Whether XLA compiles the step, and whether operations are deterministic.
         callbacks: Keras' own or others; their state is not saved.
         logs: Directory for TensorBoard's logs; `None` for none.
         progress: Whether to print what was decided, and the progress.
@@ -120,124 +112,114 @@ def fit(
         The history, by name and epoch, whatever number of runs it took.
 
     Raises:
+        TypeError: For an argument that `fit` does not have, with the nearest one.
         ValueError: For data, labels or arguments that cannot be trained with, before the first step.
         ResumeError: If the directory holds another training.
         NonFiniteError: If the loss or a weight becomes NaN or infinite; the last good weights are put back.
         CheckpointError: If a checkpoint cannot be written.
     """
+    require_group("selection", selection)
+    require_group("execution", execution)
+    saving = _checkpointing(checkpoints)
     run = Run(model, recipe, train, validation, epochs, batch_size, seed, preprocess, classes, class_weight)
-    if keep not in ("best", "last"):
-        raise ValueError(f"keep must be 'best' or 'last'; got {keep!r}.")
-    if monitor == "auto":
-        monitor = "val_accuracy" if class_weight is None else "val_macro_f1"
-    if monitor.removeprefix("val_") not in ("accuracy", "loss", *(("macro_f1",) if class_weight is not None else ())):
-        raise ValueError(
-            "monitor must be 'auto', 'val_accuracy', 'val_loss', 'accuracy' or 'loss', or with class_weight "
-            f"'val_macro_f1' or 'macro_f1'; got {monitor!r}."
-        )
-    if validation is None and monitor.startswith("val_"):
-        if patience is not None:
-            raise ValueError(f"patience needs something to watch: {monitor} has no validation. Give one, or a monitor.")
-        keep = "last"
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience is a positive number of epochs. Received: {patience}.")
-    decision = decide(run.network, jit, steps_per_execution, deterministic)
-    if deterministic and decision.backend == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
-    about = run.about(fingerprint)
+    selection = selection.resolved(weighted=class_weight is not None, validated=validation is not None)
+    decision = _decided(run, execution)
+    about = run.about(None if saving is None else saving.fingerprint)
     progress = progress and distributed.part()[0] == 0
     with distributed.explained():
         distributed.agree(about)
-    checkpoints = None if directory is None else Checkpoints(distributed.own(Path(directory)))
     with contextlib.ExitStack() as stack:
-        if checkpoints is not None:
-            stack.enter_context(checkpoints.open())
-        snapshot = _last(checkpoints, about, resume)
+        store = stack.enter_context(_opened(saving))
+        snapshot = _last(store, saving, about)
         run.make_step()
-        if checkpoints is not None:
-            checkpoints.reserve(run.checkpoint_bytes())
-        keeper = Keeper(
-            run.variables,
-            run.steps,
-            run.recipe,
-            checkpoints,
-            about,
-            save_steps,
-            patience,
-            monitor,
-            keep == "best",
-            run.evaluated,
-            by_time=distributed.processes() == 1,
-        )
-        bar = Progress(run.recipe.epochs, run.steps, run.batch, keeper)
-        if snapshot is not None:
-            keeper.resume(snapshot)
-        decision = dataclasses.replace(
-            decision, steps_per_execution=_divisor(decision.steps_per_execution, run.steps, keeper.step)
-        )
+        if store is not None:
+            store.reserve(run.checkpoint_bytes())
+        state = _state(run, about, store, snapshot, selection)
+        decision = _fitted(decision, state)
+        own, save = _own_callbacks(run, state, selection, saving, store)
+        speed = Progress(state, run.batch, run.recipe.epochs) if progress else Speed(state, run.batch)
         if progress:
-            _introduce(run, decision, keeper)
-        stack.enter_context(signals(keeper))
+            _introduce(run, decision, state)
+        stack.enter_context(signals(save))
         stack.enter_context(run.as_trained())
-        if progress:
-            bar.start()
-            stack.callback(bar.stop)
-        watching = [keeper, bar if progress else _quiet(bar), *callbacks]
-        if logs is not None and distributed.part()[0] == 0:
-            watching.append(Board(Path(logs), keeper.history))
-        with distributed.explained(), readable([run.train_data, run.validation], keeper.kept):
-            run.train(keeper, decision, watching, snapshot)
-        if keeper.best_weights is not None:
-            keeper.best_weights.put(run.evaluated())
+        stack.enter_context(speed)
+        with distributed.explained(), readable([run.train_data, run.validation], state.kept):
+            run.train(state, decision, [*own, speed, *callbacks, *_boards(logs, state)], snapshot)
+        if state.best_weights is not None:
+            state.best_weights.put(run.evaluated())
         run.step.finish()
-    history = History(keeper.history)
-    history.epochs = keeper.step // run.steps
-    history.best_epoch = keeper.best["epoch"] if keeper.best_weights is not None else None
-    history.decision, history.save_seconds = decision, keeper.save_seconds
-    history.compile_seconds, history.images_per_second = bar.compile_seconds, bar.rate
     if progress:
-        _conclude(run, keeper, bar)
-    return history
+        _conclude(state, selection, speed)
+    return _history(state, decision, speed, save)
 
 
+@accepts_flat_settings
 def prepare(
     model: keras.Model,
     recipe: Recipe | str,
     train: Any,
     *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
-    jit: bool | str = "auto",
-    steps_per_execution: int | str = "auto",
-    **options: Any,
+    preprocess: Any = "auto",
+    classes: int | None = None,
+    class_weight: Sequence[float] | None = None,
+    execution: Execution = Execution(),  # noqa: B008
 ) -> tuple[Step, Any]:
-    """The compiled step that `fit` would train by, and its endless training batches; for measurements and proofs.
+    """Return the compiled step that `fit` would train by, and its endless training batches, for measurements.
 
-    `compiled_hlo(step, next(iter(batches)))` shows what XLA makes of it.
+    The arguments are those of `fit`. `compiled_hlo(step, next(iter(batches)))` shows what XLA makes of the step.
     """
-    run = Run(model, recipe, train, None, seed=seed, **options)
-    decision = decide(run.network, jit, steps_per_execution)
+    require_group("execution", execution)
+    run = Run(model, recipe, train, None, epochs, batch_size, seed, preprocess, classes, class_weight)
+    decision = _decided(run, execution)
     run.make_step()
     run.compile(run.phases()[-1], decision)
     return run.step, run.batches(0, run.recipe.image_size(0, run.recipe.epochs))
 
 
-def _last(checkpoints: Checkpoints | None, about: dict[str, Any], resume: bool | str) -> Snapshot | None:
-    """The checkpoint to go on from."""
-    if resume not in (True, False, "anyway"):
-        raise ValueError(f"resume is True, False or 'anyway'. Received: {resume!r}.")
-    if checkpoints is None:
+def _checkpointing(given: Checkpointing | str | os.PathLike[str] | None) -> Checkpointing | None:
+    return given if given is None or isinstance(given, Checkpointing) else Checkpointing(given)
+
+
+def _decided(run: Run, execution: Execution) -> Decision:
+    """Decide how to execute, and make TensorFlow deterministic if asked to."""
+    decision = decide(run.network, execution.jit, execution.steps_per_execution, execution.deterministic)
+    if execution.deterministic and decision.backend == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+    return decision
+
+
+@contextlib.contextmanager
+def _opened(saving: Checkpointing | None) -> Iterator[Checkpoints | None]:
+    """Hold the directory of the checkpoints, if there is one."""
+    if saving is None:
+        yield None
+        return
+    with Checkpoints(distributed.own(Path(saving.directory))).open() as store:
+        yield store
+
+
+def _last(store: Checkpoints | None, saving: Checkpointing | None, about: dict[str, Any]) -> Snapshot | None:
+    """Return the checkpoint to resume from, or `None`.
+
+    Raises:
+        ResumeError: If it is one of another training.
+    """
+    if store is None or saving is None:
         return None
-    if not resume:
-        checkpoints.clear()
+    if not saving.resume:
+        store.clear()
         return None
-    snapshot = checkpoints.load(distributed.common(checkpoints.steps()))
-    if snapshot is not None and resume != "anyway":
+    snapshot = store.load(distributed.common(store.steps()))
+    if snapshot is not None and saving.resume != "anyway":
         found = differences(_with_more_epochs(snapshot.state["about"], about), about)
         if found:
             raise ResumeError(
-                f"{str(checkpoints.folder)!r} already contains another training. It differs in\n  "
+                f"{str(store.folder)!r} already contains another training. It differs in\n  "
                 + "\n  ".join(found)
                 + "\nChoose another directory to keep both, or resume despite the difference with resume='anyway' "
                 "(--resume-anyway)."
@@ -253,20 +235,54 @@ def _with_more_epochs(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str
     return {**saved, "recipe": {**saved["recipe"], "epochs": epochs}}
 
 
-def _divisor(wanted: int, steps: int, done: int) -> int:
-    """Steps in one execution, so that none goes beyond an epoch's end: Keras would take images of the next one."""
-    together = math.gcd(steps, done)
-    return max(n for n in range(1, min(wanted, together) + 1) if together % n == 0)
+def _state(
+    run: Run, about: dict[str, Any], store: Checkpoints | None, snapshot: Snapshot | None, selection: Selection
+) -> TrainingState:
+    """Return the state that the training begins with, or resumes from."""
+    state = TrainingState(run.step, run.variables, run.steps, about, None if store is None else store.folder)
+    if snapshot is not None:
+        state.resume(snapshot, keep_best=selection.keep == "best")
+        if store is not None:  # what a damaged checkpoint, or a kill, left of a future that will be another
+            store.clear(after=state.step)
+    return state
 
 
-def _quiet(bar: Progress) -> Progress:
-    """Measures, and says nothing."""
-    bar.bar, bar.epochs = None, 0
-    bar.on_epoch_end = lambda epoch, logs=None: None
-    return bar
+def _fitted(decision: Decision, state: TrainingState) -> Decision:
+    """Fit the steps of one execution to the epoch: Keras would take images of the next one beyond its end."""
+    together = math.gcd(state.steps, state.step)
+    wanted = min(decision.steps_per_execution, together)
+    return dataclasses.replace(decision, steps_per_execution=max(n for n in range(1, wanted + 1) if together % n == 0))
 
 
-def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
+def _own_callbacks(
+    run: Run, state: TrainingState, selection: Selection, saving: Checkpointing | None, store: Checkpoints | None
+) -> tuple[list[keras.callbacks.Callback], Save]:
+    return between_steps(
+        state,
+        run.recipe,
+        selection,
+        run.evaluated,
+        store,
+        None if saving is None else saving.save_steps,
+        by_time=distributed.processes() == 1,
+    )
+
+
+def _boards(logs: Any, state: TrainingState) -> list[Board]:
+    """Return TensorBoard's logs, if there are to be any: process 0 writes them."""
+    return [] if logs is None or distributed.part()[0] else [Board(Path(logs), state.history)]
+
+
+def _history(state: TrainingState, decision: Decision, speed: Speed, save: Save) -> History:
+    history = History(state.history)
+    history.epochs = state.step // state.steps
+    history.best_epoch = state.best["epoch"] if state.best_weights is not None else None
+    history.decision, history.save_seconds = decision, save.seconds
+    history.compile_seconds, history.images_per_second = speed.compile_seconds, speed.rate
+    return history
+
+
+def _introduce(run: Run, decision: Decision, state: TrainingState) -> None:
     r = run.recipe
     announce(decision.line())
     values = "as they come" if run.normalize is None else f"0..255, mean {run.normalize[0]}, std {run.normalize[1]}"
@@ -285,17 +301,17 @@ def _introduce(run: Run, decision: Decision, keeper: Keeper) -> None:
         announce("; ".join(parts))
     if isinstance(run.train_data, Arrays) and run.normalize is not None and r.crop != "pad":
         announce("arrays are not cropped; keras_residual.data.load((x, y)) makes random views of them")
-    if keeper.step:
-        announce(f"resuming after step {keeper.step:,} of {r.epochs * run.steps:,}")
+    if state.step:
+        announce(f"resuming after step {state.step:,} of {r.epochs * run.steps:,}")
 
 
-def _conclude(run: Run, keeper: Keeper, bar: Progress) -> None:
+def _conclude(state: TrainingState, selection: Selection, speed: Speed) -> None:
     words = []
-    if bar.compile_seconds is not None:
-        words.append(f"first step with compilation {bar.compile_seconds:.1f} s, then {bar.rate:,.0f} images/s")
-    if keeper.stopped:
-        words.append(f"stopped early after epoch {keeper.step // run.steps}")
-    if keeper.best_weights is not None:
-        words.append(f"weights of epoch {keeper.best['epoch'] + 1}, the best by {keeper.monitor}")
+    if speed.compile_seconds is not None:
+        words.append(f"first step with compilation {speed.compile_seconds:.1f} s, then {speed.rate:,.0f} images/s")
+    if state.stopped:
+        words.append(f"stopped early after epoch {state.step // state.steps}")
+    if state.best_weights is not None:
+        words.append(f"weights of epoch {state.best['epoch'] + 1}, the best by {selection.monitor}")
     if words:
         announce("; ".join(words))

@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+from keras_residual.data.sampling import Crop, Views, check_crop
+
 __all__ = ["RECIPES", "Recipe", "recipe"]
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
@@ -64,7 +66,7 @@ class Recipe:
         size: Height and width of the training images; `None` for the network's own.
         growth: Progressive size: `((part of the epochs, size), ...)`, in order; it goes before `size`.
         drop_path: Stochastic-depth rate that the network is to be built with.
-        dropout: Dropout rate that the network is to be built with.
+        dropout: Rate that `finetune` builds the network with, where its family has dropout; `fit` warns of another.
         clip_norm: Highest global norm of the gradient; 0 for any.
         accumulate: Batches whose mean gradient makes one step of the optimiser.
         ema: Decay of the averages of all weights, batch statistics included; 0 for none.
@@ -112,10 +114,10 @@ class Recipe:
     policy_probability: float = 1.0
     color_jitter: float = 0.0
     erasing: float = 0.0
-    crop: str = "random"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop: Crop = Views.crop
+    crop_scale: tuple[float, float] = Views.scale
     padding: int | None = None
-    flip: bool = True
+    flip: bool = Views.flip
     size: int | None = None
     growth: tuple[tuple[float, int], ...] = ()
     drop_path: float = 0.0
@@ -135,11 +137,11 @@ class Recipe:
             "policy": (None, *POLICIES),
             "loss": ("cross_entropy", "binary"),
             "batch_norm": ("train", "frozen"),
-            "crop": ("random", "center", "squash", "pad"),
         }.items():
             if getattr(self, field) not in allowed:
                 words = ", ".join(map(str, allowed))
                 raise ValueError(f"Recipe: {field} is one of {words}. Received: {getattr(self, field)!r}.")
+        check_crop(self.crop, self.crop_scale, "Recipe: ")
         for field in ("learning_rate", "batch_size", "epochs", "accumulate", "layer_decay", "factor", "patience"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Recipe: {field} is positive. Received: {getattr(self, field)!r}.")

@@ -16,13 +16,13 @@ import numpy as np
 
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
-from keras_residual.training.callbacks import Keeper
 from keras_residual.training.checkpoint import Snapshot
 from keras_residual.training.decide import Decision
 from keras_residual.training.devices import jax_devices, replica_count, strategy_scope
 from keras_residual.training.inputs import check_batch, check_images, check_labels, check_recipe, check_size, layers_of
 from keras_residual.training.optimizers import Schedule, layer_rates, optimizer
 from keras_residual.training.recipes import Recipe, recipe
+from keras_residual.training.state import TrainingState
 from keras_residual.training.step import MacroF1, Normalize, Step, logits_of
 from keras_residual.weights import Preprocess, Weights
 
@@ -94,15 +94,22 @@ class Run:
             raise ValueError(f"class_weight has a number for each of {outputs} classes. Received: {len(class_weight)}.")
         self.class_weight = None if class_weight is None else tuple(map(float, class_weight))
         self._wanted = {id(layer): layer.trainable for layer in layers_of(self.network)}
-        rates = [layer.rate for layer in model.layers if layer.name.endswith(".drop_path")]
-        if self.recipe.drop_path and max(rates, default=0.0) != self.recipe.drop_path:
-            warnings.warn(
-                f"Recipe {self.recipe.name!r} has drop_path={self.recipe.drop_path}, {model.name!r} was built with "
-                f"{max(rates, default=0.0)}: the network decides. Build it with drop_path={self.recipe.drop_path}.",
-                stacklevel=4,
-            )
+        self._warn_of_rates()
 
     # ------------------------------------------------------------------------------------------------------ what
+
+    def _warn_of_rates(self) -> None:
+        """Warn if the network was built with other rates than the recipe has: they are the network's."""
+        layers = [layer for layer in layers_of(self.model) if isinstance(layer, keras.layers.Dropout)]
+        paths = [layer for layer in layers if layer.name.endswith(".drop_path")]
+        for name, own in {"drop_path": paths, "dropout": [layer for layer in layers if layer not in paths]}.items():
+            wanted, highest = getattr(self.recipe, name), max((layer.rate for layer in own), default=0.0)
+            if wanted and not math.isclose(highest, wanted):  # the rates of a ramp are rounded
+                warnings.warn(
+                    f"Recipe {self.recipe.name!r} has {name}={wanted}, but {self.model.name!r} was built with "
+                    f"{highest:g}, which is used. Build it with {name}={wanted}, or change the recipe.",
+                    stacklevel=5,  # the caller of `fit`
+                )
 
     def about(self, fingerprint: str | None) -> dict[str, Any]:
         """What makes it this training and no other."""
@@ -215,38 +222,37 @@ class Run:
             # so that all variables are there before the first step: a checkpoint is put into them
             self.step._compile_metrics.build(np.zeros((1,), "int32"), np.zeros((1, self.step.classes), "float32"))
 
-    def train(self, keeper: Keeper, decision: Decision, callbacks: list[Any], snapshot: Snapshot | None) -> None:
-        """All phases that are left, from the checkpoint on."""
+    def train(self, state: TrainingState, decision: Decision, callbacks: list[Any], snapshot: Snapshot | None) -> None:
+        """Train all phases that are left, from the checkpoint on."""
         compiled: tuple[int, bool] | None = None
         for phase in self.phases():
-            if keeper.step >= phase.last * self.steps or keeper.stopped:
+            if state.step >= phase.last * self.steps or state.stopped:
                 if snapshot is not None and phase is self.phases()[-1] and compiled is None:
-                    self.compile(self._phase_of(keeper.step), decision)  # finished: only its weights are wanted
-                    keeper.put(snapshot)
+                    self.compile(self._phase_of(state.step), decision)  # finished: only its weights are wanted
+                    state.put(snapshot)
                 continue
             if compiled != (phase.begun, phase.head):
                 self.compile(phase, decision)
                 compiled = (phase.begun, phase.head)
-                keeper.set_model(self.step)
                 if snapshot is not None:
-                    keeper.put(snapshot)
+                    state.put(snapshot)
                     snapshot = None
-            if keeper.good is None:
-                keeper.good = Snapshot.take(self.variables(), keeper.state())
-            first = keeper.step // self.steps
-            if keeper.step % self.steps:
+            if state.good is None:
+                state.good = Snapshot.take(self.variables(), state.record())
+            first = state.step // self.steps
+            if state.step % self.steps:
                 # the rest of the epoch that was cut off: an epoch of fewer steps to Keras
-                self._fit(phase, first, first + 1, (first + 1) * self.steps - keeper.step, keeper, callbacks)
+                self._fit(phase, first, first + 1, (first + 1) * self.steps - state.step, state, callbacks)
                 first += 1
-            if first < phase.last and not keeper.stopped:
-                self._fit(phase, first, phase.last, self.steps, keeper, callbacks)
+            if first < phase.last and not state.stopped:
+                self._fit(phase, first, phase.last, self.steps, state, callbacks)
 
     def _phase_of(self, step: int) -> Phase:
         return next(p for p in self.phases() if step <= p.last * self.steps)
 
-    def _fit(self, phase: Phase, first: int, last: int, steps: int, keeper: Keeper, callbacks: list[Any]) -> None:
+    def _fit(self, phase: Phase, first: int, last: int, steps: int, state: TrainingState, callbacks: list[Any]) -> None:
         self.step.fit(
-            self.batches(keeper.step, phase.size),
+            self.batches(state.step, phase.size),
             initial_epoch=first,
             epochs=last,
             steps_per_epoch=steps,

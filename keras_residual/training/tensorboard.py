@@ -60,7 +60,7 @@ class Board(keras.callbacks.Callback):
                 self._write(name, epoch, value)
 
     def _epoch(self, epoch: int) -> None:
-        for name, values in self.history.items():  # the keeper has this epoch by now
+        for name, values in self.history.items():  # `Count` has written this epoch by now
             if epoch < len(values):
                 self._write(name, epoch, values[epoch])
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Any, get_args
 
 import keras
 from keras import ops
 
 from keras_residual import primitives
-from keras_residual.weights.sources import Weights
+from keras_residual.weights.sources import CropMode, Interpolation, Weights
 
 __all__ = ["Preprocess", "preprocessing"]
-
-_INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
 @keras.saving.register_keras_serializable(package="keras_residual")
@@ -41,21 +39,23 @@ class Preprocess(keras.layers.Layer):
     def __init__(
         self,
         size: tuple[int, int],
-        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
-        std: tuple[float, ...] = (0.229, 0.224, 0.225),
-        crop: float = 0.875,
-        crop_mode: str = "center",
-        interpolation: str = "bicubic",
+        mean: tuple[float, ...] = Weights.mean,
+        std: tuple[float, ...] = Weights.std,
+        crop: float = Weights.crop,
+        crop_mode: CropMode | str = Weights.crop_mode,
+        interpolation: Interpolation | str = "bicubic",
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")  # 0..255 does not fit half precision
         super().__init__(**kwargs)
-        if interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"interpolation is one of {', '.join(_INTERPOLATIONS)}. Received: {interpolation!r}.")
-        if crop_mode not in ("center", "squash", "border"):
-            raise ValueError(f"crop_mode is center, squash or border. Received: {crop_mode!r}.")
+        for what, value, allowed in (
+            ("interpolation", interpolation, get_args(Interpolation)),
+            ("crop_mode", crop_mode, get_args(CropMode)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
         if not 0 < crop <= 1:
-            raise ValueError(f"crop is the part of the image that is kept, 0 < crop <= 1. Received: {crop}.")
+            raise ValueError(f"crop must be the part of the image that is kept, 0 < crop <= 1; got {crop}.")
         self.size, self.mean, self.std = (int(size[0]), int(size[1])), tuple(mean), tuple(std)
         self.crop, self.crop_mode, self.interpolation = crop, crop_mode, interpolation
         # raw bytes must reach `call` as they are

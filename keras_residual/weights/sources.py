@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from keras_residual.io import expand, sha256
 from keras_residual.weights import files
@@ -24,6 +24,10 @@ _FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+
+
+CropMode = Literal["center", "squash", "border"]
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Weights:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop: float = 0.875
-    crop_mode: str = "center"
-    interpolation: str = "bilinear"
+    crop_mode: CropMode | str = "center"  # as a config.json says it: `Preprocess` refuses others
+    interpolation: Interpolation | str = "bilinear"  # timm's where a config.json names none
     labels: tuple[str, ...] = ()
     licence: str | None = None
     top1: float | None = None
@@ -88,7 +92,7 @@ class Weights:
                 mean=tuple(map(float, given.get("mean", cls.mean))),
                 std=tuple(map(float, given.get("std", cls.std))),
                 crop=float(given.get("crop_pct", cls.crop)),
-                crop_mode=str(given.get("crop_mode") or "center"),
+                crop_mode=str(given.get("crop_mode") or cls.crop_mode),
                 interpolation=str(given.get("interpolation", cls.interpolation)),
                 labels=_labels(given),
                 licence=given.get("license") or (known.licence if known else None),
