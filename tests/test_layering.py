@@ -1,6 +1,7 @@
 """Imports point downward only, and `import keras_residual` stays cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_families_do_not_know_each_other(path):
 def test_every_family_registers():
     used = {entry.builder.__module__.rpartition(".")[2] for entry in registry.entries().values()}
     assert {p.stem for p in FAMILIES} == used, "models/_families.py imports every family"
+
+
+def test_walks_follow_imports():
+    """The two walks in CONTRIBUTING: at most eight files each, every one imported by a file before it."""
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text.partition("## Two walks")[2].partition("\n## ")[0]
+    walks = [re.findall(r"^\d\. `(.+?)`", walk, re.MULTILINE) for walk in re.split(r"^From ", text, flags=re.M)[1:]]
+    assert len(walks) == 2
+    for walk in walks:
+        assert len(walk) <= 8
+        for number, file in enumerate(walk[1:], start=1):
+            name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            before = {found for earlier in walk[:number] for found in imports(PACKAGE.parent / earlier)}
+            package = name.rpartition(".")[0]  # a package's `__init__` may pass its modules on
+            assert any(found.startswith((f"{name}.", f"{package}.")) or found == name for found in before), file
 
 
 def run(code):
