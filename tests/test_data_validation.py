@@ -1,9 +1,12 @@
 """What the scan says of files is what training would find out; nothing hangs, crashes or eats memory."""
 
 import csv
+import ctypes
 import json
 import os
 import socket
+import sys
+import threading
 import time
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from keras_residual import data
+from keras_residual.data import validation
 from keras_residual.data.stores import Encoded
 from keras_residual.data.validation import check, check_file, default_cache, scan, scan_bytes
 from keras_residual.reading import host
@@ -273,3 +277,53 @@ def test_the_verdict_is_the_training_decoders(kind):
 @pytest.mark.parametrize("kind", _SOURCES)
 def test_the_verdict_is_the_training_decoders_thousandfold(kind):
     fuzz(kind, 1000)
+
+
+# ------------------------------------------------------------------------------------------------- what decoders print
+
+LOST = JPEG[: len(JPEG) // 2] + b"\xff\xd9"  # the end's marker too early: libjpeg fills up with grey and prints
+LIBC = ctypes.CDLL(None)
+
+
+def print_meanwhile(monkeypatch, writing):
+    """Scan a damaged and a good image; `writing` runs in another thread while the first is decoded."""
+    monkeypatch.setattr(validation, "check", lambda *arguments: [run_aside(writing), check(*arguments)][1])
+    return [record.reason for record in scan_bytes([LOST, JPEG])]
+
+
+def run_aside(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="C's variable has another name elsewhere")
+def test_others_print_while_images_are_decoded(monkeypatch, capfd):
+    """Python's output appears at once, whatever it is about; that of C code without our decoders' names afterwards."""
+    seen = []
+
+    def writing():
+        os.write(2, b"saved plot.PNG: the marker is JPEG\n")
+        seen.append(capfd.readouterr().err)
+        LIBC.fprintf(ctypes.c_void_p.in_dll(LIBC, "stderr"), b"a library's warning\n")
+        LIBC.fprintf(ctypes.c_void_p.in_dll(LIBC, "stderr"), b"W0000 00:00:1.0 1 hdf5.cc:7] no JPEG in it\n")
+
+    reasons = print_meanwhile(monkeypatch, writing)
+    assert "premature end" in reasons[0]
+    assert not reasons[1]
+    assert all(text.endswith("saved plot.PNG: the marker is JPEG\n") for text in seen)
+    left = "".join(seen) + capfd.readouterr().err
+    assert "a library's warning\n" in left
+    assert "no JPEG in it\n" in left
+    assert "Corrupt JPEG data" not in left
+
+
+def test_where_the_stream_cannot_be_exchanged(monkeypatch, capfd):
+    """There the process's standard error is redirected, and what is not a decoder's passed on."""
+    monkeypatch.setattr(validation, "_c_stderr", lambda: None)
+    reasons = print_meanwhile(monkeypatch, lambda: os.write(2, b"another thread\n"))
+    assert "premature end" in reasons[0]
+    assert not reasons[1]
+    left = capfd.readouterr().err
+    assert "another thread\n" in left
+    assert "Corrupt JPEG data" not in left
