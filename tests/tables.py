@@ -44,7 +44,8 @@ def families():
         family = f"`{module.rpartition('.')[2]}` ({len(rows)})"
         lines.append([family, what, f"{names}{more}", _range(rows), count or "none"])
     head = ["family", "what it is", "networks", "parameters", "timm's checkpoints"]
-    return f"{_table(head, lines)}\n\nTogether {len(published())} of the 1,826 pretrained tags of timm 1.0.31."
+    count = sum(tags[name] for name in tags if registry.resolve(name))
+    return f"{_table(head, lines)}\n\nTogether {count:,} of the {len(published()):,} pretrained tags of timm 1.0.31."
 
 
 def _range(rows):

@@ -1,4 +1,4 @@
-"""What timm publishes of its checkpoints: accuracy and licence, for people to choose by; loading needs none of it."""
+"""Accuracy and licence of timm's checkpoints, for people to choose by; loading needs none of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Published:
 
 @functools.cache
 def published() -> dict[str, Published]:
-    """Every checkpoint that a registered network loads, by tag (timm 1.0.31, its results of August 2026)."""
+    """Return all of timm's pretrained checkpoints by tag (timm 1.0.31, its results of August 2026)."""
     with resources.files("keras_residual.weights").joinpath("published.csv").open(encoding="utf-8") as file:
         return {
             row["tag"]: Published(
