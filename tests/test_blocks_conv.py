@@ -303,13 +303,14 @@ def test_files_of_mobile_blocks(tmp_path):
 
 
 def test_mobile_blocks_count_channels():
-    """Inner channels are rounded to eights; an edge block may expand another number than its input's."""
+    """Inner channels are rounded to eights, or given outright."""
     model = build(functools.partial(blocks.inverted_residual, filters=8, expansion=3.6, name="b"), (8, 8, 16))
     assert model.get_layer("b.conv_pw").filters == 56
-    edge = functools.partial(blocks.edge_residual, filters=8, expansion=4, expanded_from=24, name="b")
-    assert build(edge, (8, 8, 32)).get_layer("b.conv_exp").filters == 96
-    grouped = functools.partial(blocks.inverted_residual, filters=8, expansion=2, group_size=8, name="b")
-    assert build(grouped, (8, 8, 16)).get_layer("b.conv_dw").groups == 4
+    pruned = functools.partial(blocks.inverted_residual, filters=8, hidden=51, name="b")
+    assert build(pruned, (8, 8, 16)).get_layer("b.conv_pw").filters == 51
+    edge = functools.partial(blocks.edge_residual, filters=8, hidden=96, group_size=24, name="b")
+    layer = build(edge, (8, 8, 32)).get_layer("b.conv_exp")
+    assert (layer.filters, layer.groups) == (96, 4)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -332,8 +333,8 @@ MISTAKES = {
     ),
     "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil mode", "size=1"]),
     "group size": (
-        lambda: blocks.inverted_residual(image(), 8, expansion=1, group_size=5, name="b"),
-        ["b: group_size must divide", "16 channels", "group_size=5"],
+        lambda: blocks.edge_residual(image(), 8, expansion=1, group_size=5, name="b"),
+        ["b: the inner channels must be a multiple", "16 channels", "group_size=5"],
     ),
     "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: filters", "filters=0"]),
     "no divisor": (lambda: blocks.squeeze_excite(image(), divisor=0), ["positive integer", "divisor=0"]),

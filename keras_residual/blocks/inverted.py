@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from keras_residual.blocks.conv import batch_norm, conv_norm
 from keras_residual.blocks.equation import residual
@@ -32,9 +33,7 @@ def depthwise_separable(
     *,
     kernel: Kernel = 3,
     stride: int = 1,
-    group_size: int = 1,
     se: SqueezeExcite | None = None,
-    downsample: Downsample | None = None,
     norm: Norm = batch_norm,
     activation: Activation = "relu",
     pointwise_activation: bool = False,
@@ -43,18 +42,17 @@ def depthwise_separable(
     drop_path: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Depthwise convolution, then a pointwise one (Howard et al. 2017, MobileNet): `(N, *spatial, C)` -> `(N, *spatial,
+    """Convolve depthwise, then pointwise (Howard et al. 2017, MobileNet): `(N, *spatial, C)` -> `(N, *spatial,
     filters)`.
 
     timm: `DepthwiseSeparableConv`. Arguments as in `inverted_residual`; `pointwise_activation` activates the output, as
     in MobileNet itself, whose blocks have no skip.
     """
     name = fresh_name(name, "depthwise_separable")
-    use, step = _options(x, filters, stride, se, downsample, norm, padding, name)
-    channels, groups = x.shape[-1], _groups(x.shape[-1], group_size, name)
-    names = ("conv_dw", "bn1", "act1")
-    y = use(x, channels, kernel, stride=step, groups=groups, activation=activation, names=names)
-    y = _between(y, x.shape[-1], stride, se, downsample, name)
+    use = _convolutions(filters, stride, se, norm, padding, name)
+    channels, names = x.shape[-1], ("conv_dw", "bn1", "act1")
+    y = use(x, channels, kernel, stride=stride, groups=channels, activation=activation, names=names)
+    y = y if se is None else se(y, channels, name=f"{name}.se")
     final = activation if pointwise_activation else None
     y = use(y, filters, 1, activation=final, names=("conv_pw", "bn2", "act2"))
     return _added(x, y, stride, skip, drop_path, name)
@@ -67,9 +65,8 @@ def inverted_residual(
     kernel: Kernel = 3,
     stride: int = 1,
     expansion: float = 6.0,
-    group_size: int = 1,
+    hidden: int | None = None,
     se: SqueezeExcite | None = None,
-    downsample: Downsample | None = None,
     norm: Norm = batch_norm,
     activation: Activation = "relu",
     skip: bool = True,
@@ -88,10 +85,9 @@ def inverted_residual(
         kernel: Size of the depthwise convolution.
         stride: Step of the depthwise convolution.
         expansion: The inner channels are this multiple of the input's, rounded by `make_divisible`.
-        group_size: Channels of each group of the convolution in the middle; 1 is depthwise.
+        hidden: The inner channels outright, as in pruned networks; `None` for `expansion`.
         se: Channel attention after the depthwise convolution; it also gets the number of the block's input channels,
             of which EfficientNet's width is a share. `None` for none.
-        downsample: Anti-aliased subsampling in place of the stride.
         norm: Normalisation after each convolution.
         activation: After each normalisation but the last.
         skip: Whether to add the input where neither size nor channels change.
@@ -100,13 +96,12 @@ def inverted_residual(
         name: Prefix of the layers' names.
     """
     name = fresh_name(name, "inverted_residual")
-    use, step = _options(x, filters, stride, se, downsample, norm, padding, name)
-    hidden = make_divisible(x.shape[-1] * expansion)
-    groups = _groups(hidden, group_size, name)
+    use = _convolutions(filters, stride, se, norm, padding, name)
+    hidden = hidden or make_divisible(x.shape[-1] * expansion)
     y = use(x, hidden, 1, activation=activation, names=("conv_pw", "bn1", "act1"))
     names = ("conv_dw", "bn2", "act2")
-    y = use(y, hidden, kernel, stride=step, groups=groups, activation=activation, names=names)
-    y = _between(y, x.shape[-1], stride, se, downsample, name)
+    y = use(y, hidden, kernel, stride=stride, groups=hidden, activation=activation, names=names)
+    y = y if se is None else se(y, x.shape[-1], name=f"{name}.se")
     y = use(y, filters, 1, names=("conv_pwl", "bn3", ""))
     return _added(x, y, stride, skip, drop_path, name)
 
@@ -118,7 +113,8 @@ def edge_residual(
     kernel: Kernel = 3,
     stride: int = 1,
     expansion: float = 4.0,
-    expanded_from: int | None = None,
+    hidden: int | None = None,
+    group_size: int | None = None,
     se: SqueezeExcite | None = None,
     downsample: Downsample | None = None,
     norm: Norm = batch_norm,
@@ -131,52 +127,37 @@ def edge_residual(
     """Expand by a full convolution, then project (Tan & Le 2021, Fused-MBConv): `(N, *spatial, C)` -> `(N, *spatial,
     filters)`.
 
-    timm: `EdgeResidual`. Arguments as in `inverted_residual`; `expanded_from` stands in for the input's channels, which
-    `expansion` multiplies, in EfficientNet-EdgeTPU.
+    timm: `EdgeResidual`. Arguments as in `inverted_residual`. `group_size` divides the inner channels into groups
+    (mobilenet_edgetpu_v2); `downsample` is anti-aliased subsampling in place of the stride (mobilenetv4).
     """
     name = fresh_name(name, "edge_residual")
-    use, step = _options(x, filters, stride, se, downsample, norm, padding, name)
-    hidden = make_divisible((expanded_from or x.shape[-1]) * expansion)
-    y = use(x, hidden, kernel, stride=step, activation=activation, names=("conv_exp", "bn1", "act1"))
-    y = _between(y, x.shape[-1], stride, se, downsample, name)
+    use = _convolutions(filters, stride, se, norm, padding, name)
+    hidden = hidden or make_divisible(x.shape[-1] * expansion)
+    require_sizes(name, hidden=hidden, group_size=group_size or 1)
+    if hidden % (group_size or 1):
+        raise ValueError(
+            f"{name}: the inner channels must be a multiple of group_size. Received: {hidden} channels, "
+            f"group_size={group_size}."
+        )
+    step, groups = 1 if downsample else stride, hidden // group_size if group_size else 1
+    names = ("conv_exp", "bn1", "act1")
+    y = use(x, hidden, kernel, stride=step, groups=groups, activation=activation, names=names)
+    if downsample and stride > 1:
+        y = downsample(y, stride, name=f"{name}.aa")
+    y = y if se is None else se(y, x.shape[-1], name=f"{name}.se")
     y = use(y, filters, 1, names=("conv_pwl", "bn2", ""))
     return _added(x, y, stride, skip, drop_path, name)
 
 
-def _options(
-    x: Tensor,
-    filters: int,
-    stride: int,
-    se: SqueezeExcite | None,
-    downsample: Downsample | None,
-    norm: Norm,
-    padding: Padding,
-    name: str,
-) -> tuple[Any, int]:
-    """Return `conv_norm` with what all its calls have in common, and the step of the convolution that strides."""
+def _convolutions(
+    filters: int, stride: int, se: SqueezeExcite | None, norm: Norm, padding: Padding, name: str
+) -> Callable[..., Tensor]:
+    """Return `conv_norm` with what all convolutions of a block have in common."""
     require_sizes(name, filters=filters, stride=stride)
     require_function(norm, "norm", name)
     if se is not None:
         require_function(se, "se", name)
-    return partial(conv_norm, norm=norm, padding=padding, name=name), 1 if downsample else stride
-
-
-def _groups(channels: int, size: int, name: str) -> int:
-    require_sizes(name, group_size=size)
-    if channels % size:
-        raise ValueError(
-            f"{name}: group_size must divide the channels of the convolution in the middle. Received: {channels} "
-            f"channels, group_size={size}."
-        )
-    return channels // size
-
-
-def _between(
-    y: Tensor, channels: int, stride: int, se: SqueezeExcite | None, downsample: Downsample | None, name: str
-) -> Tensor:
-    if downsample and stride > 1:
-        y = downsample(y, stride, name=f"{name}.aa")
-    return y if se is None else se(y, channels, name=f"{name}.se")
+    return partial(conv_norm, norm=norm, padding=padding, name=name)
 
 
 def _added(x: Tensor, y: Tensor, stride: int, skip: bool, drop_path: float, name: str) -> Tensor:

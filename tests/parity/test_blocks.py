@@ -189,7 +189,7 @@ SHAPES = [
 
 
 MOBILE = [(kind, shape, tensorflow) for kind in ("ds", "ir", "er") for shape in SHAPES for tensorflow in (False, True)]
-MOBILE += [(k, SHAPES[0], False) for k in ("dsa", "ir without se", "ir noskip", "ir by groups", "er noskip")]
+MOBILE += [(k, SHAPES[0], False) for k in ("dsa", "ir without se", "ir noskip", "er by groups", "er noskip")]
 
 
 @pytest.mark.parametrize(("kind", "shape", "tensorflow"), MOBILE, ids=str)
@@ -211,13 +211,13 @@ def test_mobile_blocks(kind, shape, tensorflow):
         given["exp_ratio"] = ours["expansion"] = 3.6  # 57.6 channels, rounded to 56
         if kind != "ir without se":
             given["se_layer"], ours["se"] = se_layer(3.6), efficientnet_se
-        if kind == "ir by groups":
-            given["group_size"] = ours["group_size"] = 8
         theirs, block = _efficientnet_blocks.InvertedResidual, blocks.inverted_residual
     else:
         given["exp_ratio"] = ours["expansion"] = 4
         given |= {"exp_kernel_size": given.pop("dw_kernel_size"), "se_layer": se_layer(4)}
         ours["se"] = efficientnet_se
+        if kind == "er by groups":
+            given["group_size"] = ours["group_size"] = 16
         theirs, block = _efficientnet_blocks.EdgeResidual, blocks.edge_residual
     twin = Named(block=theirs(**given))
     assert twin.block.has_skip == (shape["stride"] == 1 and shape["out_chs"] == 16 and not given.get("noskip", False))
