@@ -238,6 +238,81 @@ def test_average_pool_counts_padding_unless_same(rank):
     np.testing.assert_allclose(covered(ones), ones, rtol=1e-6)
 
 
+# ----------------------------------------------------------------------------------------------------- mobile blocks
+
+
+def reduced(x, channels, *, name):
+    return blocks.squeeze_excite(x, reduced=channels // 4, names=("conv_reduce", "conv_expand"), name=name)
+
+
+MOBILE = {
+    "depthwise separable": (blocks.depthwise_separable, "conv_dw bn1 se conv_pw bn2"),
+    "inverted": (blocks.inverted_residual, "conv_pw bn1 conv_dw bn2 se conv_pwl bn3"),
+    "edge": (blocks.edge_residual, "conv_exp bn1 se conv_pwl bn2"),
+}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("kind", MOBILE)
+def test_mobile_blocks(kind, rank):
+    """Named as timm's modules, of any rank; sizes may be unknown; XLA and half precision agree."""
+    block, names = MOBILE[kind]
+    function = functools.partial(block, filters=16, stride=2, se=reduced, padding="same", name="b")
+    model = build(function, (9,) * rank + (8,))
+    assert list(dict.fromkeys(slot.key.split(".")[1] for slot in kr.weights.slots(model))) == names.split()
+    x = tools.noise((2, *(9,) * rank, 8))
+    y = np.asarray(model(x, training=False))
+    assert y.shape == (2, *(5,) * rank, 16)
+    assert tools.distance(build(function, (None,) * rank + (8,))(x, training=False), y) < 1e-6
+    if rank == 2:
+        compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)
+        assert tools.distance(compiled(x), y) < 1e-4
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        try:
+            half = build(function, x.shape[1:])
+        finally:
+            keras.config.set_dtype_policy(policy)
+        assert tools.distance(keras.ops.cast(half(x, training=False), "float32"), y) < 0.1
+
+
+@pytest.mark.parametrize("kind", MOBILE)
+def test_mobile_blocks_skip_where_the_shape_stays(kind):
+    block, _ = MOBILE[kind]
+    for options, skips in (
+        ({"filters": 8}, True),
+        ({"filters": 8, "skip": False}, False),
+        ({"filters": 16}, False),
+        ({"filters": 8, "stride": 2}, False),
+    ):
+        model = build(functools.partial(block, drop_path=0.5, name="b", **options), (8, 8, 8))
+        assert ("b.add" in {layer.name for layer in model.layers}) is skips
+
+
+def test_files_of_mobile_blocks(tmp_path):
+    def network(x):
+        for i, (block, _) in enumerate(MOBILE.values()):
+            x = block(x, 8, se=reduced, padding="same", drop_path=0.1, name=f"blocks.{i}")
+        return x
+
+    model = build(network, (None, None, 8))
+    model.save(tmp_path / "model.keras")
+    x = tools.noise((2, 9, 8, 8))
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again(x, training=False), model(x, training=False))
+
+
+def test_mobile_blocks_count_channels():
+    """Inner channels are rounded to eights, or given outright."""
+    model = build(functools.partial(blocks.inverted_residual, filters=8, expansion=3.6, name="b"), (8, 8, 16))
+    assert model.get_layer("b.conv_pw").filters == 56
+    pruned = functools.partial(blocks.inverted_residual, filters=8, hidden=51, name="b")
+    assert build(pruned, (8, 8, 16)).get_layer("b.conv_pw").filters == 51
+    edge = functools.partial(blocks.edge_residual, filters=8, hidden=96, group_size=24, name="b")
+    layer = build(edge, (8, 8, 32)).get_layer("b.conv_exp")
+    assert (layer.filters, layer.groups) == (96, 4)
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -257,6 +332,11 @@ MISTAKES = {
         ["ceil mode", "padding='same'"],
     ),
     "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil mode", "size=1"]),
+    "group size": (
+        lambda: blocks.edge_residual(image(), 8, expansion=1, group_size=5, name="b"),
+        ["b: the inner channels must be a multiple", "16 channels", "group_size=5"],
+    ),
+    "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: filters", "filters=0"]),
     "no divisor": (lambda: blocks.squeeze_excite(image(), divisor=0), ["positive integer", "divisor=0"]),
     "no width": (lambda: blocks.squeeze_excite(image(), reduced=0), ["positive integer", "filters=0"]),
 }
@@ -269,3 +349,8 @@ def test_mistakes_are_explained(mistake):
         function()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_layer_is_no_squeeze_excite():
+    with pytest.raises(TypeError, match=r"`se` is a function.*squeeze_excite"):
+        blocks.depthwise_separable(image(), 8, se=keras.layers.Dense(4), name="b")

@@ -21,6 +21,8 @@ from keras_residual.blocks.conv import (
 )
 from keras_residual.blocks.conv_blocks import basic, bottleneck, convnext, plain_basic, preact_basic, preact_bottleneck
 from keras_residual.blocks.equation import activate, drop_path_rates, residual
+from keras_residual.blocks.inverted import SqueezeExcite as SqueezeExcite
+from keras_residual.blocks.inverted import depthwise_separable, edge_residual, inverted_residual
 from keras_residual.blocks.padding import Kernel as Kernel
 from keras_residual.blocks.padding import Padding as Padding
 from keras_residual.blocks.padding import pad
@@ -60,10 +62,13 @@ __all__ = [
     "convolution",
     "dense",
     "depthwise",
+    "depthwise_separable",
     "drop_path_rates",
+    "edge_residual",
     "efficient_channel_attention",
     "group_norm",
     "identity",
+    "inverted_residual",
     "layer_norm",
     "make_divisible",
     "max_pool",

@@ -98,6 +98,7 @@ _FUNCTIONS = {
     "norm": "keras_residual.blocks.batch_norm, or lambda x, name, zero_init=False: MyLayer(name=name)(x)",
     "shortcut": "keras_residual.blocks.projection",
     "attention": "keras_residual.blocks.squeeze_excite",
+    "se": "lambda x, channels, *, name: keras_residual.blocks.squeeze_excite(x, reduced=channels // 4, name=name)",
     "stem": "keras_residual.models.resnet.small_stem",
 }
 

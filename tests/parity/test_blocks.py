@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from timm import layers as timm_layers
+from timm.models import _efficientnet_blocks
 from torch import nn
 
 import keras_residual as kr
@@ -160,3 +161,95 @@ def test_depthwise(stride, bias):
 )
 def test_pooling(theirs, ours):
     assert distance(theirs, functools.partial(ours, name="pool")) < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+def efficientnet_se(x, channels, *, name, share=0.25, activation="silu", gate="sigmoid"):
+    """EfficientNet's: a share of the block's input channels, plainly rounded."""
+    names = ("conv_reduce", "conv_expand")
+    reduced = round(channels * share)
+    return blocks.squeeze_excite(x, reduced=reduced, activation=activation, gate=gate, names=names, name=name)
+
+
+def se_layer(expansion, gate=nn.Sigmoid):
+    return functools.partial(_efficientnet_blocks.SqueezeExcite, rd_ratio=0.25 / expansion, gate_layer=gate)
+
+
+tf_norm = functools.partial(nn.BatchNorm2d, eps=1e-3)
+TF = {"norm": functools.partial(blocks.batch_norm, epsilon=1e-3), "padding": "same"}
+
+SHAPES = [
+    {"stride": 1, "out_chs": 16, "dw_kernel_size": 3},
+    {"stride": 1, "out_chs": 24, "dw_kernel_size": 5},
+    {"stride": 2, "out_chs": 16, "dw_kernel_size": 3},
+    {"stride": 2, "out_chs": 24, "dw_kernel_size": 5},
+]
+
+
+MOBILE = [(kind, shape, tensorflow) for kind in ("ds", "ir", "er") for shape in SHAPES for tensorflow in (False, True)]
+MOBILE += [(k, SHAPES[0], False) for k in ("dsa", "ir without se", "ir noskip", "er by groups", "er noskip")]
+
+
+@pytest.mark.parametrize(("kind", "shape", "tensorflow"), MOBILE, ids=str)
+def test_mobile_blocks(kind, shape, tensorflow):
+    """efficientnet, mobilenetv3: torch's and TensorFlow's padding and epsilon, each rule of the skip."""
+    given = {"act_layer": nn.SiLU, "in_chs": 16, **shape}
+    ours = {"activation": "silu", "filters": shape["out_chs"], "stride": shape["stride"]}
+    ours["kernel"] = shape["dw_kernel_size"]
+    if tensorflow:
+        given |= {"pad_type": "same", "norm_layer": tf_norm}
+        ours |= TF
+    if "noskip" in kind or kind == "dsa":
+        given["noskip"], ours["skip"] = True, False
+    if kind.startswith("ds"):
+        given |= {"se_layer": se_layer(1), "pw_act": kind == "dsa"}
+        ours |= {"se": efficientnet_se, "pointwise_activation": kind == "dsa"}
+        theirs, block = _efficientnet_blocks.DepthwiseSeparableConv, blocks.depthwise_separable
+    elif kind.startswith("ir"):
+        given["exp_ratio"] = ours["expansion"] = 3.6  # 57.6 channels, rounded to 56
+        if kind != "ir without se":
+            given["se_layer"], ours["se"] = se_layer(3.6), efficientnet_se
+        theirs, block = _efficientnet_blocks.InvertedResidual, blocks.inverted_residual
+    else:
+        given["exp_ratio"] = ours["expansion"] = 4
+        given |= {"exp_kernel_size": given.pop("dw_kernel_size"), "se_layer": se_layer(4)}
+        ours["se"] = efficientnet_se
+        if kind == "er by groups":
+            given["group_size"] = ours["group_size"] = 16
+        theirs, block = _efficientnet_blocks.EdgeResidual, blocks.edge_residual
+    twin = Named(block=theirs(**given))
+    assert twin.block.has_skip == (shape["stride"] == 1 and shape["out_chs"] == 16 and not given.get("noskip", False))
+    assert distance(twin, functools.partial(block, name="block", **ours), sizes=((12, 12), (13, 11))) < 1e-5
+
+
+def test_hard_gates():
+    """mobilenetv3: ReLU within a gate of hard sigmoid, whose width is a quarter of the expanded channels, by eights."""
+
+    def se(x, channels, *, name):
+        names = ("conv_reduce", "conv_expand")
+        return blocks.squeeze_excite(x, ratio=0.25, gate="hard_sigmoid", names=names, name=name)
+
+    module = functools.partial(
+        _efficientnet_blocks.SqueezeExcite,
+        rd_ratio=0.25,
+        rd_round_fn=functools.partial(timm_layers.make_divisible, divisor=8, round_limit=0),
+        force_act_layer=nn.ReLU,
+        gate_layer=timm_layers.get_act_layer("hard_sigmoid"),
+    )
+    twin = _efficientnet_blocks.InvertedResidual(16, 16, exp_ratio=4.5, se_layer=module, act_layer=nn.Hardswish)
+    ours = functools.partial(
+        blocks.inverted_residual, filters=16, expansion=4.5, se=se, activation="hard_silu", name="block"
+    )
+    assert distance(Named(block=twin), ours) < 1e-5
+
+
+def test_downsampling_beside_the_stride():
+    """The aa and blur rows of mobilenetv4."""
+    for aa, ours in (("avg", blocks.average_pool), ("blur", blocks.blur_pool)):
+        twin = _efficientnet_blocks.EdgeResidual(16, 24, stride=2, exp_ratio=4, aa_layer=aa)
+        block = functools.partial(
+            blocks.edge_residual, filters=24, stride=2, expansion=4, downsample=ours, name="block"
+        )
+        assert distance(Named(block=twin), block) < 1e-5

@@ -1,0 +1,166 @@
+"""The blocks of mobile networks: depthwise convolutions between pointwise ones, as in MobileNet and EfficientNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from keras_residual.blocks.conv import batch_norm, conv_norm
+from keras_residual.blocks.equation import residual
+from keras_residual.blocks.padding import Kernel, Padding
+from keras_residual.blocks.rules import (
+    Activation,
+    Downsample,
+    Norm,
+    Tensor,
+    fresh_name,
+    make_divisible,
+    require_function,
+    require_sizes,
+)
+
+
+class SqueezeExcite(Protocol):
+    """Channel attention within a block whose input has that many channels: `se(x, channels, name=...)`."""
+
+    def __call__(self, x: Tensor, channels: int, *, name: str) -> Tensor: ...
+
+
+def depthwise_separable(
+    x: Tensor,
+    filters: int,
+    *,
+    kernel: Kernel = 3,
+    stride: int = 1,
+    se: SqueezeExcite | None = None,
+    norm: Norm = batch_norm,
+    activation: Activation = "relu",
+    pointwise_activation: bool = False,
+    skip: bool = True,
+    padding: Padding = None,
+    drop_path: float = 0.0,
+    name: str | None = None,
+) -> Tensor:
+    """Convolve depthwise, then pointwise (Howard et al. 2017, MobileNet): `(N, *spatial, C)` -> `(N, *spatial,
+    filters)`.
+
+    timm: `DepthwiseSeparableConv`. Arguments as in `inverted_residual`; `pointwise_activation` activates the output, as
+    in MobileNet itself, whose blocks have no skip.
+    """
+    name = fresh_name(name, "depthwise_separable")
+    use = _convolutions(filters, stride, se, norm, padding, name)
+    channels, names = x.shape[-1], ("conv_dw", "bn1", "act1")
+    y = use(x, channels, kernel, stride=stride, groups=channels, activation=activation, names=names)
+    y = y if se is None else se(y, channels, name=f"{name}.se")
+    final = activation if pointwise_activation else None
+    y = use(y, filters, 1, activation=final, names=("conv_pw", "bn2", "act2"))
+    return _added(x, y, stride, skip, drop_path, name)
+
+
+def inverted_residual(
+    x: Tensor,
+    filters: int,
+    *,
+    kernel: Kernel = 3,
+    stride: int = 1,
+    expansion: float = 6.0,
+    hidden: int | None = None,
+    se: SqueezeExcite | None = None,
+    norm: Norm = batch_norm,
+    activation: Activation = "relu",
+    skip: bool = True,
+    padding: Padding = None,
+    drop_path: float = 0.0,
+    name: str | None = None,
+) -> Tensor:
+    """Expand, convolve depthwise, project (Sandler et al. 2018, MobileNetV2): `(N, *spatial, C)` -> `(N, *spatial,
+    filters)`.
+
+    timm: `InvertedResidual`; EfficientNet's MBConv. Nothing is activated after the projection and the addition.
+
+    Args:
+        x: The block's input.
+        filters: Output channels.
+        kernel: Size of the depthwise convolution.
+        stride: Step of the depthwise convolution.
+        expansion: The inner channels are this multiple of the input's, rounded by `make_divisible`.
+        hidden: The inner channels outright, as in pruned networks; `None` for `expansion`.
+        se: Channel attention after the depthwise convolution; it also gets the number of the block's input channels,
+            of which EfficientNet's width is a share. `None` for none.
+        norm: Normalisation after each convolution.
+        activation: After each normalisation but the last.
+        skip: Whether to add the input where neither size nor channels change.
+        padding: Of every convolution, as in `convolution`.
+        drop_path: Stochastic-depth rate.
+        name: Prefix of the layers' names.
+    """
+    name = fresh_name(name, "inverted_residual")
+    use = _convolutions(filters, stride, se, norm, padding, name)
+    hidden = hidden or make_divisible(x.shape[-1] * expansion)
+    y = use(x, hidden, 1, activation=activation, names=("conv_pw", "bn1", "act1"))
+    names = ("conv_dw", "bn2", "act2")
+    y = use(y, hidden, kernel, stride=stride, groups=hidden, activation=activation, names=names)
+    y = y if se is None else se(y, x.shape[-1], name=f"{name}.se")
+    y = use(y, filters, 1, names=("conv_pwl", "bn3", ""))
+    return _added(x, y, stride, skip, drop_path, name)
+
+
+def edge_residual(
+    x: Tensor,
+    filters: int,
+    *,
+    kernel: Kernel = 3,
+    stride: int = 1,
+    expansion: float = 4.0,
+    hidden: int | None = None,
+    group_size: int | None = None,
+    se: SqueezeExcite | None = None,
+    downsample: Downsample | None = None,
+    norm: Norm = batch_norm,
+    activation: Activation = "relu",
+    skip: bool = True,
+    padding: Padding = None,
+    drop_path: float = 0.0,
+    name: str | None = None,
+) -> Tensor:
+    """Expand by a full convolution, then project (Tan & Le 2021, Fused-MBConv): `(N, *spatial, C)` -> `(N, *spatial,
+    filters)`.
+
+    timm: `EdgeResidual`. Arguments as in `inverted_residual`. `group_size` divides the inner channels into groups
+    (mobilenet_edgetpu_v2); `downsample` is anti-aliased subsampling in place of the stride (mobilenetv4).
+    """
+    name = fresh_name(name, "edge_residual")
+    use = _convolutions(filters, stride, se, norm, padding, name)
+    hidden = hidden or make_divisible(x.shape[-1] * expansion)
+    require_sizes(name, hidden=hidden, group_size=group_size or 1)
+    if hidden % (group_size or 1):
+        raise ValueError(
+            f"{name}: the inner channels must be a multiple of group_size. Received: {hidden} channels, "
+            f"group_size={group_size}."
+        )
+    step, groups = 1 if downsample else stride, hidden // group_size if group_size else 1
+    names = ("conv_exp", "bn1", "act1")
+    y = use(x, hidden, kernel, stride=step, groups=groups, activation=activation, names=names)
+    if downsample and stride > 1:
+        y = downsample(y, stride, name=f"{name}.aa")
+    y = y if se is None else se(y, x.shape[-1], name=f"{name}.se")
+    y = use(y, filters, 1, names=("conv_pwl", "bn2", ""))
+    return _added(x, y, stride, skip, drop_path, name)
+
+
+def _convolutions(
+    filters: int, stride: int, se: SqueezeExcite | None, norm: Norm, padding: Padding, name: str
+) -> Callable[..., Tensor]:
+    """Return `conv_norm` with what all convolutions of a block have in common."""
+    require_sizes(name, filters=filters, stride=stride)
+    require_function(norm, "norm", name)
+    if se is not None:
+        require_function(se, "se", name)
+    return partial(conv_norm, norm=norm, padding=padding, name=name)
+
+
+def _added(x: Tensor, y: Tensor, stride: int, skip: bool, drop_path: float, name: str) -> Tensor:
+    if skip and stride == 1 and x.shape[-1] == y.shape[-1]:
+        return residual(x, y, drop_path=drop_path, name=name)
+    return y
