@@ -12,6 +12,7 @@ from . import tools
 
 # How a layer is made, and the shapes of its inputs.
 LAYERS = {
+    "Affine": ({}, [(2, 3, 4)]),
     "Attend": ({"causal": True}, [(2, 3, 5, 4)] * 3),
     "BatchNorm": ({"axis": -1, "momentum": 0.8, "epsilon": 0.1}, [(2, 3, 4)]),
     "BlurPool": ({"strides": 3}, [(2, 7, 7, 4)]),

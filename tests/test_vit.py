@@ -41,8 +41,8 @@ def test_any_multiple_of_the_patch_at_any_rank(shape):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((224, 230, 3), "sizes are multiples of the patch, 16. Received: (224, 230). Resize to (224, 224)."),
-        ((7, 100, 3), "Received: (7, 100). Resize to (16, 96)."),
+        ((224, 230, 3), "sizes must be multiples of the patch, 16; got (224, 230). Resize the images to (224, 224)."),
+        ((7, 100, 3), "got (7, 100). Resize the images to (16, 96)."),
         ((None, None, 3), "its input size must be known"),
     ],
 )

@@ -21,7 +21,6 @@ from keras_residual.blocks.conv import (
 )
 from keras_residual.blocks.conv_blocks import basic, bottleneck, convnext, plain_basic, preact_basic, preact_bottleneck
 from keras_residual.blocks.equation import activate, drop_path_rates, residual
-from keras_residual.blocks.inverted import SqueezeExcite as SqueezeExcite
 from keras_residual.blocks.inverted import depthwise_separable, edge_residual, inverted_residual
 from keras_residual.blocks.padding import Kernel as Kernel
 from keras_residual.blocks.padding import Padding as Padding
@@ -33,6 +32,7 @@ from keras_residual.blocks.rules import Downsample as Downsample
 from keras_residual.blocks.rules import Norm as Norm
 from keras_residual.blocks.rules import PreactShortcut as PreactShortcut
 from keras_residual.blocks.rules import Shortcut as Shortcut
+from keras_residual.blocks.rules import SqueezeExcite as SqueezeExcite
 from keras_residual.blocks.rules import Tensor as Tensor
 from keras_residual.blocks.rules import make_divisible
 from keras_residual.blocks.shortcuts import identity, padded_identity, pooled_projection, projection

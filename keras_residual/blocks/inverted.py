@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from keras_residual.blocks.conv import batch_norm, conv_norm
 from keras_residual.blocks.equation import residual
@@ -13,18 +12,13 @@ from keras_residual.blocks.rules import (
     Activation,
     Downsample,
     Norm,
+    SqueezeExcite,
     Tensor,
     fresh_name,
     make_divisible,
     require_function,
     require_sizes,
 )
-
-
-class SqueezeExcite(Protocol):
-    """Channel attention within a block whose input has that many channels: `se(x, channels, name=...)`."""
-
-    def __call__(self, x: Tensor, channels: int, *, name: str) -> Tensor: ...
 
 
 def depthwise_separable(

@@ -39,6 +39,12 @@ class Attention(Protocol):
     def __call__(self, x: Tensor, *, name: str) -> Tensor: ...
 
 
+class SqueezeExcite(Protocol):
+    """Channel attention within a block whose input has that many channels: `se(x, channels, name=...)`."""
+
+    def __call__(self, x: Tensor, channels: int, *, name: str) -> Tensor: ...
+
+
 class Downsample(Protocol):
     """Anti-aliased subsampling in place of a stride: `downsample(x, stride, name=...)`."""
 
