@@ -17,6 +17,7 @@ ORDER = (
     "primitives",
     "registry",
     "io",
+    "checking",
     "metrics",
     "layers",
     "blocks",
