@@ -403,10 +403,10 @@ Y = np.arange(20) % 4
         (np.where(X == 7, np.nan, X), Y, "NaN"),
         (X.astype("complex64"), Y, "complex64"),
         (X, Y[:-1], "20 images and 19 labels"),
-        (X, Y.astype("float32"), r"float32. Use y.astype\('int32'\)"),
-        (X, Y + 0.5, "whole numbers from 0, or of names. Received: float64.$"),
-        (X, 0.9 * np.eye(4)[Y] + 0.025, r"not one-hot.*y.argmax\(-1\)"),
-        (X, Y - 1, "Received: -1"),
+        (X, Y.astype("float32"), r"float32. Use labels.astype\('int32'\)"),
+        (X, Y + 0.5, "class numbers or names, whole numbers from 0; got dtype float64.$"),
+        (X, 0.9 * np.eye(4)[Y] + 0.025, r"not one-hot.*labels.argmax\(-1\)"),
+        (X, Y - 1, "got -1, for 5 of 20.*without a class"),
         (X, Y * 0, "at least two classes"),
         (X, Y * 10**6, "np.unique"),
     ],
@@ -418,9 +418,9 @@ def test_bad_arrays(x, y, words):
 
 def test_labels_out_of_range():
     names = ["a", "b", "c", "d"]
-    with pytest.raises(ValueError, match=r"number of classes, 4. Received: 4. Do they begin at 1\? Use y - 1"):
+    with pytest.raises(ValueError, match=r"from 0 to 3, as there are 4 classes; got 4.*count from 1\? Subtract 1"):
         load((X, Y + 1), classes=names)
-    with pytest.raises(ValueError, match=r"number of classes, 3. Received: 3"):
+    with pytest.raises(ValueError, match=r"from 0 to 2, as there are 3 classes; got 3, for 5 of 20"):
         load((X, Y), classes=names[:3])
     assert load((X, Y), classes=names).labels == tuple(names)
 

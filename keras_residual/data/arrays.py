@@ -12,10 +12,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import ImageOps
 
+from keras_residual.checking import class_numbers, require_class_numbers, require_one_label_each
 from keras_residual.data.catalog import Gathered, from_bytes, from_listing, from_pixels
 from keras_residual.data.images import checked_pixels
 from keras_residual.data.listing import Listing, class_name, listed, table
-from keras_residual.data.objects import Collected, class_numbers, kind_of
+from keras_residual.data.objects import Collected, kind_of
 from keras_residual.data.validation import Progress
 
 
@@ -61,8 +62,7 @@ def _from_images(
     items, warnings, kind = found.images, [], kind_of(found.images)
     pixels = checked_pixels(np.asarray(items), warnings) if kind == "array" else None
     labels, names = _labels(*_named(found, classes))
-    if len(items) != len(labels):
-        raise ValueError(f"Each image must have one label. Received: {len(items):,} images and {len(labels):,} labels.")
+    require_one_label_each(len(items), len(labels))
     listing = Listing(
         "", names, found.names or [str(i) for i in range(len(items))], labels, [None] * len(items), [], warnings
     )
@@ -83,11 +83,7 @@ def _named(found: Collected, classes: Sequence[str] | None) -> tuple[Any, Sequen
     if found.classes is None:
         return found.labels, classes
     numbers = class_numbers(found.labels, known=True)
-    if numbers.dtype.kind not in "iu" or (numbers < 0).any() or (numbers >= len(found.classes)).any():
-        raise ValueError(
-            f"Labels must be numbers of the source's {len(found.classes)} class names, {listed(found.classes)}. "
-            f"Received: {numbers.min()} to {numbers.max()}, {numbers.dtype}."
-        )
+    require_class_numbers(numbers, len(found.classes))
     return np.array(found.classes, object)[numbers], found.classes if classes is None else classes
 
 
@@ -117,12 +113,7 @@ def _png(picture: Any) -> bytes:
 
 def _labels(y: Any, classes: Sequence[str] | None) -> tuple[list[int], tuple[str, ...]]:
     y = class_numbers(y)
-    rule = "Labels are an array (number,) of whole numbers from 0, or of names."
-    if y.ndim == 2:
-        raise ValueError(f"{rule} Received: {y.shape}, not one-hot. For the likeliest class, use y.argmax(-1).")
-    if y.ndim != 1:
-        raise ValueError(f"{rule} Received: {y.shape}.")
-    if y.dtype.kind in "USO" and all(isinstance(label, str) for label in y.tolist()):
+    if y.ndim == 1 and y.dtype.kind in "USO" and all(isinstance(label, str) for label in y.tolist()):
         given = [class_name(label) for label in y.tolist()]
         names = tuple(sorted(set(given)) if classes is None else map(class_name, classes))
         unknown = sorted(set(given) - set(names))
@@ -130,19 +121,13 @@ def _labels(y: Any, classes: Sequence[str] | None) -> tuple[list[int], tuple[str
             raise ValueError(f"Each label is one of classes. Received: {listed(unknown)}; classes is {listed(names)}.")
         number = {name: i for i, name in enumerate(names)}
         return [number[name] for name in given], names
-    if y.dtype.kind not in "iu":
-        whole = y.dtype.kind == "f" and np.array_equal(y, np.round(y))
-        raise ValueError(f"{rule} Received: {y.dtype}." + (" Use y.astype('int32')." if whole else ""))
-    low, high = int(y.min(initial=0)), int(y.max(initial=0))
-    if low < 0:
-        raise ValueError(f"{rule} Received: {low}. Leave out images without a class, or give them one of their own.")
-    if classes is not None and high >= len(classes):
-        raise ValueError(
-            f"Labels are less than the number of classes, {len(classes)}. Received: {high}. "
-            + ("Do they begin at 1? Use y - 1." if y.min() == 1 and high == len(classes) else "Name all classes.")
-        )
+    require_class_numbers(y, None if classes is None else len(classes), names=True)
+    high = int(y.max(initial=0))
     if high >= 1_000_000:
-        raise ValueError(f"{rule} Received: {high:,}. Count the classes: np.unique(y, return_inverse=True)[1].")
+        raise ValueError(
+            f"Labels must be class numbers below 1,000,000; got {high:,}. Number the classes: "
+            "labels = np.unique(labels, return_inverse=True)[1]."
+        )
     return [int(label) for label in y], tuple(map(str, range(high + 1) if classes is None else classes))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from keras_residual.checking import channels_first, require_pixels
 from keras_residual.data import validation
 from keras_residual.data.listing import SUFFIXES
 from keras_residual.io import expand
@@ -144,7 +145,7 @@ def _pixels(array: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
     if batch.ndim == 4 and batch.shape[-1] not in kinds:
         hint = " If it is a batch of grey images, add the axis of channels: x[..., None]." if array.ndim == 3 else ""
         if batch.shape[1] in kinds:
-            hint = f" With channels first, as it seems, use np.moveaxis(x, {array.ndim - 3}, -1)."
+            hint = channels_first(array.ndim - 3)
         raise ValueError(f"{_RULE} Received: shape {shape}.{hint}")
     if batch.ndim != 4:
         raise ValueError(f"{_RULE} Received: shape {shape}.")
@@ -169,23 +170,11 @@ def checked_pixels(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[A
     if not x.size:
         raise ValueError(f"{rule} Received: {x.shape}, which holds nothing.")
     if x.shape[1] in (1, 3, 4) and x.shape[-1] > 4:
-        raise ValueError(f"{rule} Received: {x.shape}: channels first, it seems. Use np.moveaxis(x, 1, -1).")
+        raise ValueError(f"{rule} Received: {x.shape}.{channels_first()}")
     if x.dtype.name == "bfloat16":
         x = x.astype("float32")
-    if x.dtype.kind not in "iuf":
-        raise ValueError(f"{rule} Received: {x.dtype}." + (" Use x * np.uint8(255)." if x.dtype.kind == "b" else ""))
-    low, high = x.min(), x.max()
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"{rule} Received: values that are no numbers (NaN or infinite).")
-    if low < 0:
-        raise ValueError(
-            f"{rule} Received: {low:g} to {high:g}: normalised already, it seems. Give the images as they were; they "
-            "are normalised as the weights need it. For -1..1, use (x + 1) * 127.5."
-        )
-    if high > 255:
-        raise ValueError(f"{rule} Received: {low:g} to {high:g}. For 16-bit images, use (x // 256).astype('uint8').")
-    if x.dtype.kind == "f" and 0 < high < 2 and not (high > 1 and np.array_equal(x, np.round(x))):
-        raise ValueError(f"{rule} Received: {low:g} to {high:g}: a range of 0..1, it seems. Use x * 255.")
+    require_pixels(x)
+    high = x.max()
     if 0 < high < 64:
         warnings.append(
             f"The images' values end at {high:g}, where 0..255 is expected: scale them if 255 is not white."

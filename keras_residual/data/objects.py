@@ -12,7 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["KINDS", "Budget", "Collected", "class_numbers", "collect", "kind_of"]
+from keras_residual.checking import class_numbers, is_one_hot, require_one_label_each
+
+__all__ = ["KINDS", "Budget", "Collected", "collect", "kind_of"]
 
 KINDS = (
     "a folder per class; a table with the columns path and label (.csv, .tsv, .txt, .parquet or a DataFrame); "
@@ -311,8 +313,7 @@ def _examples(image: Any, label: Any) -> Iterator[tuple[Any, Any]]:
     if not _is_batch(image, label):
         yield image, label
         return
-    if len(image) != len(label):
-        raise ValueError(f"Each image must have one label. Received: {len(image)} images and {len(label)} labels.")
+    require_one_label_each(len(image), len(label))
     yield from zip(image, label, strict=True)
 
 
@@ -322,7 +323,7 @@ def _is_batch(image: Any, label: Any) -> bool:
     if isinstance(image, list) or np.ndim(image) >= 4 or np.ndim(label) >= 2:
         return True
     # One image with a one-hot label, or as many vectors (strings, signals) as labels
-    one_image = np.ndim(image) == 3 and image.shape[-1] in (1, 3, 4) and _is_one_hot(np.asarray(label)[None])
+    one_image = np.ndim(image) == 3 and image.shape[-1] in (1, 3, 4) and is_one_hot(np.asarray(label)[None])
     return len(image) == len(label) and not one_image
 
 
@@ -396,31 +397,3 @@ def _names(source: Any, count: int) -> list[str] | None:
     if stages and paths is not None and len(paths) == count:
         return [os.fspath(path) for path in paths]
     return [str(number) for number in range(count)]
-
-
-# ------------------------------------------------------------------------------------------------------------- labels
-
-
-def class_numbers(labels: Any, known: bool = False) -> np.ndarray[Any, Any]:
-    """Return labels `(N,)`: of a column `(N, 1)` its values, of one-hot rows the number of the class.
-
-    Args:
-        labels: Numbers or names, as a source has them; other labels stay as they are, to be refused with a reason.
-        known: Whether they are known to be numbers of classes, whatever their dtype: `label_mode="binary"` has floats.
-    """
-    labels = np.asarray(labels)
-    if labels.dtype.kind == "S" or (labels.dtype.kind == "O" and any(isinstance(x, bytes) for x in labels.flat)):
-        texts = [x.decode("utf-8", "surrogateescape") if isinstance(x, bytes) else x for x in labels.flat]
-        labels = np.array(texts).reshape(labels.shape)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if _is_one_hot(labels):
-        return labels.argmax(-1)
-    whole = known and labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))
-    return labels.astype("int64") if whole else labels
-
-
-def _is_one_hot(labels: np.ndarray[Any, Any]) -> bool:
-    if labels.ndim != 2 or labels.shape[1] < 2 or labels.dtype.kind not in "buif":
-        return False
-    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(-1) == 1).all())

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_residual import figures
+from keras_residual.checking import class_numbers, require_class_numbers
 from keras_residual.diagnostics.graph import Call, Graph, gradients
 from keras_residual.diagnostics.result import Result, headline, name_places
 from keras_residual.diagnostics.structure import Structure
@@ -199,21 +200,17 @@ def default_loss(graph: Graph) -> Callable[[Any, Any], Any]:
 
 
 def check_labels(y: Any, outputs: Any) -> Any:
-    """Integer labels as an array, one for each vector of the outputs.
+    """Return class numbers as an array, one for each vector of the outputs.
 
     Raises:
         ValueError: If they are no numbers of the outputs' classes.
     """
-    labels = np.asarray(ops.convert_to_numpy(y))
-    shape, classes = tuple(outputs.shape), outputs.shape[-1]
-    labels = labels[..., 0] if labels.ndim == len(shape) and labels.shape[-1] == 1 else labels
-    good = labels.shape == shape[:-1] and bool(np.all(labels == labels.astype(int)))
-    if not good or (labels.size and not 0 <= labels.min() <= labels.max() < classes):
-        seen = f", values {labels.min()} to {labels.max()}" if labels.size else ""
-        raise ValueError(
-            f"y are integer labels {shape[:-1]}, 0 to the outputs' classes - 1. Received: shape {labels.shape}{seen}, "
-            f"for outputs {shape}. For other targets give loss=, a function of targets and outputs."
-        )
+    shape = tuple(outputs.shape)
+    labels = class_numbers(ops.convert_to_numpy(y), known=True, rank=len(shape) - 1)
+    try:
+        require_class_numbers(labels, shape[-1], "y", shape[:-1])
+    except ValueError as error:
+        raise ValueError(f"{error} For other targets give loss=, a function of targets and outputs.") from None
     return labels.astype("int32")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_residual.data.objects import class_numbers, collect, kind_of
+from keras_residual.checking import class_numbers
+from keras_residual.data.objects import collect, kind_of
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["Arrays", "read"]

@@ -12,6 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_residual.checking import (
+    channels_first,
+    require_class_numbers,
+    require_finite_numbers,
+    require_pixels,
+)
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["check_batch", "check_images", "check_labels", "check_recipe", "check_size", "readable"]
@@ -33,42 +39,19 @@ def check_labels(labels: Any, outputs: int, what: str, classes: int | None = Non
         ValueError: For floats, one-hot rows, numbers out of range, or a head of another size.
     """
     labels = np.asarray(labels)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        advice = "Take labels[:, 0]."
-    elif labels.ndim == 2:
-        advice = "For one-hot rows take labels.argmax(-1)."
-    else:
-        advice = ""
-    if labels.ndim != 1:
-        raise ValueError(
-            f"{what}: labels are class numbers, one for each image, of shape (N,). Received: shape {labels.shape}. "
-            + advice
-        )
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{what}: labels are whole numbers from 0 on. Received: dtype {labels.dtype}. If they are whole numbers, "
-            "convert them: labels.astype('int32')."
-        )
+    require_class_numbers(labels, outputs, what)
     if not len(labels):
-        raise ValueError(f"{what}: there are no images in it.")
-    wrong = np.flatnonzero((labels < 0) | (labels >= outputs))
-    if len(wrong):
-        values = sorted({int(v) for v in labels[wrong]})
-        shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
-        hint = " Do they count from 1? Subtract 1." if labels.min() == 1 and labels.max() == outputs else ""
-        raise ValueError(
-            f"{what}: the network tells {outputs} classes apart, 0 to {outputs - 1}. Received: the labels {shown}, for "
-            f"{len(wrong)} of {len(labels)} images; the first is number {wrong[0]}.{hint}"
-        )
+        raise ValueError(f"{what}: there must be at least one image; got no images.")
     if classes is None and whole and int(labels.max()) + 1 < outputs:
         raise ValueError(
-            f"{what}: the network tells {outputs} classes apart. Received: labels up to {int(labels.max())}. Build it "
-            f"with classes={int(labels.max()) + 1}, or say fit(..., classes={outputs}) if the others are to stay empty."
+            f"{what}: the network must have as many outputs as there are classes; got {outputs} outputs, labels up to "
+            f"{int(labels.max())}. Build it with classes={int(labels.max()) + 1}, or call fit(..., classes={outputs}) "
+            "if the other classes have no images."
         )
     if classes is not None and classes != outputs:
         raise ValueError(
-            f"{what}: the network tells {outputs} classes apart. Received: {classes} classes. Build it with "
-            f"classes={classes}."
+            f"{what}: the network must have as many outputs as there are classes; got {outputs} outputs, {classes} "
+            f"classes. Build it with classes={classes}."
         )
     return labels
 
@@ -90,7 +73,7 @@ def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bo
     if len(given) != len(shape) or any(b is not None and a != b for a, b in zip(given, shape, strict=True)):
         hint = ""
         if len(given) == 3 and len(shape) == 3 and given[0] == shape[-1] and given[-1] != shape[-1]:
-            hint = " These have their channels first: np.moveaxis(images, 1, -1)."
+            hint = channels_first()
         elif len(given) == len(shape) == 3 and given[0] != given[1] and given == (shape[1], shape[0], shape[2]):
             hint = f" {WIDTH_FIRST} Use np.swapaxes(images, 1, 2), or input_shape={given}."
         elif len(given) == len(shape) - 1 and shape[-1] == 1:
@@ -98,26 +81,11 @@ def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bo
         elif len(given) == len(shape) and given[-1] != shape[-1]:
             hint = f" Build the network with input_shape=(..., {given[-1]}), or convert the images."
         raise ValueError(f"{what}: the network takes images of the shape {shape}. Received: {given}.{hint}")
-    if images.dtype.kind not in "uif":
-        raise ValueError(f"{what}: images are numbers. Received: dtype {images.dtype}.")
-    low, high = float(images.min()), float(images.max())
-    if not np.isfinite([low, high]).all():
-        bad = int((~np.isfinite(images.reshape(len(images), -1).astype("float64"))).any(-1).sum())
-        raise ValueError(f"{what}: values are finite. Received: NaN or infinity in {bad} of {len(images)} images.")
     if normalized_here:
-        if low < 0:
-            raise ValueError(
-                f"{what}: images are 0..255 here, and are normalised in the training step. Received: values from "
-                f"{low:.3g} to {high:.3g}. If they are normalised already, say preprocess=None."
-            )
-        if images.dtype.kind == "f" and high <= 1.0 < 255.0:
-            raise ValueError(
-                f"{what}: images are 0..255 here, and are normalised in the training step. Received: floats up to "
-                f"{high:.3g}. Multiply them by 255, or say preprocess=None if the network takes them as they are."
-            )
-        if high > 255:
-            raise ValueError(f"{what}: images are 0..255 here. Received: values up to {high:.6g}.")
-    elif images.dtype.kind in "ui" and high > 1:
+        require_pixels(images, what, " If the network takes the values as they are, use preprocess=None.")
+        return
+    _, high = require_finite_numbers(images, what)
+    if images.dtype.kind in "ui" and high > 1:
         raise ValueError(
             f"{what}: with preprocess=None images are the network's input, floats around 0 to 1. Received: "
             f"{images.dtype} up to {high:.0f}. Give the mean and deviation, preprocess=(mean, std), or scale them."

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_residual.checking import require_one_label_each
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
 from keras_residual.training.checkpoint import Snapshot
@@ -79,10 +80,7 @@ class Run:
         shape = tuple(model.input_shape[1:])
         for data, what in ((self.train_data, "training images"), (self.validation, "validation images")):
             if isinstance(data, Arrays):
-                if len(data.images) != len(data.labels):
-                    raise ValueError(
-                        f"{what}: each has one label. Received: {len(data.images)} images, {len(data.labels)} labels."
-                    )
+                require_one_label_each(len(data.images), len(data.labels), what)
                 check_images(_sample(data.images), shape, self.normalize is not None, what)
         check_batch(model, self.recipe, self.batch, max(replica_count(model), jax_devices()))
         self.steps = self.train_data.steps_per_epoch(self.batch)
