@@ -213,7 +213,7 @@ def _write_run(
         classifier.with_probabilities().save(path)
     save_weights(classifier.model, folder / "weights.safetensors")
     title = f"{NETWORK.name} on handwritten digits"
-    reports.write_report(classifier, examples, folder, majority=majority, title=f"{title}\n")
+    reports.write_report(classifier, examples, folder, majority=majority, title="Digits: ")
     write_json(folder / "metrics.json", metrics)  # replaces the report's, which has one seed and no baselines
     with reports.attempt("history.csv"):
         reports.write_history(history, folder / "history.csv")
