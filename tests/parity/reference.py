@@ -1,6 +1,8 @@
 """timm's models with random weights, and the distance of ours from them."""
 
+import keras
 import numpy as np
+import timm
 import torch
 
 import keras_residual as kr
@@ -67,3 +69,18 @@ def compare(reference, model, stages, size):
             theirs = theirs[:, -np.prod(ours.shape[1:3]) :].reshape(ours.shape)
         result[name] = distance(ours, theirs)
     return result
+
+
+def check_full_network(entry):
+    """What a tiny twin replaces: name and shape of every weight, the number of parameters, the input size."""
+    row = entry.config
+    with torch.device("meta"):
+        full = timm.create_model(row.timm)
+    with keras.StatelessScope(initialize_variables=False):  # without memory for the weights
+        ours = {slot.key: slot.shape for slot in kr.weights.slots(entry.builder())}
+    keras.utils.clear_session(free_memory=False)  # else the next scope would initialise these variables
+    theirs = {key: tuple(value.shape) for key, value in full.state_dict().items() if value.is_floating_point()}
+    assert ours == theirs
+    assert row.params == sum(value.numel() for value in full.parameters())
+    name = f"{row.timm}.{row.tag}" if row.tag else row.timm
+    assert timm.get_pretrained_cfg(name).input_size[1:] == row.input_shape[:2]

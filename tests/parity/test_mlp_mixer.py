@@ -3,7 +3,6 @@
 import dataclasses
 from unittest import mock
 
-import keras
 import numpy as np
 import pytest
 import timm
@@ -60,17 +59,8 @@ def test_tiny_twin(entry, report):
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
-def test_weights_of_the_full_network(entry):
-    """What the tiny twin replaces: name and shape of every weight, the number of parameters, the input size."""
-    row = entry.config
-    with torch.device("meta"):
-        full = timm.create_model(row.timm)
-    with keras.StatelessScope(initialize_variables=False):
-        ours = {slot.key: slot.shape for slot in kr.weights.slots(entry.builder())}
-    keras.utils.clear_session(free_memory=False)
-    assert ours == {key: tuple(value.shape) for key, value in full.state_dict().items()}
-    assert row.params == sum(value.numel() for value in full.parameters())
-    assert timm.get_pretrained_cfg(row.timm).input_size[1:] == row.input_shape[:2]
+def test_full_network(entry):
+    reference.check_full_network(entry)
 
 
 @pytest.mark.parametrize("name", ["resmlp_12_224", "resmlp_24_224", "resmlp_36_224", "resmlp_big_24_224"])

@@ -43,19 +43,8 @@ def test_tiny_twin(entry, report):
 
 
 @pytest.mark.parametrize("entry", ROWS, ids=lambda e: e.config.timm)
-def test_weights_of_the_full_network(entry):
-    """What the tiny twin replaces: name and shape of every weight, the number of parameters, the input size."""
-    row = entry.config
-    with torch.device("meta"):
-        full = timm.create_model(row.timm)
-    with keras.StatelessScope(initialize_variables=False):
-        ours = {slot.key: slot.shape for slot in kr.weights.slots(entry.builder())}
-    keras.utils.clear_session(free_memory=False)
-    theirs = {key: tuple(value.shape) for key, value in full.state_dict().items() if value.is_floating_point()}
-    assert ours == theirs
-    assert row.params == sum(value.numel() for value in full.parameters())
-    name = f"{row.timm}.{row.tag}" if row.tag else row.timm
-    assert timm.get_pretrained_cfg(name).input_size[1:] == row.input_shape[:2]
+def test_full_network(entry):
+    reference.check_full_network(entry)
 
 
 @pytest.mark.parametrize("name", ["regnety_016", "regnetv_064"])
