@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,9 @@ from keras import ops
 
 from keras_residual import figures, reports
 from keras_residual.blocks import basic
-from keras_residual.exporting import export
+from keras_residual.classifier import Classifier
+from keras_residual.data import Examples, load
+from keras_residual.exporting.readback import answers_without_keras
 from keras_residual.io import locked, say, write_json, written_whole
 from keras_residual.models.resnet_cifar import CifarConfig, ResNetCifar
 from keras_residual.training import Recipe, Selection, fit
@@ -42,6 +41,10 @@ RECIPE = Recipe(
     flip=False,
 )
 DIGITS = tuple(map(str, range(10)))
+FILES = (
+    "model.keras, weights.safetensors, history.csv, metrics.json, curves.png, confusion.png, mistakes.png, "
+    "predictions.csv, classes.csv, confusions.csv"
+)
 Part = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
@@ -91,8 +94,8 @@ def network(width: int = NETWORK.widths[0]) -> keras.Model:
     return ResNetCifar(classifier_activation=None, name="digits").build(row)
 
 
-def train(training: Part, test: Part, seed: int, epochs: int, width: int) -> tuple[keras.Model, dict[str, list[float]]]:
-    """Train a network and return it, with probabilities as its outputs, and its history by name and epoch.
+def train(training: Part, test: Part, seed: int, epochs: int, width: int) -> tuple[Classifier, dict[str, list[float]]]:
+    """Train a classifier and return it with its history by name and epoch.
 
     The weights are those of the last epoch: the test images are measured on, never chosen by.
     """
@@ -101,7 +104,8 @@ def train(training: Part, test: Part, seed: int, epochs: int, width: int) -> tup
     inputs = keras.Input(NETWORK.input_shape)
     distorted = keras.Model(inputs, model(Distort()(inputs)))
     history = fit(distorted, RECIPE, training, test, epochs=epochs, seed=seed, selection=Selection(keep="last"))
-    return keras.Model(model.input, keras.layers.Softmax(name="probabilities")(model.output), name="digits"), history
+    prepare = Preprocess((8, 8), (0.0,), (1.0,), crop=1.0, interpolation="bilinear")
+    return Classifier(model, prepare, DIGITS, NETWORK.name), history
 
 
 def baselines(training: Part, test: Part) -> dict[str, float]:
@@ -132,8 +136,8 @@ def quickstart(
     """Train on handwritten digits, compare, draw, save and export, and print each result.
 
     Args:
-        output: Directory for `model.keras`, `weights.safetensors`, `history.csv`, `metrics.json`, `curves.png` and
-            `confusion.png` of the first seed.
+        output: Directory for the first seed's `model.keras`, `weights.safetensors`, `history.csv` and `curves.png`,
+            and the files of `keras_residual.reports.write_report`; `metrics.json` is about all seeds.
         saved_model: Directory in which the SavedModel gets the next version number.
         seeds: Number of runs, each with a split of its own.
         seed: Seed of the first run.
@@ -165,40 +169,28 @@ def quickstart(
 def _quickstart(folder: Path, saved_model: Path, seeds: range, epochs: int, width: int) -> dict[str, Any]:
     accuracies: dict[str, list[float]] = {}
     seconds: list[float] = []
-    runs: list[tuple[keras.Model, dict[str, list[float]], Part]] = []
+    runs: list[tuple[Classifier, dict[str, list[float]], Part, int]] = []
     for seed in seeds:
         training, test = split(seed)
-        say(f"\nseed {seed}: {NETWORK.name} on {len(training[1])} digits of 8x8 pixels, {len(test[1])} held out")
+        say(f"\nseed {seed}: {NETWORK.name} on {len(training[1])} digits of 8x8 pixels, {len(test[1])} for testing")
         start = time.perf_counter()
-        model, history = train(training, test, seed, epochs, width)
+        classifier, history = train(training, test, seed, epochs, width)
         seconds.append(round(time.perf_counter() - start, 1))
         say(f"trained in {seconds[-1]:.0f} s")
-        own = {NETWORK.name: float((_predict(model, test[0]).argmax(-1) == test[1]).mean())}
+        own = {NETWORK.name: classifier.evaluate(_examples(test))["accuracy"]}
         for name, accuracy in (baselines(training, test) | own).items():
             accuracies.setdefault(name, []).append(accuracy)
-        runs = runs or [(model, history, test)]
-    model, history, test = runs[0]
-
-    say("\naccuracy on held-out digits" + (f", {len(seeds)} splits: mean, lowest to highest" * (len(seeds) > 1)))
+        runs = runs or [(classifier, history, test, int(np.bincount(training[1]).argmax()))]
+    say("\naccuracy on test digits" + (f", {len(seeds)} splits: mean, lowest to highest" * (len(seeds) > 1)))
     for name, values in accuracies.items():
         spread = f"   {min(values):.1%} to {max(values):.1%}" if len(seeds) > 1 else ""
         say(f"  {name:<20} {np.mean(values):7.2%}{spread}")
-    metrics = {
-        "accuracy": accuracies,
-        "training_seconds": seconds,
-        "seeds": list(seeds),
-        "epochs": epochs,
-        "width": width,
-    }
-    _write_run(folder, model, history, test, metrics)
-    files = "model.keras, weights.safetensors, history.csv, metrics.json, curves.png, confusion.png"
-    say(f"\nwritten to {folder}/: {files}")
 
-    prepare = Preprocess((8, 8), (0.0,), (1.0,), crop=1.0, interpolation="bilinear")
-    version = export(model, saved_model, labels=DIGITS, preprocess=prepare, top_k=3, notes=_notes(metrics))
-    difference = _read_without_keras(version, test[0], _predict(model, test[0]))
-    say(f"exported to {version}/, read back without Keras: probabilities agree to {difference:.1e}\n")
-    _show(model, *test)
+    classifier, history, test, majority = runs[0]
+    metrics = {"accuracy": accuracies, "training_seconds": seconds, "seeds": list(seeds)}
+    metrics |= {"epochs": epochs, "width": width}
+    _write_run(folder, classifier, history, _examples(test), majority, metrics)
+    _export(saved_model, classifier, _examples(test), _notes(metrics))
     say(
         "\nnext:\n"
         "  keras-residual list 'resnet*'             which models there are\n"
@@ -209,24 +201,38 @@ def _quickstart(folder: Path, saved_model: Path, seeds: range, epochs: int, widt
     return metrics
 
 
-def _predict(model: keras.Model, images: Any) -> Any:
-    return np.asarray(model(images, training=False))
+def _examples(part: Part) -> Examples:
+    return load((np.round(255 * part[0]).astype("uint8"), part[1]), validation=0.0, classes=DIGITS).train
 
 
-def _write_run(folder: Path, model: keras.Model, history: dict[str, list[float]], test: Part, metrics: Any) -> None:
+def _write_run(
+    folder: Path, classifier: Classifier, history: Any, examples: Examples, majority: int, metrics: dict[str, Any]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / "model.keras") as path:
-        model.save(path)
-    save_weights(model, folder / "weights.safetensors")
-    write_json(folder / "metrics.json", metrics)
+        classifier.with_probabilities().save(path)
+    save_weights(classifier.model, folder / "weights.safetensors")
+    title = f"{NETWORK.name} on handwritten digits"
+    reports.write_report(classifier, examples, folder, majority=majority, title="Digits: ")
+    write_json(folder / "metrics.json", metrics)  # replaces the report's, which has one seed and no baselines
     with reports.attempt("history.csv"):
         reports.write_history(history, folder / "history.csv")
     with reports.attempt("curves.png"):
-        figures.draw_curves(history, folder / "curves.png", f"{NETWORK.name} on handwritten digits")
-    guesses = _predict(model, test[0]).argmax(-1)
-    title = f"{len(guesses)} held-out digits, {(guesses == test[1]).mean():.1%} right"
-    with reports.attempt("confusion.png"):
-        figures.draw_confusion(test[1], guesses, DIGITS, folder / "confusion.png", title)
+        figures.draw_curves(history, folder / "curves.png", title)
+    say(f"\nwritten to {folder}/: {FILES}")
+
+
+def _export(saved_model: Path, classifier: Classifier, examples: Examples, notes: str) -> None:
+    """Export, compare with the answers of a process without Keras, and print digits with their answers."""
+    version = classifier.export(saved_model, top_k=3, notes=notes)
+    images = np.stack([examples[i][0] for i in range(len(examples))])
+    served = answers_without_keras(version, images.astype("float32"))["probabilities"]
+    difference = np.abs(served - classifier.probabilities(examples)).max()
+    say(f"exported to {version}/, read back without Keras: probabilities agree to {difference:.1e}\n")
+    for y in range(8):
+        say("   ".join("".join(" .:-=+*#%@"[9 * int(p) // 255] * 2 for p in image[y, :, 0]) for image in images[:4]))
+    answers = zip(classifier.predict(images[:4]), examples.labels, strict=False)
+    say("   ".join(f"{f'{guess.label}, {guess.probability:.0%} sure (is {digit})':<16}" for guess, digit in answers))
 
 
 def _notes(metrics: dict[str, Any]) -> str:
@@ -242,35 +248,3 @@ def _notes(metrics: dict[str, Any]) -> str:
         "nothing else: for any other picture it names a digit, too.\n\n"
         f"Made by `{command}`. The network's licence is that of keras_residual, Apache-2.0."
     )
-
-
-_READER = """
-import sys
-sys.modules["keras"] = None  # whoever imports Keras from here on fails
-import numpy as np, tensorflow as tf
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-data = np.load(sys.argv[2])
-outputs = serve(inputs=tf.constant(255 * data["images"]))["probabilities"].numpy()
-print(np.abs(outputs - data["expected"]).max())
-"""
-
-
-def _read_without_keras(version: Path, images: Any, expected: Any) -> float:
-    """Return how far the SavedModel's answers, in a process that cannot import Keras, differ from `expected`."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = os.path.join(folder, "data.npz")
-        np.savez(data, images=images, expected=expected)
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, "-c", _READER, str(version), data]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"The SavedModel in {version} could not be read back:\n{done.stderr[-2000:]}")
-    return float(done.stdout)
-
-
-def _show(model: keras.Model, images: Any, classes: Any, count: int = 4) -> None:
-    """Print some test digits, and the network's answers."""
-    for y in range(8):
-        say("   ".join("".join(" .:-=+*#%@"[int(9 * p)] * 2 for p in image[y, :, 0]) for image in images[:count]))
-    answers = zip(_predict(model, images[:count]), classes, strict=False)
-    say("   ".join(f"{f'{p.argmax()}, {p.max():.0%} sure (is {c})':<16}" for p, c in answers))

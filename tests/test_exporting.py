@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 import keras_residual as kr
 from keras_residual import exporting, registry
 from keras_residual.exporting.bundle import golden_inputs, verify
+from keras_residual.exporting.readback import answers_without_keras
 from keras_residual.weights import Weights
 
 from .tools import distance, distinct, noise, randomise
@@ -47,6 +48,17 @@ def images(tmp_path_factory, model):
 def ask(version, x, signature="serving_default"):
     outputs = tf.saved_model.load(str(version)).signatures[signature](inputs=tf.constant(x))
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+def test_a_process_without_keras_gives_the_same_answers(images, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3)).astype("float32")
+    answers = answers_without_keras(images, pixels)
+    expected = ask(images, pixels)
+    assert answers.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(answers[name], value, atol=1e-6)
+    with pytest.raises(RuntimeError, match="must load without Keras"):
+        answers_without_keras(tmp_path, pixels)
 
 
 def png(pixels):

@@ -39,7 +39,12 @@ def test_what_it_leaves_behind(run):
         "history.csv",
         "curves.png",
         "confusion.png",
+        "mistakes.png",
+        "predictions.csv",
+        "classes.csv",
+        "confusions.csv",
     }
+    assert names == set(job.FILES.split(", "))
     assert json.loads((folder / "run" / "metrics.json").read_text()) == metrics
     assert set(metrics["accuracy"]) == {"majority class", "logistic regression", "SVC (RBF)", job.NETWORK.name}
     assert metrics["accuracy"]["SVC (RBF)"][0] > 0.98
