@@ -827,6 +827,29 @@ def test_class_weights_choose_the_best_epoch_by_macro_f1(tmp_path):
         fit(network(), RECIPE, (x, y), (x, y), selection=Selection(monitor="val_macro_f1"))
 
 
+def test_the_default_monitor_with_class_weights_is_macro_f1():
+    """Of a constant answer and one that finds the rare classes, accuracy prefers the first and macro F1 the second."""
+    y = np.repeat([0, 1, 2], [60, 6, 6])
+    looks = np.where(np.arange(72) < 14, 1, y)  # 14 of the frequent class look like a rare one
+    x = np.broadcast_to(np.eye(3, dtype="float32")[looks][:, None, None], (72, 2, 2, 3)).copy()
+    inputs = keras.Input((2, 2, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="fc")(pooled))
+
+    class Answers(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            constant = epoch != 1
+            kernel = np.zeros((3, 3)) if constant else 5 * np.eye(3)
+            model.get_layer("fc").set_weights([kernel, np.array([constant, 0, 0], "float32")])
+
+    recipe = RECIPE.replace(learning_rate=1e-12, weight_decay=0, warmup=0)
+    given = {"class_weight": [1.0, 2.0, 0.5], "callbacks": [Answers()], "progress": False}
+    history = fit(model, recipe, (x, y), (x, y), **given)
+    assert np.argmax(history["val_accuracy"]) != 1, "the two metrics must disagree"
+    assert np.argmax(history["val_macro_f1"]) == 1
+    assert history.best_epoch == 1
+
+
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 @pytest.mark.parametrize("damage", ["removed", "cut"])
 def test_an_image_that_disappears_is_named(tmp_path, kind, damage):
