@@ -7,7 +7,7 @@ one of them says all that it says of the others. A check names the rows it runs 
 - `distinct`: the first row of each tiny topology. Their full networks are built, unless they have many blocks, and
   compared with the published number of parameters. Of the other rows, the parity tests compare all sizes with timm's.
 - `parts`: a few rows that together have every part (block, norm, stem, option) that networks here are made of.
-- `half`: every second of these, where a check takes seconds.
+- `third`: every third of these, where a check takes seconds.
 - `families`: one row of each family, for what a family does in one place: its inputs, its head and its files.
 
 On all other rows a check is marked slow, once for each tiny topology. A new row of a known topology therefore costs
@@ -199,7 +199,7 @@ def check_second_derivatives(entry):
     assert tools.distance(tape.gradient(along, x), (slope(x + step) - slope(x - step)) / 2e-6) < 1e-4
 
 
-@check("half")
+@check("third")
 def check_default_initialisation(entry):
     """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""
     row = entry.config.tiny()
@@ -211,14 +211,14 @@ def check_default_initialisation(entry):
     assert all(np.isfinite(np.asarray(v)).all() for v in model.weights)
 
 
-@check("half")
+@check("third")
 def check_xla(entry):
     model, x = twin(entry), sample(entry)
     compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)
     assert tools.distance(compiled(x), model(x, training=False)) < 1e-4
 
 
-@check("half")
+@check("third")
 def check_mixed_bfloat16(entry):
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -261,7 +261,7 @@ def check_channels(entry):
         assert np.isfinite(np.asarray(model(tools.noise((1, *shape, channels)), training=False))).all()
 
 
-@check("half")
+@check("third")
 def check_ranks(entry):
     """Signals and volumes: the same layers with kernels of another rank. Other ranks than the row's are refused."""
     any_size_only(entry)
@@ -329,7 +329,7 @@ def check_input_tensor(entry):
 # --------------------------------------------------------------------------------------------- topology and storage
 
 
-@check("half")
+@check("third")
 def check_topology(entry):
     """The graph and the names of weights depend on the row alone, not on rates or on the size of the head."""
     model, rates = twin(entry), {"drop_path": 0.3, "dropout": 0.3}
@@ -366,7 +366,7 @@ def check_safetensors(entry):
     assert_equal(loaded, model, x)
 
 
-@check("half")
+@check("third")
 def check_keras_file(entry):
     model, x = twin(entry), sample(entry)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ ENTRIES = list(registry.entries().values())
 DISTINCT = tools.distinct(ENTRIES)
 PARTS = tools.cover(ENTRIES)
 FAMILIES = list({entry.family: entry for entry in reversed(PARTS)}.values())
-ROWS = {"every": ENTRIES, "distinct": DISTINCT, "parts": PARTS, "half": PARTS[::2], "families": FAMILIES}
+ROWS = {"every": ENTRIES, "distinct": DISTINCT, "parts": PARTS, "third": PARTS[::3], "families": FAMILIES}
 LARGE = 16  # blocks; a network of more takes seconds to build
 
 

@@ -24,12 +24,12 @@ def test_saved_outputs(path):
     assert path.stat().st_size < 400_000, "keep the figures small"
 
 
-# Starts three processes of JAX, and compiles with XLA.
-LONG = {"07_gpu_and_many_machines"}
+# The first steps and the main job run by default, as the others, half a minute each, do in `.ci/run`.
+QUICK = {"01_quickstart", "05_finetune_your_images"}
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in LONG else []) for p in NOTEBOOKS]
+    "path", [pytest.param(p, id=p.stem, marks=[] if p.stem in QUICK else [pytest.mark.slow]) for p in NOTEBOOKS]
 )
 def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_RESIDUAL_NOTEBOOK_FAST", "1")
