@@ -730,7 +730,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(trained, tmp_path):
     _, err = process.communicate()
     assert process.returncode == 1
     assert "CheckpointError" in err
-    assert "make room" in err
+    assert "Make room" in err
     assert {path.name: path.read_bytes() for path in tmp_path.glob("step-*")} == before
     assert not list(tmp_path.glob(".*"))
 

@@ -12,7 +12,6 @@ import torch
 import keras_residual as kr
 from keras_residual import blocks, layers, models, registry
 from keras_residual.models import vit
-from keras_residual.weights import positions
 
 from . import reference
 
@@ -146,7 +145,7 @@ def test_resampled_positions(old, new, prefix):
     """timm's own function, between grids of any shape."""
     value = np.random.default_rng(0).normal(size=(1, prefix + old[0] * old[1], 24)).astype("float32")
     theirs = timm.layers.resample_abs_pos_embed(torch.from_numpy(value), new, old, prefix).numpy()
-    ours = positions.resampled(value, layers.PositionEmbedding(new, prefix), old)
+    ours = layers.PositionEmbedding(new, prefix).resampled(value, old)
     assert reference.distance(ours, theirs) < LIMIT
 
 
