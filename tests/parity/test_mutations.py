@@ -13,7 +13,7 @@ from .test_resnet import LIMIT, STAGES
 
 
 def asymmetric_padding(monkeypatch):
-    def convolution(x, filters, kernel, *, stride=1, groups=1, dilation=1, bias=True, name):
+    def convolution(x, filters, kernel, *, stride=1, groups=1, dilation=1, bias=True, padding=None, name):
         return keras.layers.Conv2D(filters, kernel, strides=stride, padding="same", use_bias=bias, name=name)(x)
 
     monkeypatch.setattr(conv, "convolution", convolution)
