@@ -1,4 +1,4 @@
-"""What labels and images must be. Each rule is here once, with the one sentence that states it.
+"""Check labels and images. Each rule is here once, with the one sentence that states it.
 
 A dataset, `fit`, a classifier and the diagnostics all ask here, so that the same mistake gets the same words.
 """

@@ -254,7 +254,7 @@ class GroupNorm(keras.layers.GroupNormalization):
 
 
 class _ScaledByChannel(keras.layers.Layer):
-    """What our own norms share: an epsilon, weights of one number for each channel, named as a norm's in timm."""
+    """Base of our own norms: an epsilon, and weights of one number for each channel, named as a norm's in timm."""
 
     def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)

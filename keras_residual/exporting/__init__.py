@@ -50,7 +50,7 @@ def export(
       `(N,)`, strings: "" or why this image could not be read; then its row is zeros, its classes -1, its labels "".
     * `classify`: for TensorFlow Serving's Classify, serialized `tf.Example`s with `image/encoded`.
 
-    All floating outputs are float32. What becomes of alpha, EXIF, 16 bits: see `keras_residual.reading.graph`.
+    All floating outputs are float32. For alpha, EXIF and 16 bits see `keras_residual.reading.graph`.
     Every signature is run on the written model before the version appears; these requests are its warm-up.
 
     Args:

@@ -1,4 +1,4 @@
-"""What happens between the steps of `keras.Model.fit`, one callback for each concern, all over one `TrainingState`.
+"""Callbacks between the steps of `keras.Model.fit`, one for each concern, all over one `TrainingState`.
 
 Keras calls them in the order of the list, and each relies on those before it:
 

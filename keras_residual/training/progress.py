@@ -1,4 +1,4 @@
-"""How fast a training runs, measured; and its progress, shown as a bar or in lines."""
+"""Measure the speed of a training, and show its progress as a bar or in lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `fit` saves, chooses the weights it ends with, and executes: three groups of settings."""
+"""Three groups of settings of `fit`: saving, choosing the final weights, and execution."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How the training step is executed.
+    """Settings for executing the training step.
 
     Attributes:
         jit: Whether XLA compiles the step; `"auto"` decides by the device.

@@ -1,4 +1,4 @@
-"""What a training knows between two steps: callbacks update it, checkpoints hold it, resuming restores it."""
+"""State of a training between two steps: callbacks update it, checkpoints hold it, resuming restores it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TrainingState:
 
     @property
     def between_epochs(self) -> bool:
-        """Whether the last step done is the last one of its epoch."""
+        """Return True if the last completed step ends an epoch."""
         return self.step % self.steps == 0
 
     def record(self) -> dict[str, Any]:

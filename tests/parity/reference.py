@@ -72,7 +72,7 @@ def compare(reference, model, stages, size):
 
 
 def check_full_network(entry):
-    """What a tiny twin replaces: name and shape of every weight, the number of parameters, the input size."""
+    """Compare what a tiny twin cannot show: every weight's name and shape, the parameter count, the input size."""
     row = entry.config
     with torch.device("meta"):
         full = timm.create_model(row.timm)
