@@ -311,7 +311,7 @@ def test_others_print_while_images_are_decoded(monkeypatch, capfd):
     reasons = print_meanwhile(monkeypatch, writing)
     assert "premature end" in reasons[0]
     assert not reasons[1]
-    assert all(text.endswith("saved plot.PNG: the marker is JPEG\n") for text in seen)
+    assert all("saved plot.PNG: the marker is JPEG\n" in text for text in seen)  # TensorFlow's threads may add lines
     left = "".join(seen) + capfd.readouterr().err
     assert "a library's warning\n" in left
     assert "no JPEG in it\n" in left
