@@ -301,10 +301,12 @@ def run_aside(function):
 def test_others_print_while_images_are_decoded(monkeypatch, capfd):
     """Python's output appears at once, whatever it is about; that of C code without our decoders' names afterwards."""
     seen = []
+    turn = threading.Lock()  # images are decoded in several threads
 
     def writing():
-        os.write(2, b"saved plot.PNG: the marker is JPEG\n")
-        seen.append(capfd.readouterr().err)
+        with turn:
+            os.write(2, b"saved plot.PNG: the marker is JPEG\n")
+            seen.append(capfd.readouterr().err)
         LIBC.fprintf(ctypes.c_void_p.in_dll(LIBC, "stderr"), b"a library's warning\n")
         LIBC.fprintf(ctypes.c_void_p.in_dll(LIBC, "stderr"), b"W0000 00:00:1.0 1 hdf5.cc:7] no JPEG in it\n")
 
