@@ -121,7 +121,7 @@ def test_every_figure_draws_every_name(saved, tmp_path):
     image = np.zeros((len(NAMES), 8, 8, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report(tmp_path, labels, 9, title=title)
+        report(tmp_path, labels, 9)
         figures.draw_confusion(found.truth, found.guesses, many, tmp_path / "confusion.png", title)
         figures.draw_curves(history, tmp_path / "curves.png", title)
         rows = [{"image": name, "class": name, "probability": 0.5} for name in NAMES]

@@ -364,6 +364,15 @@ def test_colours_are_changed_where_they_are_0_to_255(change):
     fit(network(), recipe, (X[:16], Y[:16]), **QUIET)
 
 
+def test_affine_maps_are_for_images():
+    vectors = np.zeros((16, 5), "float32"), np.arange(16) % 2
+    with pytest.raises(ValueError, match=r"require images; got inputs of shape \(5,\).*affine=\(0, 0, 0\)"):
+        fit(kr.ResidualMLP(input_shape=(5,), classes=2), RECIPE.replace(affine=(10, 0, 0)), vectors, **QUIET)
+    for bad in ((10.0, 0.1), (10.0, -0.1, 0.0)):
+        with pytest.raises(ValueError, match="affine must be three numbers"):
+            RECIPE.replace(affine=bad)
+
+
 @pytest.mark.parametrize("validation", [(X, Y + 1), (X[:, :4], Y)])
 def test_validation_is_checked_too(validation):
     with pytest.raises(ValueError, match="validation images"):
