@@ -46,7 +46,7 @@ def test_its_card_says_how_it_was_made():
     assert (options.output, options.saved_model) == ("runs/digits", "saved_models/digits")
     assert "CC BY 4.0" in CARD
     size = sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file())
-    assert size < 800_000, "a repository is no store of weights"
+    assert size < 1_000_000, "a repository is no store of weights"  # half of it is the graph that decodes images
 
 
 def test_what_quickstart_adds_is_not_for_the_repository():

@@ -297,6 +297,7 @@ np.save(sys.argv[1], np.asarray(step(pictures(8, 16), np.arange(8, dtype="uint32
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", COMPILED)
 def test_the_same_on_jax(which, tmp_path):
     pytest.importorskip("jax")

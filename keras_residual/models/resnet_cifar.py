@@ -108,7 +108,7 @@ _WIDE = "Zagoruyko & Komodakis 2016, table 4"
 
 # Depth is 6n + 2 for basic blocks, 9n + 2 for bottlenecks, 6n + 4 for Wide ResNets.
 # fmt: off
-ResNet8 = variant(ResNetCifar, CifarConfig("ResNet8", basic, 1, source=_HE))
+ResNet8 = variant(ResNetCifar, CifarConfig("ResNet8", basic, 1, params=75_290, gmacs=0.0122, source=_HE))
 ResNet20 = variant(ResNetCifar, CifarConfig("ResNet20", basic, 3, params=269_722, gmacs=0.0408, source=_HE))
 ResNet32 = variant(ResNetCifar, CifarConfig("ResNet32", basic, 5, params=464_154, gmacs=0.0691, source=_HE))
 ResNet44 = variant(ResNetCifar, CifarConfig("ResNet44", basic, 7, params=658_586, gmacs=0.0974, source=_HE))
