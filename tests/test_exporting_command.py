@@ -56,7 +56,7 @@ def test_export_of_a_run(run, tmp_path, capsys):
     with (target / "1" / "labels.txt").open("a") as file:
         file.write("more")
     assert main(["verify", str(target / "1")]) == 2
-    assert "labels.txt is not the file that was exported" in capsys.readouterr().err
+    assert "labels.txt was changed or deleted after the export" in capsys.readouterr().err
 
 
 @pytest.mark.slow

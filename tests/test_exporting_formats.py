@@ -168,16 +168,16 @@ def test_what_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="suffix"):
         convert(model, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="Only LiteRT"):
+    with pytest.raises(ValueError, match="other than LiteRT"):
         convert(model, tmp_path / "model.onnx", representative=noise((3, 4)))
-    with pytest.raises(ValueError, match="a sample at least"):
+    with pytest.raises(ValueError, match="must contain samples"):
         convert(model, tmp_path / "model.tflite", representative=noise((0, 4)))
 
 
 def test_an_operation_that_litert_lacks(tmp_path):
     pytest.importorskip("ai_edge_litert")
     x = keras.Input((8, 8, 8, 2))
-    with pytest.raises(RuntimeError, match=r"LiteRT lacks operations of this network: MaxPool3D\."):
+    with pytest.raises(RuntimeError, match=r"LiteRT does not support .*: MaxPool3D\."):
         convert(keras.Model(x, keras.layers.MaxPooling3D()(x)), tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
 
@@ -203,7 +203,7 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     monkeypatch.setattr(formats, "fold_batch_norm", lambda model: randomise(keras.models.clone_model(model), 8))
-    with pytest.raises(RuntimeError, match="differs"):
+    with pytest.raises(RuntimeError, match="differ by"):
         convert(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""A Hub that refuses, is silent, fails or breaks off: asked once and briefly, told in one sentence. All on loopback."""
+"""Tests with a Hub that refuses, does not respond, fails or disconnects, on the loopback interface."""
 
 import contextlib
 import hashlib
@@ -118,7 +118,7 @@ def serving(files, **options):
 
 
 def fails(source="someone/net"):
-    """The error of a load, and the seconds until it came."""
+    """Return the error message of a load and the seconds until it was raised."""
     start = time.monotonic()
     with pytest.raises(FileNotFoundError) as caught:
         sources.weights_file(source)
@@ -212,7 +212,7 @@ def test_a_download_that_is_cut_is_told_and_begun_again(endpoint, files, tmp_pat
         assert main(command) == 2
         said = capsys.readouterr().err
         assert "Traceback" not in said
-        assert "run the same again" in said
+        assert "run it again" in said
         hub.breaks = 0
         load(model)
 
@@ -220,7 +220,7 @@ def test_a_download_that_is_cut_is_told_and_begun_again(endpoint, files, tmp_pat
 def test_a_repository_without_weights(endpoint):
     with serving({"README.md": b"x"}) as hub:
         endpoint(hub.url)
-        assert "has none of the files" in fails()[0]
+        assert "must contain one of" in fails()[0]
 
 
 # ------------------------------------------------------------------------------------------ a path or a repository
@@ -247,7 +247,7 @@ def test_what_may_be_a_repository_is_asked_for(source, tmp_path, endpoint, refus
         (tmp_path / name).mkdir()
     endpoint(refusing)
     said, _ = fails(source)
-    assert f"{source!r} is no path on this machine" in said
+    assert f"{source!r} is not a local path" in said
     assert "cannot be reached" in said
 
 

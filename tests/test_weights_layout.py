@@ -119,7 +119,7 @@ def test_another_shape_is_refused(key, shape, tmp_path):
     save_file({**state_of(network(2)), key: noise(shape)}, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError) as caught:
         kr.load_weights(model, tmp_path / "a.safetensors")
-    assert caught.value.report.misshapen == (f"{key} {shape} for {SHAPES[key]}",)
+    assert caught.value.report.misshapen == (f"{key} {shape}, expected {SHAPES[key]}",)
     assert unchanged(model, before)
 
 
@@ -128,7 +128,7 @@ def test_a_keras_file_of_another_width_is_refused(tmp_path):
     keras.Model(inputs, Affine(name="affine")(inputs)).save(tmp_path / "a.keras")
     inputs = keras.Input((4, 4, 6))
     model = keras.Model(inputs, Affine(name="affine")(inputs))
-    with pytest.raises(WeightsError, match=r"misshapen \(2\): affine.alpha \(5,\) for \(1, 1, 6\)"):
+    with pytest.raises(WeightsError, match=r"misshapen \(2\): affine.alpha \(5,\), expected \(1, 1, 6\)"):
         kr.load_weights(model, tmp_path / "a.keras")
 
 
@@ -143,7 +143,7 @@ class Transposing(Affine):
         (
             Transposing,
             ValueError,
-            r"Transposing.stored .*'affine'.* must .*\(1, 2, 3\) for a variable of \(6,\)",
+            r"Transposing.stored .*'affine'.* must .*\(1, 2, 3\) for a variable of shape \(6,\)",
         ),
         (keras.layers.EinsumDense, TypeError, "EinsumDense .*'affine'.* `stored`"),
     ],
