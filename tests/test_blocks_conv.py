@@ -68,7 +68,7 @@ def test_squeeze_excite_gates():
 def test_group_norm_takes_the_size_of_its_groups():
     model = build(functools.partial(blocks.group_norm, name="norm", group_size=4), (5, 5, 24))
     assert model.get_layer("norm").groups == 6
-    with pytest.raises(ValueError, match=r"multiple.*24 channels, group_size=5"):
+    with pytest.raises(ValueError, match=r"multiple.*24 channels and group_size=5"):
         build(functools.partial(blocks.group_norm, name="norm", group_size=5), (5, 5, 24))
 
 
@@ -329,12 +329,12 @@ MISTAKES = {
     "pad by name": (lambda: blocks.pad(image(), "same", name="p"), ["pair of integers", "'same'"]),
     "ceil and same": (
         lambda: blocks.max_pool(image(), padding="same", ceil=True, name="p"),
-        ["ceil mode", "padding='same'"],
+        ["ceil=True", "padding='same'"],
     ),
-    "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil mode", "size=1"]),
+    "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil=True", "size=1"]),
     "group size": (
         lambda: blocks.edge_residual(image(), 8, expansion=1, group_size=5, name="b"),
-        ["b: the inner channels must be a multiple", "16 channels", "group_size=5"],
+        ["b: the number of inner channels must be a multiple", "16 channels", "group_size=5"],
     ),
     "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: filters", "filters=0"]),
     "no divisor": (lambda: blocks.squeeze_excite(image(), divisor=0), ["positive integer", "divisor=0"]),
@@ -352,5 +352,5 @@ def test_mistakes_are_explained(mistake):
 
 
 def test_a_layer_is_no_squeeze_excite():
-    with pytest.raises(TypeError, match=r"`se` is a function.*squeeze_excite"):
+    with pytest.raises(TypeError, match=r"`se` must be a function.*squeeze_excite"):
         blocks.depthwise_separable(image(), 8, se=keras.layers.Dense(4), name="b")

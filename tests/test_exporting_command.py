@@ -169,7 +169,7 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
         (["export", ".", "x.onnx", "--top-k", "3"], "must be exported without --top-k"),
         (["export", ".", "models/x", "--int8", "."], "Only a LiteRT file"),
         (["export", "runs/typo", "models/x"], "no run, directory or file 'runs/typo'"),
-        (["verify", "missing"], "no exported version"),
+        (["verify", "missing"], "must be the directory of an exported version"),
         (["serve", "missing"], "missing"),
     ],
 )

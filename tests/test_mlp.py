@@ -58,16 +58,16 @@ def no_norm(x, *, name, zero_init=False):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"width": 0}, "width is a positive integer. Received: 0"),
-        ({"depth": 2.5}, "depth is a positive integer. Received: 2.5"),
-        ({"hidden": "wide"}, "hidden is a positive integer. Received: 'wide'"),
-        ({"dropout": 1.0}, "dropout is a probability, 0 <= dropout < 1. Received: 1.0"),
-        ({"residual_dropout": -0.1}, "residual_dropout is a probability"),
-        ({"input_shape": (28, 28, 1)}, "input_shape must be one sample's shape without the batch, (features,)"),
+        ({"width": 0}, "`width` must be a positive integer; got 0"),
+        ({"depth": 2.5}, "`depth` must be a positive integer; got 2.5"),
+        ({"hidden": "wide"}, "`hidden` must be a positive integer; got 'wide'"),
+        ({"dropout": 1.0}, "`dropout` must be a probability, 0 <= dropout < 1; got 1.0"),
+        ({"residual_dropout": -0.1}, "`residual_dropout` must be a probability"),
+        ({"input_shape": (28, 28, 1)}, "`input_shape` must be the shape of one sample without the batch, (features,)"),
     ],
 )
 def test_errors_say_what_to_do(options, said):
-    with pytest.raises(ValueError, match="Received") as error:
+    with pytest.raises(ValueError, match="must be") as error:
         kr.ResidualMLP(**options)
     assert said in str(error.value)
 
