@@ -101,9 +101,9 @@ class Uncopyable(keras.layers.Layer):
 
 def test_what_cannot_be_rebuilt_is_explained():
     inputs = keras.Input((4,))
-    with pytest.raises(ValueError, match="'wide', a Uncopyable, which cannot be"):
+    with pytest.raises(ValueError, match="'wide', a Uncopyable, which is not"):
         graph.rebuilt(keras.Model(inputs, Uncopyable(3, name="wide")(inputs)))
-    with pytest.raises(ValueError, match="Only a Functional or built Sequential"):
+    with pytest.raises(ValueError, match="must be a Functional or a built Sequential"):
         graph.rebuilt(keras.Sequential([keras.layers.Dense(4)]))
 
 
