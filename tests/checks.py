@@ -269,7 +269,7 @@ def check_ranks(entry):
     names = set(keys(twin(entry)))
     for shape in ((size, 2), (min(size, 32), 32, 32, 2)):
         if len(shape) - 1 not in entry.config.ranks:
-            with pytest.raises(ValueError, match=r"input_shape must be .*\(H, W, C\)"):
+            with pytest.raises(ValueError, match=r"`input_shape` must be .*\(H, W, C\)"):
                 build(entry, input_shape=shape)
             continue
         model = build(entry, input_shape=shape)

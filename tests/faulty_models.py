@@ -50,13 +50,13 @@ def cropped_shortcut():
     inputs, x = stem()
     x = block(x)
     x = L.Add()([L.Cropping2D(4, name="here")(x), branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def sliced_shortcut():
     inputs, x = stem()
     x = L.Add(name="sum")([x[:, :8, :8], branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def activated_shortcut():
@@ -87,21 +87,21 @@ def added_to_itself():
             return L.Add(name="here")([args[0][0], args[0][0]])
 
     return altered(keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35), change), (
-        "a tensor added to itself"
+        "tensor added to itself"
     )
 
 
 def operator_added_to_itself():
     inputs, x = stem()
     x = block(x)
-    return head(inputs, block(x + x)), "a tensor added to itself"
+    return head(inputs, block(x + x)), "tensor added to itself"
 
 
 def skip_past_nothing():
     inputs, x = stem()
     x = block(x)
     x = L.Add(name="here")([x, L.Dropout(0.1)(L.Activation("linear")(x))])
-    return head(inputs, x), "a skip past nothing"
+    return head(inputs, x), "missing branch"
 
 
 def linear_branch():
@@ -188,7 +188,7 @@ def concatenated():
     inputs, x = stem()
     x = block(block(x))
     x = L.Concatenate(name="here")([x, branch(x)])
-    return head(inputs, L.ReLU()(x)), "concatenation in place of an addition"
+    return head(inputs, L.ReLU()(x)), "concatenation instead of addition"
 
 
 def activated_stream():
@@ -223,7 +223,7 @@ def projected_everywhere():
     for _ in range(3):
         shortcut = L.BatchNormalization()(L.Conv2D(16, 1, use_bias=False)(x))
         x = L.ReLU()(L.Add()([shortcut, branch(x)]))
-    return head(inputs, x), "projection without need"
+    return head(inputs, x), "unnecessary projection"
 
 
 def positive_branch():
@@ -235,7 +235,7 @@ def positive_branch():
         x = x + L.MultiHeadAttention(2, 8)(y, y)
         y = L.Dense(32, "gelu")(L.LayerNormalization()(x))
         x = x + L.Dense(16, "relu", name="here" if not i else None)(y)
-    return keras.Model(inputs, L.Dense(3)(x[:, 0])), "branch never negative"
+    return keras.Model(inputs, L.Dense(3)(x[:, 0])), "non-negative branch"
 
 
 def normalised_shortcut():
@@ -277,20 +277,20 @@ def reshaped_shortcut():
     """The shapes of a stride, "mended" by a reshape."""
     inputs, x = stem()
     x = L.Add()([L.Reshape((8, 8, 64), name="here")(x), branch(x, 64, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def centre_of_the_shortcut():
     inputs, x = stem()
     x = L.Add()([L.CenterCrop(8, 8, name="here")(x), branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def one_axis_cropped():
     """Pooled along the height, cut along the width."""
     inputs, x = stem()
     x = L.Add()([L.MaxPooling2D((2, 1), (2, 1))(x)[:, :, :8], branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def pooled_to_a_point():

@@ -336,7 +336,7 @@ MISTAKES = {
         lambda: blocks.edge_residual(image(), 8, expansion=1, group_size=5, name="b"),
         ["b: the number of inner channels must be a multiple", "16 channels", "group_size=5"],
     ),
-    "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: filters", "filters=0"]),
+    "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: `filters`", "filters=0"]),
     "no divisor": (lambda: blocks.squeeze_excite(image(), divisor=0), ["positive integer", "divisor=0"]),
     "no width": (lambda: blocks.squeeze_excite(image(), reduced=0), ["positive integer", "filters=0"]),
 }

@@ -190,7 +190,7 @@ def group_norm(
         wrong = f"groups={groups}" if group_size is None else f"group_size={group_size}"
         raise ValueError(
             f"{name}: the number of channels must be a multiple of `{wrong.partition('=')[0]}`; got {channels} "
-            f"channels and {wrong}. Pass norm=functools.partial(group_norm, {wrong.partition('=')[0]}=...) with a divisor."
+            f"channels and {wrong}. Pass norm=functools.partial(group_norm, {wrong.partition('=')[0]}=...)."
         )
     gamma = "zeros" if zero_init else "ones"
     return layers.GroupNorm(channels // group_size if group_size else groups, gamma_initializer=gamma, name=name)(x)
