@@ -33,11 +33,11 @@ def work(start: Callable[[], Callable[[], Any]]) -> None:
 
 
 class Contender:
-    """Process group of a worker, stopped between its turns. `beside` are processes to run with it, such as a server."""
+    """Process group of a worker, stopped between its turns. `companions` are processes that run with it."""
 
-    def __init__(self, *command: str, beside: Iterable[subprocess.Popen[str]] = ()) -> None:
-        self.beside = list(beside)
-        for process in self.beside:
+    def __init__(self, *command: str, companions: Iterable[subprocess.Popen[str]] = ()) -> None:
+        self.companions = list(companions)
+        for process in self.companions:
             process.send_signal(signal.SIGCONT)
         with tempfile.TemporaryFile("w+") as errors:
             self.process = subprocess.Popen(
@@ -70,7 +70,7 @@ class Contender:
         self.process.communicate()
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in self.beside:
+        for process in self.companions:
             process.send_signal(number)
         os.killpg(self.process.pid, number)
 

@@ -231,8 +231,8 @@ def figures(turns: list[tuple[list[float], float]], count: int = 1) -> dict[str,
     }
 
 
-def enter(name: str, folder: Path, beside: Iterable[subprocess.Popen[str]] = (), **job: Any) -> Contender:
-    return Contender(__file__, "--worker", name, str(folder), json.dumps(job), beside=beside)
+def enter(name: str, folder: Path, companions: Iterable[subprocess.Popen[str]] = (), **job: Any) -> Contender:
+    return Contender(__file__, "--worker", name, str(folder), json.dumps(job), companions=companions)
 
 
 def exports(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
@@ -284,8 +284,8 @@ def server_contest(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 job = {"request": request, "clients": count, "ports": ports}
                 contenders = {}
                 for name in ("signature", "gRPC", "REST"):
-                    beside = () if name == "signature" else (server,)
-                    contenders[name] = enter(name, folder, beside, **job)
+                    companions = () if name == "signature" else (server,)
+                    contenders[name] = enter(name, folder, companions, **job)
                 turns = play(contenders, rounds)
                 for name, own in turns.items():
                     more = [

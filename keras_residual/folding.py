@@ -86,7 +86,7 @@ def fold_batch_norm(model: keras.Model, *, strict: bool = False) -> keras.Model:
 
     def assign(old: Any, new: Any) -> None:
         if id(old) in changed:
-            _assign_folded(old, new, _into(old, before), _into(old, after))
+            _assign_folded(old, new, _folded_into(old, before), _folded_into(old, after))
         else:
             copy_weights(old, new)
 
@@ -186,7 +186,7 @@ def _obstacle(layer: Any, norm: Any, counts: collections.Counter[int], follows: 
 # -------------------------------------------------------------------------------------------------------- arithmetic
 
 
-def _into(layer: Any, folded: dict[Any, Any]) -> list[Any]:
+def _folded_into(layer: Any, folded: dict[Any, Any]) -> list[Any]:
     """Return the normalisations that are folded into a layer."""
     return [norm for norm, into in folded.items() if into is layer]
 

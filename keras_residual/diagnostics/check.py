@@ -120,17 +120,17 @@ def check_residual(model: keras.Model) -> Check:
             "block": block.name,
             "from": graph.name(block.start),
             "shortcut": block.kind,
-            "branch": f"{len(block.branch.calls)} operations, {len(block.branch.those('weights'))} with kernels",
+            "branch": f"{len(block.branch.calls)} operations, {len(block.branch.calls_with('weights'))} with kernels",
             "verdict": verdicts.get(block.name, "healthy"),
         }
         for block in structure.blocks
     ]
-    spans = [(_place(graph, block.start), block.call.number + 1, len(graph.calls)) for block in structure.blocks]
+    spans = [(_position(graph, block.start), block.call.number + 1, len(graph.calls)) for block in structure.blocks]
     for fault in found:
         if fault.block not in {row["block"] for row in rows}:  # a concatenation instead of an addition
             call = graph.calls[order[fault.block]]
             rows.append({"block": fault.block, "from": "", "shortcut": "none", "branch": "", "verdict": fault.kind})
-            spans.append((_place(graph, min(call.inputs)), call.number + 1, len(graph.calls)))
+            spans.append((_position(graph, min(call.inputs)), call.number + 1, len(graph.calls)))
     return Check(_title(structure, found), rows, _notes(structure), tuple(found), tuple(spans))
 
 
@@ -157,6 +157,6 @@ def _notes(structure: Structure) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _place(graph: Graph, number: int) -> int:
+def _position(graph: Graph, number: int) -> int:
     maker = graph.maker[number]
     return maker.number + 1 if maker else 0

@@ -142,14 +142,14 @@ def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, trai
     for call in plain:
         norm = float(np.linalg.norm(slopes[where[call.outputs[0]]]))
         rows.append({"layer": call.name, "output": norm})
-    kept = _kept(rows, "input" if blocks else "output")
+    change = _first_over_last(rows, "input" if blocks else "output")
     what = f"{len(blocks)} residual blocks" if blocks else "no residual block"
     return GradientFlow(
-        f"Gradient flow of {model.name}: {what}, loss {value:.3f}{kept}", rows, (), loss=value, gradients=found
+        f"Gradient flow of {model.name}: {what}, loss {value:.3f}{change}", rows, (), loss=value, gradients=found
     )
 
 
-def _kept(rows: list[dict[str, Any]], key: str) -> str:
+def _first_over_last(rows: list[dict[str, Any]], key: str) -> str:
     if len(rows) < 2 or not rows[-1][key]:
         return ""
     return f"; first over last: {rows[0][key] / rows[-1][key]:.3g}"
@@ -176,14 +176,14 @@ def logits_of(graph: Graph) -> tuple[int, Call | None]:
         function = getattr(operation, "activation", None)
         if function is not None and keras.activations.get(function) is keras.activations.softmax:
             return (maker.inputs[0], None) if isinstance(operation, keras.layers.Activation) else (number, maker)
-        if not isinstance(operation, keras.layers.Identity) and not _nothing(operation):
+        if not isinstance(operation, keras.layers.Identity) and not _is_linear(operation):
             break
         number = maker.inputs[0]
         maker = graph.maker[number]
     return graph.outputs[0], None
 
 
-def _nothing(operation: Any) -> bool:
+def _is_linear(operation: Any) -> bool:
     linear = getattr(operation, "activation", None) is keras.activations.linear
     return linear and isinstance(operation, keras.layers.Activation)
 

@@ -82,7 +82,7 @@ def _broadcast(structure: Structure, block: Block) -> Iterator[Fault]:
         )
 
 
-def _nothing_beside(structure: Structure, block: Block) -> Iterator[Fault]:
+def _missing_branch(structure: Structure, block: Block) -> Iterator[Fault]:
     if block.kind != "self":
         return
     if block.shortcut.operand == block.branch.operand:
@@ -141,7 +141,7 @@ def _misaligned(structure: Structure, block: Block) -> Iterator[Fault]:
     shortcut, branch = (_step(structure, block, side) for side in (block.shortcut, block.branch))
     if shortcut is None or branch is None or np.allclose(shortcut, branch):
         return
-    crop = path.those("crops")
+    crop = path.calls_with("crops")
     where = crop[0] if crop else (path.calls[-1] if path.calls else block.call)
     strides = [_describe(steps) for steps in (branch, shortcut)]
     yield Fault(
@@ -176,18 +176,18 @@ def _step(structure: Structure, block: Block, path: Path) -> Steps | None:
 def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     if block.kind != "sum":
         return
-    graph, acts = structure.graph, block.shortcut.those("activation")
+    graph, acts = structure.graph, block.shortcut.calls_with("activation")
     after = (call for call in graph.calls if graph.comes_from(call.outputs[0], block.end))
     if block.branch.rank <= 3 or not any(structure.nature(call).weights for call in after):
         return  # the heads of an ensemble are added intentionally
     above = (call for call in graph.calls if graph.comes_from(block.start, call.outputs[0]))
     if not any(structure.nature(call).weights for call in above):
         return  # two networks with the same input
-    if _views(block) or any(_there_and_back(path) for path in (block.shortcut, block.branch)):
+    if _shares_weights(block) or any(_resamples(path) for path in (block.shortcut, block.branch)):
         return
     changes = graph.tensors[block.start].shape != graph.tensors[block.end].shape
-    if changes and len(block.shortcut.those("weights")) == 1 < len(block.branch.those("weights")) and acts:
-        yield _activated(block, acts[-1])
+    if changes and len(block.shortcut.calls_with("weights")) == 1 < len(block.branch.calls_with("weights")) and acts:
+        yield _activated_shortcut(block, acts[-1])
         return
     yield Fault(
         "no shortcut",
@@ -200,19 +200,19 @@ def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     )
 
 
-def _views(block: Block) -> bool:
+def _shares_weights(block: Block) -> bool:
     """Return True if both sides share their weights (one network applied twice)."""
-    layers = [{id(call.operation) for call in path.those("weights")} for path in (block.shortcut, block.branch)]
+    layers = [{id(call.operation) for call in path.calls_with("weights")} for path in (block.shortcut, block.branch)]
     return layers[0] == layers[1]
 
 
-def _there_and_back(path: Path) -> bool:
+def _resamples(path: Path) -> bool:
     """Return True if a side subsamples and upsamples, as in networks that merge scales (Newell et al. 2016)."""
     steps = [step for nature in path.natures for step in nature.stride or ()]
     return any(step > 1 for step in steps) and any(step < 1 for step in steps)
 
 
-def _activated(block: Block, call: Call) -> Fault:
+def _activated_shortcut(block: Block, call: Call) -> Fault:
     return Fault(
         "activation on the shortcut",
         call.name,
@@ -223,13 +223,13 @@ def _activated(block: Block, call: Call) -> Fault:
     )
 
 
-def _bent(structure: Structure, block: Block) -> Iterator[Fault]:
+def _modified_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     path, graph = block.shortcut, structure.graph
     if block.kind not in ("identity", "projection", "parameter-free"):
         return
     for call, nature in zip(path.calls, path.natures, strict=True):
         if nature.activation:
-            yield _activated(block, call)
+            yield _activated_shortcut(block, call)
         elif nature.dropout:
             yield Fault(
                 "dropout on the shortcut",
@@ -282,7 +282,7 @@ def _scaled(structure: Structure, block: Block) -> Iterator[Fault]:
 
 
 def _linear_branch(structure: Structure, block: Block) -> Iterator[Fault]:
-    kernels = block.branch.those("weights")
+    kernels = block.branch.calls_with("weights")
     if block.kind != "identity" or not block.branch.linear or not kernels:
         return
     if all("Depthwise" in type(call.operation).__name__ for call in kernels):  # a position encoding (Chu et al. 2021)
@@ -325,10 +325,10 @@ def _activated_stream(structure: Structure, block: Block) -> Iterator[Fault]:
     if not any(nature.norm for nature in before):
         return
     graph = structure.graph
-    maker = _back(structure, block.start)
+    maker = _producer(structure, block.start)
     if maker is None or not structure.nature(maker).activation or structure.nature(maker).weights:
         return
-    above = _back(structure, maker.inputs[0])
+    above = _producer(structure, maker.inputs[0])
     if above is not None and above.number in {other.call.number for other in structure.residual}:
         yield Fault(
             "activation on the stream",
@@ -341,7 +341,7 @@ def _activated_stream(structure: Structure, block: Block) -> Iterator[Fault]:
         )
 
 
-def _back(structure: Structure, number: int) -> Call | None:
+def _producer(structure: Structure, number: int) -> Call | None:
     """Return the call that produces a tensor, skipping identities."""
     maker = structure.graph.maker[number]
     while maker is not None and len(maker.inputs) == 1 and structure.nature(maker).kind == "identity":
@@ -351,24 +351,24 @@ def _back(structure: Structure, number: int) -> Call | None:
 
 _RULES: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (
     _broadcast,
-    _nothing_beside,
+    _missing_branch,
     _detached,
     _misaligned,
     _no_shortcut,
-    _bent,
+    _modified_shortcut,
     _scaled,
     _linear_branch,
     _positive_branch,
     _activated_stream,
 )
 # Rules that also apply if the block's input is used elsewhere or if more than two sides are added.
-_ANYWHERE: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (_detached, _bent, _scaled)
+_ANYWHERE: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (_detached, _modified_shortcut, _scaled)
 
 
 # ------------------------------------------------------------------------------------------ rules for the whole model
 
 
-def _projected(structure: Structure) -> Iterator[Fault]:
+def _unnecessary_projection(structure: Structure) -> Iterator[Fault]:
     tensors = structure.graph.tensors
     same = [b for b in structure.residual if b.trunk and tensors[b.start].shape == tensors[b.end].shape]
     projected = [block for block in same if block.kind == "projection"]
@@ -377,7 +377,7 @@ def _projected(structure: Structure) -> Iterator[Fault]:
     for block in projected:
         yield Fault(
             "unnecessary projection",
-            block.shortcut.those("weights")[0].name,
+            block.shortcut.calls_with("weights")[0].name,
             block.name,
             f"The shortcut is projected although the shape {tensors[block.end].shape[1:]} does not change, as in "
             f"{len(projected)} of {len(same)} such blocks, so there is no identity path.",
@@ -386,7 +386,7 @@ def _projected(structure: Structure) -> Iterator[Fault]:
         )
 
 
-def _dropped(structure: Structure) -> Iterator[Fault]:
+def _stream_dropout(structure: Structure) -> Iterator[Fault]:
     ends = {block.end for block in structure.residual}
     same = [block for block in structure.residual if block.kind == "identity" and block.trunk]
     found = []
@@ -420,7 +420,7 @@ def _frozen(structure: Structure) -> Iterator[Fault]:
         return any(getattr(call.operation, "trainable_variables", ()) for call in calls)
 
     def frozen(block: Block) -> bool:
-        return not trains(block.branch.calls) and bool(block.branch.those("weights"))
+        return not trains(block.branch.calls) and bool(block.branch.calls_with("weights"))
 
     graph = structure.graph
     others = [block for block in structure.residual if not frozen(block)]
@@ -429,7 +429,7 @@ def _frozen(structure: Structure) -> Iterator[Fault]:
         if frozen(block) and trains(above) and others:
             yield Fault(
                 "frozen branch",
-                block.branch.those("weights")[0].name,
+                block.branch.calls_with("weights")[0].name,
                 block.name,
                 "No layer of the branch is trainable, but layers before it and other blocks are.",
                 "Set trainable = True for the branch's layers and compile again. To freeze layers, start at the input.",
@@ -475,7 +475,7 @@ def _growing(structure: Structure) -> Iterator[Fault]:
         calm = between is None or any(
             structure.nature(maker).norm for maker in map(graph.maker.__getitem__, between) if maker
         )
-        if _tamed(structure, block):
+        if _is_bounded(structure, block):
             last = -1
             continue
         if last < 0 or calm:
@@ -492,7 +492,7 @@ def _growing(structure: Structure) -> Iterator[Fault]:
         if after > GROWTH * max(before, 1e-12) or not np.isfinite(after):
             yield Fault(
                 "growing stream",
-                run[0].branch.those("weights")[-1].name if run[0].branch.weights else run[0].call.name,
+                run[0].branch.calls_with("weights")[-1].name if run[0].branch.weights else run[0].call.name,
                 run[0].name,
                 f"No branch from here to {run[-1].name} is normalised or scaled, and with the current weights the "
                 f"standard deviation of the residual stream grows {after / max(before, 1e-12):.3g}-fold over "
@@ -502,7 +502,7 @@ def _growing(structure: Structure) -> Iterator[Fault]:
             )
 
 
-def _tamed(structure: Structure, block: Block) -> bool:
+def _is_bounded(structure: Structure, block: Block) -> bool:
     """Return True if the branch is kept small by a norm, a scale, or a last kernel of zeros."""
     kinds = ("LayerScale", "SkipInit", "Standardized", "SpectralNorm")
     for call, nature in zip(block.branch.calls, block.branch.natures, strict=True):
@@ -511,11 +511,17 @@ def _tamed(structure: Structure, block: Block) -> bool:
             return True
     if abs(block.branch.coefficient) < 1 or block.kind == "gated":
         return True
-    kernels = block.branch.those("weights")
+    kernels = block.branch.calls_with("weights")
     maker = structure.graph.maker[block.start]
     above = structure.nature(maker).norm if maker and len(maker.inputs) == 1 else False
     last = [v for v in kernels[-1].operation.weights if len(v.shape) >= 2] if kernels else []
     return above or any(not np.asarray(ops.convert_to_numpy(v)).any() for v in last)
 
 
-_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (_projected, _dropped, _frozen, _concatenated, _growing)
+_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (
+    _unnecessary_projection,
+    _stream_dropout,
+    _frozen,
+    _concatenated,
+    _growing,
+)

@@ -35,7 +35,7 @@ _LINEAR = (
     "Permute",
     "GetItem",
 )
-_SEEN = 4  # samples of noise for measuring an operation
+_NOISE_SAMPLES = 4  # samples of noise for measuring an operation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Path:
     calls: tuple[Call, ...]
     natures: tuple[Nature, ...]
 
-    def those(self, attribute: str) -> list[Call]:
+    def calls_with(self, attribute: str) -> list[Call]:
         """Return the calls for which the given attribute of `Nature` is true."""
         return [call for call, nature in zip(self.calls, self.natures, strict=True) if getattr(nature, attribute)]
 
@@ -95,7 +95,7 @@ class Path:
 
     @property
     def weights(self) -> bool:
-        return bool(self.those("weights"))
+        return bool(self.calls_with("weights"))
 
     @property
     def linear(self) -> bool:
@@ -389,7 +389,7 @@ def _stride(call: Call, kind: str, given: Any, made: Any) -> Steps | None:
     if before == after or kind.startswith(("ZeroPadding", "Cropping", "CenterCrop")) or kind == "Pad":
         return (1.0,) * axes
     if kind == "GetItem":  # Keras does not expose the slice, so measure it
-        return _kept(call, given)
+        return _slice_steps(call, given)
     if kind == "Resizing" and all(before) and all(after):
         return tuple(old / new for old, new in zip(before, after, strict=True))
     return None
@@ -404,7 +404,7 @@ def _sizes(value: Any, axes: int) -> Steps | None:
     return None
 
 
-def _kept(call: Call, given: Any) -> Steps | None:
+def _slice_steps(call: Call, given: Any) -> Steps | None:
     """Measure the steps of a slice by applying it to a tensor of positions."""
     steps = []
     for axis in range(1, len(given.shape) - 1):
@@ -423,7 +423,7 @@ def _kept(call: Call, given: Any) -> Steps | None:
 
 def noise(tensor: Any, seed: int) -> Array:
     """Return normal noise of a symbolic tensor's shape, or zeros and ones if it is an integer tensor."""
-    shape = [_SEEN if tensor.shape[0] is None else tensor.shape[0]]
+    shape = [_NOISE_SAMPLES if tensor.shape[0] is None else tensor.shape[0]]
     shape += [16 if size is None else size for size in tensor.shape[1:]]
     values = np.random.default_rng(seed).normal(size=shape).astype("float32")
     return values if _is_float(tensor) else (values > 0).astype("int32")

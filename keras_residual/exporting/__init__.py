@@ -116,7 +116,7 @@ def export(
         with graph.quiet("tensorflow"):  # TensorFlow logs the temporary directory
             tf.saved_model.save(served.root, str(stage / "version"), signatures=served.signatures, options=options)
         bundle.complete(stage / "version", model, served, labels, preprocess, report, notes)
-        bundle.write_beside(path, served)
+        bundle.write_serving_files(path, served)
         return _publish(stage / "version", path, version)
 
 

@@ -20,7 +20,7 @@ from keras_residual.exporting.graph import EXAMPLE_KEY, Served
 from keras_residual.folding import Folding
 from keras_residual.io import sha256, written_whole
 
-__all__ = ["complete", "describe", "verify", "write_beside"]
+__all__ = ["complete", "describe", "verify", "write_serving_files"]
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -290,7 +290,7 @@ def _card(about: dict[str, Any], notes: str) -> str:
 # ------------------------------------------------------------------------------------- files of the model's directory
 
 
-def write_beside(path: Path, served: Served) -> None:
+def write_serving_files(path: Path, served: Served) -> None:
     """Write the configuration of TensorFlow Serving and two example clients into a model's directory."""
     name = path.resolve().name
     shape = served.signatures["serving_default"].input_signature[0].shape

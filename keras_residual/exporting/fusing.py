@@ -38,7 +38,7 @@ def fusable(model: keras.Model, native: bool = True) -> Iterator[None]:
             calls[layer] = _normalised
     for dense, activation in _before_gelu(model) if native else ():
         if calls.get(dense) is _product:
-            calls[dense], calls[activation] = _product_and_gelu, _nothing
+            calls[dense], calls[activation] = _product_and_gelu, _identity
     try:
         for layer, call in calls.items():
             layer.call = functools.partial(call, layer)
@@ -72,7 +72,7 @@ def _restored(y: Any, inputs: Any) -> Any:
     return keras.ops.reshape(y, (*keras.ops.shape(inputs)[:-1], y.shape[-1]))
 
 
-def _nothing(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+def _identity(layer: Any, inputs: Any, training: bool | None = None) -> Any:
     return inputs
 
 

@@ -38,8 +38,8 @@ STATUS = {
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
 MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-ASK = re.compile(MODEL + r":(?P<verb>predict|classify|regress)", re.IGNORECASE)
-LOOK = re.compile(MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
+RUN_PATH = re.compile(MODEL + r":(?P<verb>predict|classify|regress)", re.IGNORECASE)
+INFO_PATH = re.compile(MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
 
 
 def application(models: Models, pool: Executor, max_bytes: int, seconds: float) -> Starlette:
@@ -55,7 +55,7 @@ def application(models: Models, pool: Executor, max_bytes: int, seconds: float) 
     async def work(request: Request) -> Response:
         body = await _read(request, max_bytes)
         return await asyncio.get_running_loop().run_in_executor(
-            pool, _answer, models, request.method, request.scope["path"], body
+            pool, _respond, models, request.method, request.scope["path"], body
         )
 
     async def answer(request: Request) -> Response:
@@ -111,11 +111,11 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _answer(models: Models, method: str, path: str, body: bytes) -> Response:
-    if method == "POST" and (found := ASK.fullmatch(path)):
-        content = _ask(models, found, body)
-    elif method == "GET" and (found := LOOK.fullmatch(path)):
-        content = _look(models, found)
+def _respond(models: Models, method: str, path: str, body: bytes) -> Response:
+    if method == "POST" and (found := RUN_PATH.fullmatch(path)):
+        content = _run_model(models, found, body)
+    elif method == "GET" and (found := INFO_PATH.fullmatch(path)):
+        content = _describe_model(models, found)
     elif method == "GET" and path.lower() == "/v1/models":
         raise ServingError(StatusCode.INVALID_ARGUMENT, "Missing model name in request.")
     else:
@@ -123,7 +123,7 @@ def _answer(models: Models, method: str, path: str, body: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _place(found: re.Match[str]) -> tuple[str, int | None]:
+def _name_and_version(found: re.Match[str]) -> tuple[str, int | None]:
     if found["label"]:
         label = unquote(found["label"])
         raise ServingError(StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
@@ -133,8 +133,8 @@ def _place(found: re.Match[str]) -> tuple[str, int | None]:
     return unquote(found["name"]), int(found["version"] or 0) or None
 
 
-def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
-    name, number = _place(found)
+def _run_model(models: Models, found: re.Match[str], body: bytes) -> bytes:
+    name, number = _name_and_version(found)
     verb = found["verb"].lower()
     if verb == "regress":
         raise ServingError(StatusCode.INVALID_ARGUMENT, "Expected a regression signature; there is none.")
@@ -152,8 +152,8 @@ def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
         return tensors.answer(version.run(signature, inputs), by_row="instances" in request)
 
 
-def _look(models: Models, found: re.Match[str]) -> bytes:
-    name, number = _place(found)
+def _describe_model(models: Models, found: re.Match[str]) -> bytes:
+    name, number = _name_and_version(found)
     options: Any = {"always_print_fields_with_no_presence": True, "preserving_proto_field_name": True}
     if not found["metadata"]:
         return json_format.MessageToJson(messages.status(models, name, number), **options).encode()

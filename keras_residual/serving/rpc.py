@@ -82,7 +82,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
                 raise ServingError(
                     grpc.StatusCode.INVALID_ARGUMENT, f'input "{name}" is not a valid tensor: {error}'
                 ) from None
-        with _held(self.models, request.model_spec) as version:
+        with _hold_version(self.models, request.model_spec) as version:
             outputs = version.run(request.model_spec.signature_name, inputs)
             response = predict_pb2.PredictResponse(model_spec=_spec(request, version))
         for name in request.output_filter or outputs:
@@ -108,7 +108,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             rows = [example.SerializeToString() for example in given.example_list.examples]
         if not rows:
             raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "Input is empty")
-        with _held(self.models, request.model_spec) as version:
+        with _hold_version(self.models, request.model_spec) as version:
             result = messages.classification(version, request.model_spec.signature_name, rows)
             return classification_pb2.ClassificationResponse(result=result, model_spec=_spec(request, version))
 
@@ -119,7 +119,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             raise ServingError(
                 grpc.StatusCode.INVALID_ARGUMENT, f'metadata_field must be "signature_def"; got {sorted(unknown)}'
             )
-        with _held(self.models, request.model_spec) as version:
+        with _hold_version(self.models, request.model_spec) as version:
             return messages.metadata(self.models[request.model_spec.name], version)
 
     @_with_grpc_errors
@@ -156,7 +156,7 @@ def _number(spec: Any) -> int | None:
 
 
 @contextmanager
-def _held(models: Models, spec: Any) -> Iterator[Version]:
+def _hold_version(models: Models, spec: Any) -> Iterator[Version]:
     if not spec.name:
         raise ServingError(grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified.")
     with models[spec.name].hold(_number(spec)) as version:
