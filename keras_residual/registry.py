@@ -141,7 +141,7 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
         if len(args) > len(places):
             raise TypeError(
                 f"{config.name}() takes at most {len(places)} arguments by position, {', '.join(places)}; got "
-                f"{len(args)}. Name the others, for example drop_path=0.1."
+                f"{len(args)}. Pass the others by name, for example drop_path=0.1."
             )
         given = signature.bind(*args, **kwargs)
         if "classes" in known:  # the default of a row may differ from the default of its family

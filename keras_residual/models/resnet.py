@@ -41,7 +41,7 @@ from keras_residual.weights.formats import State
 
 
 class Stem(Protocol):
-    """The layers before the first stage."""
+    """Protocol for the layers before the first stage."""
 
     def __call__(self, x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None) -> Tensor: ...
 
