@@ -123,7 +123,8 @@ def _graph(model: keras.Model) -> Any:
     if graph is None:
         raise ValueError(
             "The model must be a Functional or a built Sequential model to fold its batch normalisations, because the "
-            f"layers before and after them must be known; got {model.name!r}, a {type(model).__name__}."
+            f"layers before and after them must be known; got {model.name!r}, a {type(model).__name__}. Define it with "
+            "keras.Input and keras.Model(inputs, outputs)."
         )
     return connected(graph.input, graph.output, model.name)
 

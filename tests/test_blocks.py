@@ -636,7 +636,7 @@ MISTAKES = {
     "patches do not fit": (
         lambda: kr.ViTTiny16(input_shape=(100, 100, 3)),
         ValueError,
-        ["patch, 16", "(100, 100)", "(96, 96)"],
+        ["patch size, 16", "(100, 100)", "(96, 96)"],
     ),
     "timm's argument": (
         lambda: kr.ResNet18(num_classes=10),

@@ -41,7 +41,7 @@ def test_any_multiple_of_the_patch_at_any_rank(shape):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((224, 230, 3), "sizes must be multiples of the patch, 16; got (224, 230). Resize the images to (224, 224)."),
+        ((224, 230, 3), "multiples of the patch size, 16; got (224, 230). Resize the images to (224, 224)."),
         ((7, 100, 3), "got (7, 100). Resize the images to (16, 96)."),
         ((None, None, 3), "must not be None"),
     ],

@@ -102,7 +102,7 @@ def residual_report(
     if not blocks:
         raise ValueError(
             f"The model must have residual blocks; got {model.name!r}, which has none. Use check_residual(model) to "
-            "list its skip connections, or gradient_flow, which also works on plain networks."
+            "find faulty skip connections, or gradient_flow, which also works on plain networks."
         )
     rows, accuracy, count, (x, labels) = lesions(graph, blocks, batches(data, batch_size))
     chain = [block for block in structure.chain if block.trunk] or blocks

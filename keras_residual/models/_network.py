@@ -154,7 +154,8 @@ class Network(Generic[C]):
         if any(size % patch for size in sizes) and not published:
             near = tuple(max(1, round(size / patch)) * patch for size in sizes)
             raise ValueError(
-                f"{row.name}: sizes must be multiples of the patch, {patch}; got {sizes}. Resize the images to {near}."
+                f"{row.name}: sizes must be multiples of the patch size, {patch}; got {sizes}. Resize the images to "
+                f"{near}."
             )
 
     def _check_options(self) -> None:

@@ -50,7 +50,7 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
+        raise FileNotFoundError(f"There is no weights file {str(path)!r}. Check the path.")
     kind = identify(path)
     reader = _READERS.get(kind.reader)
     if reader is None:

@@ -45,7 +45,7 @@ class Report:
     adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors of {self.source} match the model"]
+        lines = [f"{len(self.loaded)} tensors of {self.source} matched by name"]
         for field in ("missing", "unexpected", "misshapen", "adapted"):
             names = getattr(self, field)
             if names:
@@ -308,7 +308,7 @@ def _hint(report: Report, places: Mapping[str, Slot]) -> str:
     if heads and not report.missing and not report.unexpected:
         return (
             "\nThe checkpoint has a different number of classes. Build the model with the checkpoint's `classes`, or "
-            "pass weights= and classes= to the builder together to get a new head."
+            "pass the checkpoint to the builder as `weights` to get a new head."
         )
     if any(" on an unknown grid, expected " in entry for entry in report.misshapen):
         return (
