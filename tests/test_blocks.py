@@ -1,4 +1,4 @@
-"""The blocks against NumPy: the equation, its gradient, padding, pooling, shortcuts, and what errors say."""
+"""Tests of the blocks against NumPy: the equation, its gradient, padding, pooling, shortcuts, error messages."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ RANKS = (1, 2, 3)
 
 
 def run(function, x, training=False, seed=None):
-    """`function` on the array `x`, through a Functional model; with `seed`, every variable is filled."""
+    """Run `function` on the array `x` through a Functional model; with `seed`, fill every variable with noise."""
     inputs = keras.Input(x.shape[1:])
     model = keras.Model(inputs, function(inputs))
     if seed is not None:
@@ -26,7 +26,7 @@ def run(function, x, training=False, seed=None):
 
 
 def windows(x, size, stride, dilation=1, fill=0.0):
-    """`(N, *out, C, size ** rank)`: every window of `x`, padded symmetrically as torch pads, by plain slicing."""
+    """Return all windows of `x`, padded symmetrically as in torch, by slicing: `(N, *out, C, size ** rank)`."""
     rank, width = x.ndim - 2, dilation * (size - 1) // 2
     padded = np.pad(x, [(0, 0), *[(width, width)] * rank, (0, 0)], constant_values=fill)
     out = [(s + 2 * width - dilation * (size - 1) - 1) // stride + 1 for s in x.shape[1:-1]]
@@ -40,7 +40,7 @@ def windows(x, size, stride, dilation=1, fill=0.0):
 
 
 def direct_conv(x, kernel, stride=1, dilation=1, groups=1):
-    """Convolution by definition, in float64."""
+    """Compute a convolution by its definition, in float64."""
     size, rank = kernel.shape[0], x.ndim - 2
     taps = windows(x.astype("float64"), size, stride, dilation)  # (N, *out, C, K)
     flat = kernel.astype("float64").reshape(size**rank, *kernel.shape[-2:])  # (K, C / groups, F)
@@ -91,7 +91,7 @@ def test_layer_scale_is_per_channel():
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.6])
 @pytest.mark.parametrize("shape", [(8,), (6, 8), (3, 3, 8), (2, 3, 3, 8)], ids=len)
 def test_drop_path(shape, rate):
-    """In training a sample skips the branch with probability `rate`, else takes it times 1 / (1 - rate)."""
+    """In training, a sample skips the branch with probability `rate`; otherwise it is scaled by 1 / (1 - rate)."""
     x = np.ones((2000, *shape), "float32")
     y, model = run(lambda t: blocks.residual(t, 2.0 * t, drop_path=rate), x, training=True)
     branch = (y - x).reshape(len(x), -1)
@@ -115,7 +115,7 @@ def test_drop_path_rates():
 
 
 def branch_of(x, name):
-    """F(x) of an identity block: two convolutions with batch statistics frozen, a smooth activation between."""
+    """Return F(x) of an identity block: two convolutions with frozen statistics and a smooth activation in between."""
     y = blocks.conv_norm(x, 2, 3, norm=blocks.batch_norm, activation="tanh", name=f"{name}.1")
     return blocks.conv_norm(y, 2, 3, norm=blocks.batch_norm, name=f"{name}.2")
 
@@ -300,7 +300,7 @@ def test_a_projection_is_wider_only_where_it_subsamples(stride, size):
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_pooled_projection(rank):
-    """Windows over the edge average what they cover: with an odd size, the last value stands alone."""
+    """Windows beyond the edge average only the values inside: with an odd size, the last value is kept."""
     x = cube(rank, 5, 16)
     y, model = run(lambda t: blocks.pooled_projection(t, 32, stride=2, norm=None, name="p"), x, seed=0)
     kernel, bias = (np.asarray(v, "float64") for v in model.get_layer("p.1").weights)
@@ -332,7 +332,7 @@ def test_preact_shares_its_first_activation_with_the_projection():
 
 
 def test_bottleneck_strides():
-    """v1.5 strides in the 3x3 convolution, v1 in the first 1x1."""
+    """v1.5 has the stride in the 3x3 convolution, v1 in the first 1x1 convolution."""
     for where, name in (("3x3", "b.conv2"), ("1x1", "b.conv1")):
         inputs = keras.Input((8, 8, 64))
         model = keras.Model(inputs, blocks.bottleneck(inputs, 128, stride=2, stride_in=where, name="b"))
@@ -408,7 +408,7 @@ def test_mlp_is_the_definition(gated):
 
 
 def test_transformer_blocks_are_pre_norm():
-    """With the branch's last matrix at zero the stream passes untouched: no norm stands on it."""
+    """With a zero matrix at the end of the branch, the stream is unchanged, so there is no norm on it."""
     x = 10 * tools.noise((2, 7, 12))
     for block, last in (
         (functools.partial(blocks.attention_block, heads=3, name="b"), "b.attn.proj"),
@@ -689,7 +689,7 @@ def test_mistakes_are_explained(mistake):
 
 
 def test_numbers_of_numpy_will_do():
-    """What people have: the largest label plus one, the shape of their array, a rate in float32."""
+    """Typical NumPy values are accepted: the largest label plus one, the shape of an array, a float32 rate."""
     labels, x = np.array([0, 4, 2]), np.zeros((2, 64, 48, 3))
     model = kr.ResNet18(classes=labels.max() + 1, input_shape=np.array(x.shape)[1:], drop_path=np.float32(0.1))
     assert model.input_shape == (None, 64, 48, 3)

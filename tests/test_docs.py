@@ -1,4 +1,4 @@
-"""The manual and CONTRIBUTING.md show what runs."""
+"""Tests of the code in the manual and in CONTRIBUTING.md."""
 
 import importlib.util
 import re
@@ -27,7 +27,7 @@ LONG = {"migrate"}  # two networks of full depth, compared
     ],
 )
 def test_code_runs(page, tmp_path, monkeypatch):
-    """The blocks of a page are read from top to bottom, as one script."""
+    """The code blocks of a page run from top to bottom, as one script."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}
     for number, block in enumerate(CODE.findall(page.read_text(encoding="utf-8")), start=1):

@@ -1,4 +1,4 @@
-"""ONNX, OpenVINO and LiteRT, and other readers of the SavedModel: each reproduces the Keras model's numbers."""
+"""Tests that ONNX, OpenVINO, LiteRT and other readers of the SavedModel reproduce the Keras model's outputs."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def check(entry, suffix, folder):
     ],
 )
 def test_a_file_computes_in_float32(policy, suffix, name, tmp_path):
-    """Whatever the model does: the runtimes have few operations of other types."""
+    """A converted model computes in float32, because the runtimes support few operations in other types."""
     pytest.importorskip(NEEDS[suffix])
     entry = registry.entries()[name]
     model, x, expected = twin(entry)
@@ -104,7 +104,7 @@ def test_a_file_computes_in_float32(policy, suffix, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["ResNet20", "ResNet18"])  # the second has a max pooling, padded by -inf
 def test_int8(name, tmp_path):
-    """A network that has something to tell: labels agree, weights take a quarter."""
+    """For a trained network, the labels agree and the weights take a quarter of the space."""
     pytest.importorskip("ai_edge_litert")
     pixels = noise((200, 32, 32, 3)) + np.eye(10)[np.arange(200) % 10][:, :3, None, None].transpose(0, 2, 3, 1)
     model = randomise(kr.create(name, input_shape=(32, 32, 3), classes=10, classifier_activation="softmax"))
@@ -135,7 +135,7 @@ def test_int8_of_every_model(entry, tmp_path):
 
 @pytest.mark.parametrize("size", [31, 32])
 def test_max_pooling_before_int8(size):
-    """Mirrored edges instead of infinite ones have the same maxima, of negative values too."""
+    """Mirrored edges give the same maxima as infinite padding, also for negative values."""
     x = keras.Input((size, size, 2))
     model = keras.Model(x, blocks.max_pool(x, name="pool"))
     other = formats._for_litert(model, quantised=True)
@@ -146,7 +146,7 @@ def test_max_pooling_before_int8(size):
 
 @pytest.mark.parametrize(("count", "calibrating", "measured"), [(30, 20, 10), (12, 8, 4), (11, 11, None)])
 def test_int8_is_measured_on_other_samples(count, calibrating, measured, tmp_path, monkeypatch):
-    """Images used for calibration say little about the answers to others."""
+    """Agreement is not measured on calibration images."""
     pytest.importorskip("ai_edge_litert")
     samples, seen, read = noise((count, 4)), {}, formats._litert
 

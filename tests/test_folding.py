@@ -1,4 +1,4 @@
-"""Folding batch normalisation: the numbers stay, the normalisations go; what cannot be folded says why."""
+"""Tests of folding: outputs are equal, normalisations are removed, and the reasons are given for those kept."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def norms(model):
 
 
 def reasons(inputs, outputs):
-    """A model's reasons to keep a normalisation, after the check that it still computes the same."""
+    """Return a model's folding report after checking that the folded model has the same outputs."""
     model = randomise(keras.Model(inputs, outputs))
     x = noise((2, *inputs.shape[1:]))
     folded = fold_batch_norm(model)
@@ -64,7 +64,7 @@ def test_pre_activation_networks_keep_those_after_the_addition():
 
 
 def test_every_kind_of_layer():
-    """Biases, groups, weight standardisation, depthwise, dense; signals, images, volumes; each way round."""
+    """Fold into layers of all types and ranks, before and after the normalisation."""
     kinds = [
         ((12, 16), keras.layers.Conv1D(8, 3, 2)),
         ((12, 16), kr.layers.Conv1D(8, 3, groups=4, padding="same")),

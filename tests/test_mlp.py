@@ -1,4 +1,4 @@
-"""Residual networks of dense layers: sizes, options, dropout where the paper has it, training."""
+"""Tests of residual networks of dense layers: sizes, options, dropout as in the paper, training."""
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def test_hidden_follows_the_width():
     [("dropout", "fc2's bias alone is left of the branch"), ("residual_dropout", "the stream alone is left")],
 )
 def test_both_dropouts_are_in_the_branch(option, kept):
-    """At a rate near 1 everything after the layer is nothing: what is left says where the layer stands."""
+    """At a rate near 1 everything after the dropout is zero, which shows its position."""
     options = {"dropout": 0.0, "residual_dropout": 0.0, option: 1 - 1e-12}
     model = tools.randomise(
         kr.TabularResNet(input_shape=(6,), width=8, depth=1, include_top=False, norm=no_norm, **options)
@@ -74,7 +74,7 @@ def test_errors_say_what_to_do(options, said):
 
 @pytest.mark.parametrize("name", ["ResidualMLP", "TabularResNet"])
 def test_learns_a_function_that_is_not_linear(name):
-    """The parity of two signs: a linear model is right half of the time."""
+    """Learn the parity of two signs, where a linear model is correct half of the time."""
     x = tools.noise((512, 8))
     y = (x[:, 0] * x[:, 1] > 0).astype("int32")
     model = kr.create(name, input_shape=(8,), classes=2, width=32, depth=2, dropout=0.0)

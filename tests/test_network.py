@@ -1,4 +1,4 @@
-"""What the frame offers families that none here needs yet: heads, ranks, networks without classifier, tags."""
+"""Tests of features of `Network` that no family needs yet: heads, ranks, networks without classifier, tags."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ class Voters(Tower):
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch):
-    """Rows of these tests stay among themselves."""
+    """Isolate the registry, so that rows of these tests are not visible to others."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(registry, "_names", dict(registry._names))
 

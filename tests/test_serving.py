@@ -1,4 +1,4 @@
-"""The local server, asked by clients that nobody here wrote: urllib, TensorFlow Serving's messages, Intel's client."""
+"""Tests of the local server with independent clients: urllib, TensorFlow Serving's messages, Intel's client."""
 
 import base64
 import contextlib
@@ -97,7 +97,7 @@ def server(models):
 
 
 def rest(server, path, body=None, method=None):
-    """Status and decoded answer."""
+    """Send a REST request and return the status and the decoded response."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{server.rest_port}{path}", data, method=method)
     try:
@@ -269,7 +269,7 @@ def test_errors(server, path, body, status, words):
 
 
 def test_a_body_that_is_too_large(server):
-    """The sender hears why, although it has not finished; memory does not grow by what it sends."""
+    """The client gets the error although it is still sending, and the server's memory does not grow."""
     resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=60)
@@ -576,7 +576,7 @@ def test_a_version_in_use_is_not_unloaded(models):
 
 
 def test_a_version_that_was_still_being_copied(models, tmp_path):
-    """It is tried again when there is more of it, and only then."""
+    """A failed version is retried only after its files have changed."""
     from keras_residual.serving.models import Model
 
     folder = shutil.copytree(models / "net", tmp_path / "net")

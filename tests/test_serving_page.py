@@ -1,4 +1,4 @@
-"""The page at `/`, in a real browser without a screen."""
+"""Tests of the page at `/` in a headless browser."""
 
 import base64
 import shutil

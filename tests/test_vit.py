@@ -57,7 +57,7 @@ ALIASES = [(alias, size) for e in ROWS for alias, size in e.config.aliases]
 
 @pytest.mark.parametrize(("alias", "size"), ALIASES, ids=lambda a: str(a))
 def test_alias_stands_for_its_size(alias, size):
-    """`create` gives the network at the alias's image size; here a narrow one with one block."""
+    """`create` builds the network at the alias's image size, here with one narrow block."""
     entry = models.find(alias)
     assert registry.resolve(alias) == (entry.config.name, size)
     row = dataclasses.replace(entry.config, width=16, heads=2, hidden=16, depth=1)

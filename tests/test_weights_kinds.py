@@ -1,4 +1,4 @@
-"""An existing file that holds no readable weights is named by what it is, with what to do; nothing in it is run."""
+"""Tests of the messages about files without readable weights: their type and what to do. Nothing in them is run."""
 
 import collections
 import io
@@ -22,14 +22,14 @@ STATE_DICT = "save_file(model.state_dict()"
 
 
 class Global:
-    """What a pickle writes for a class of a library that is not installed here."""
+    """Stand-in for a class of a library that is not installed."""
 
     def __init__(self, module, name, *arguments):
         self.module, self.name, self.arguments = module, name, arguments
 
 
 class Pickler(pickle._Pickler):
-    """Writes `Global` as torch's protocol 2 writes a class, called with its arguments."""
+    """Pickler that writes `Global` as a call of a class, as torch does with protocol 2."""
 
     dispatch = pickle._Pickler.dispatch.copy()
 
@@ -201,7 +201,7 @@ def test_keras_files_by_position(victim, tmp_path):
 
 
 class Network:
-    """The Hub as nobody may reach for it."""
+    """Network access that fails the test."""
 
     def __init__(self, monkeypatch):
         self.asked = []

@@ -1,4 +1,4 @@
-"""A layer of our own states where a timm state dict has its variables; Keras' own layers have one rule by type."""
+"""Tests of the mapping to timm's state dict: rules by type for Keras' layers, `stored` for other layers."""
 
 import keras
 import numpy as np
@@ -14,14 +14,14 @@ from .tools import distance, noise, randomise
 
 
 class StarScale(layers.SkipInit):
-    """A scalar that timm stores as an array of one, as StarReLU's."""
+    """Layer with a scalar that timm stores as an array of one element, like StarReLU's."""
 
     def stored(self, variable):
         return ".scale", (1,)
 
 
 class Affine(keras.layers.Layer):
-    """ResMLP's: two numbers for each channel, stored as for a sequence."""
+    """ResMLP's layer with two numbers per channel, stored in the shape of a sequence."""
 
     def build(self, input_shape):
         self.alpha = self.add_weight(shape=(input_shape[-1],), name="alpha")
@@ -35,7 +35,7 @@ class Affine(keras.layers.Layer):
 
 
 class GainedConv(layers.Conv2D):
-    """NFNet's: a gain for each output channel; kernel and bias are stored as any convolution's."""
+    """NFNet's convolution with a gain per output channel; kernel and bias are stored as usual."""
 
     def build(self, input_shape):
         super().build(input_shape)

@@ -136,7 +136,7 @@ def check_residual(model: keras.Model) -> Check:
 
 def _title(structure: Structure, found: list[Fault]) -> str:
     model, blocks = structure.graph.model, structure.residual
-    wrong = f"{len(found)} fault{'s' * (len(found) != 1)}" if found else "no fault"
+    wrong = f"{len(found)} fault{'s' * (len(found) != 1)}" if found else "no faults"
     if blocks:
         kinds = collections.Counter(block.kind for block in blocks)
         which = ", ".join(f"{count} {kind}" for kind, count in kinds.items())

@@ -152,7 +152,7 @@ def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, trai
 def _first_over_last(rows: list[dict[str, Any]], key: str) -> str:
     if len(rows) < 2 or not rows[-1][key]:
         return ""
-    return f", ratio of the first to the last {rows[0][key] / rows[-1][key]:.3g}"
+    return f", gradient of first / last {'block' if key == 'input' else 'layer'} {rows[0][key] / rows[-1][key]:.3g}"
 
 
 def _layers(graph: Graph) -> list[Call]:
