@@ -284,7 +284,7 @@ class _ScaledByChannel(keras.layers.Layer):
 
 @register
 class SimpleNorm(_ScaledByChannel):
-    """Normalisation that divides `(N, ..., C)` by the standard deviation over the channels, without centring."""
+    """Division of `(N, ..., C)` by the standard deviation over the channels, with a trained scale, without centring."""
 
     def build(self, input_shape: Any) -> None:
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")

@@ -201,7 +201,7 @@ def test_keras_files_by_position(victim, tmp_path):
 
 
 class Network:
-    """Network access that fails the test."""
+    """Network access that always fails, and records what was requested."""
 
     def __init__(self, monkeypatch):
         self.asked = []

@@ -42,7 +42,7 @@ def max_pool(
 def average_pool(
     x: Tensor, stride: int = 2, *, size: int | None = None, padding: Padding = "valid", name: str
 ) -> Tensor:
-    """Apply average pooling. By default the windows do not overlap, which subsamples without aliasing.
+    """Apply average pooling. By default the windows do not overlap, for anti-aliased subsampling.
 
     Args:
         x: A tensor `(N, *spatial, C)`.

@@ -129,7 +129,7 @@ class ResNetV2Config(Config):
     top: tuple[str, ...] = dataclasses.field(default=("head.",), kw_only=True)
 
     def tiny(self) -> ResNetV2Config:
-        """Return the same topology with one or two blocks per stage, 32 to 256 channels and 64x64 images."""
+        """Return the same topology with one or two blocks per stage, few channels and 64x64 images."""
         bottlenecks = self.block is preact_bottleneck  # group norm needs 32 channels inside the bottlenecks
         return dataclasses.replace(
             self,

@@ -30,7 +30,7 @@ class Report:
 
     Attributes:
         source: Where the weights came from.
-        loaded: Keys that were assigned (or would have been).
+        loaded: Keys that were assigned; if the load was refused, all keys of the model that the source contains.
         missing: Keys of the model that the source lacks.
         unexpected: Keys of the source that the model lacks.
         misshapen: Keys whose shapes differ, with both shapes.
