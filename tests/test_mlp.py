@@ -72,7 +72,7 @@ def test_errors_say_what_to_do(options, said):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ResidualMLP", "TabularResNet"])
+@pytest.mark.parametrize("name", ["ResidualMLP", pytest.param("TabularResNet", marks=pytest.mark.slow)])
 def test_learns_a_function_that_is_not_linear(name):
     """Learn the parity of two signs, where a linear model is correct half of the time."""
     x = tools.noise((512, 8))
