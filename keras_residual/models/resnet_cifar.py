@@ -101,7 +101,7 @@ class ResNetCifar(Network[CifarConfig]):
         if self.width is None:
             return row.widths
         if self.width < 16:  # strided 1x1 convolutions of fewer than 16 channels crash in oneDNN
-            raise ValueError(f"width must be None or 16 or more; got {self.width}.")
+            raise ValueError(f"`width` must be None or at least 16; got {self.width}.")
         return tuple(self.width * filters // row.widths[0] for filters in row.widths)
 
 
