@@ -1,4 +1,4 @@
-"""The manual and CONTRIBUTING.md show what runs."""
+"""Tests of the code in the manual and in CONTRIBUTING.md."""
 
 import importlib.util
 import re
@@ -27,7 +27,7 @@ LONG = {"migrate"}  # two networks of full depth, compared
     ],
 )
 def test_code_runs(page, tmp_path, monkeypatch):
-    """The blocks of a page are read from top to bottom, as one script."""
+    """The code blocks of a page run from top to bottom, as one script."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": page.stem}
     for number, block in enumerate(CODE.findall(page.read_text(encoding="utf-8")), start=1):
@@ -35,9 +35,9 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_example_of_a_family(tmp_path):
-    """It is short, runs as it stands, and its network passes the checks of the registry.
+    """The example is short and runs, and its network passes the checks of the registry.
 
-    In a process of its own: a registered row stays. It is not a public name of the package.
+    It runs in a separate process, because a registered row cannot be removed and is not a public name of the package.
     """
     (code,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert len(code.splitlines()) < 60
