@@ -36,8 +36,8 @@ MODULES = {
     "registry": "Registry",
 }
 EXIT_CODES = """\
-Exit codes: 0 for success; 1 if `predict` could not read an image; 2 for an error; 130 after Ctrl-C. An error is one message;
-with `KERAS_RESIDUAL_TRACEBACK=1` the command shows where it was raised."""
+Exit codes: 0 for success; 1 if `predict` could not read an image; 2 for an error; 130 after Ctrl-C. An error is one
+message; with `KERAS_RESIDUAL_TRACEBACK=1` the command shows where it was raised."""
 INCLUDE = re.compile(r"<!-- section: (?P<file>\S+), (?P<title>.+?) -->")
 
 
@@ -117,7 +117,9 @@ def _module(name: str, title: str) -> str:
             parts.append(f"::: {value.__module__}.{public}\n    options:\n      show_root_full_path: false\n")
     if name == "training":
         rows = [f"| `{r.name}` | {r.source} | {', '.join(r.omitted)} |" for r in module.RECIPES.values()]
-        parts.append("\n".join(["## Published recipes", "", "| name | source | left out |", "| --- | --- | --- |", *rows]))
+        parts.append(
+            "\n".join(["## Published recipes", "", "| name | source | left out |", "| --- | --- | --- |", *rows])
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -193,8 +195,8 @@ def _builders() -> str:
     families = {entry.family.__name__: entry.family.__module__ for entry in entries().values()}
     parts = [
         "# Builders",
-        "A builder such as `kr.ResNet50` takes the arguments of all networks, described first, and those of its family. "
-        "[All networks](../families.md).",
+        "A builder such as `kr.ResNet50` takes the arguments of all networks, described first, and those of its "
+        "family. [All networks](../families.md).",
     ]
     families = {"Network": "keras_residual.models._network", **families}
     return (
