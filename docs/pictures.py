@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import tempfile
 import threading
 from pathlib import Path
@@ -36,24 +37,25 @@ def digits(place: Path) -> None:
             picture.resize((32, 32), Image.Resampling.BICUBIC).save(place / name / f"{i:02}.png")
 
 
-def run(*words: str) -> str:
+def run(command: str) -> str:
     """Run `keras-residual` and return what it prints."""
     from keras_residual.cli import main
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        assert main(list(words)) == 0, words
+        assert main(shlex.split(command)) == 0, command
     return said.getvalue()
 
 
-def terminal(command: str, text: str, name: str) -> None:
-    """Draw a command and what it prints as a terminal, with the reader's own fonts."""
+def terminal(command: str, name: str) -> None:
+    """Run a command and draw it with its output as a terminal, in the reader's fonts."""
     console = Console(record=True, width=110, file=io.StringIO(), highlight=False)
-    console.print(Text(f"$ {command}", style="bold"))
-    console.print(Text(text.rstrip()))
+    console.print(Text(f"$ keras-residual {command}", style="bold"))
+    console.print(Text(run(command).rstrip()))
     drawn = re.sub(r"@font-face \{.*?\}\n?", "", console.export_svg(title="keras-residual"), flags=re.DOTALL)
     drawn = drawn.replace("Fira Code", "DejaVu Sans Mono")
     drawn = re.sub(r"terminal-\d+", "terminal", drawn)  # equal output, equal file
+    drawn = re.sub(r' clip-path="url\(#terminal-line-\d+\)"', "", drawn)  # other fonts have longer descenders
     assert "http" not in drawn.replace("http://www.w3.org", "").replace("https://www.textualize.io", "")
     (IMAGES / f"{name}.svg").write_text(drawn, encoding="utf-8")
 
@@ -70,24 +72,12 @@ def shrink(source: Path, name: str, width: int = 1000) -> None:
 def figures() -> None:
     """Fine-tune, inspect and predict, and keep what is drawn and printed."""
     digits(Path("photos"))
-    words = (
-        "finetune",
-        "photos",
-        "--model",
-        "ResNet20",
-        "--weights",
-        "none",
-        "--epochs",
-        "12",
-        "--output",
-        "runs/digits",
-    )
-    terminal(f"keras-residual {' '.join(words)}", run(*words), "finetune")
+    terminal("finetune photos --model ResNet20 --weights none --epochs 12 --output runs/digits", "finetune")
     for name in ("curves", "confusion", "mistakes"):
         shrink(Path("runs/digits", f"{name}.png"), name)
-    words = ("predict", "runs/digits", "photos/two/00.png", "photos/five/07.png", "photos/eight/03.png")
-    terminal(f"keras-residual {' '.join(words)}", run(*words), "predict")
-    run("inspect", "runs/digits", "photos/two/00.png", "photos/five/07.png", "photos/eight/03.png")
+    images = "photos/two/00.png photos/five/07.png photos/eight/03.png"
+    terminal(f"predict runs/digits {images}", "predict")
+    run(f"inspect runs/digits {images}")
     for name in ("gradients", "blocks", "maps"):
         shrink(Path("runs/digits/inspect", f"{name}.png"), name)
 
@@ -106,7 +96,7 @@ def page() -> None:
     thread = threading.Thread(target=server.run, args=(ready.set,))
     thread.start()
     options = webdriver.ChromeOptions()
-    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=720,640"):
+    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=720,840"):
         options.add_argument(option)
     try:
         assert ready.wait(60)
