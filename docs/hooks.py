@@ -57,6 +57,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "families.md": _families(),
         "reference/builders.md": _builders(),
         "reference/command_line.md": _command_line(),
+        "reference/benchmarks.md": _without_local_links(
+            (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+        ),
     }
     for name, title in _modules():
         made[f"reference/{name}.md"] = _module(name, title)
@@ -95,8 +98,12 @@ def section(path: Path, title: str) -> str:
     if not found:
         raise ValueError(f"{path.name} has no section {title!r}.")
     body = re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0].strip()
-    # Links to files of the repository do not work in the site: only their text stays.
-    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", body)
+    return _without_local_links(body)
+
+
+def _without_local_links(text: str) -> str:
+    """Replace links to files of the repository, which do not work in the site, by their text."""
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)
 
 
 def _modules() -> Iterator[tuple[str, str]]:
@@ -134,6 +141,11 @@ def _command_line() -> str:
         sub.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=82)
         parts.append(f"## {name}\n\n```text\n{sub.format_help().strip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _benchmarks() -> str:
+    """Return the benchmarks' own README."""
+    return _without_local_links((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
 
 
 def _notebooks() -> list[Path]:

@@ -9,15 +9,13 @@ import os
 import re
 import socket
 import tempfile
-import textwrap
 import warnings
 from pathlib import Path
 
 import numpy as np
 
 PAGE = Path(__file__).parents[1] / "docs" / "pages" / "howto" / "troubleshooting.md"
-PLACE = re.compile(r"(<!-- error (\w+) -->\n\n)```text\n(.*?)\n```", re.DOTALL)
-WIDTH = 116
+PLACE = re.compile(r"(<!-- error (\w+) -->\n\n)```{ .text .wrap }\n(.*?)\n```", re.DOTALL)
 
 
 def command(*words):
@@ -230,17 +228,12 @@ def messages():
     """Provoke every mistake in the present directory, which has `photos/`, and return the messages by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {name: "\n".join(map(_wrapped, provoke().strip().splitlines())) for name, provoke in MISTAKES.items()}
+        return {name: provoke().strip() for name, provoke in MISTAKES.items()}
 
 
 def with_messages(text, found):
     """The page with every message in its place."""
-    return PLACE.sub(lambda place: f"{place[1]}```text\n{found[place[2]]}\n```", text)
-
-
-def _wrapped(line):
-    """A long line, broken between words."""
-    return "\n".join(textwrap.wrap(line, WIDTH, break_long_words=False, break_on_hyphens=False))
+    return PLACE.sub(lambda place: f"{place[1]}```{{ .text .wrap }}\n{found[place[2]]}\n```", text)
 
 
 if __name__ == "__main__":
