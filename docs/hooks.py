@@ -35,6 +35,17 @@ MODULES = {
     "serving": "Serving",
     "registry": "Registry",
 }
+# Module of a family -> its heading among the networks.
+FAMILIES = {
+    "convnext": "ConvNeXt",
+    "mlp": "Residual MLPs",
+    "mlp_mixer": "MLP-Mixer, ResMLP, gMLP",
+    "regnet": "RegNet",
+    "resnet": "ResNet",
+    "resnet_cifar": "ResNets for small images",
+    "resnet_v2": "ResNet V2, BiT",
+    "vit": "Vision Transformers",
+}
 EXIT_CODES = """\
 Exit codes: 0 for success; 1 if `predict` could not read an image; 2 for an error; 130 after Ctrl-C. An error is one
 message; with `KERAS_RESIDUAL_TRACEBACK=1` the command shows where it was raised."""
@@ -188,7 +199,8 @@ def _families() -> str:
     parts = ["# Networks", 'Each name is a builder: `kr.ResNet50(...)`, or `kr.create("resnet50")` by timm\'s name.']
     for module, configs in rows.items():
         what = (importlib.import_module(module).__doc__ or "").strip().partition("\n")[0]
-        lines = [f"## {module.rpartition('.')[2]}", "", what, ""]
+        name = module.rpartition(".")[2]
+        lines = [f"## {FAMILIES.get(name, name)}", "", what, ""]
         lines += ["| builder | parameters | GMACs | timm | source |", "| --- | ---: | ---: | --- | --- |"]
         for row in configs:
             params = f"{row.params / 1e6:,.2f} M" if row.params else ""
