@@ -178,7 +178,7 @@ def finetune(
             classifier.save_config(run.path, {**about, "metrics": measured})  # with metrics the run is finished
         _prune(run.path)
     if process_id == 0:
-        say(f"written to  {run.path}/: {', '.join(sorted(_shown(run.path)))}")
+        say(f"written to  {run.path}/: {', '.join(reports.shown(run.path))}")
         place = shlex.quote(str(run.path))
         say(f"next:\n  keras-residual predict {place} IMAGE...\n  keras-residual export {place} saved_models/NAME")
     return classifier
@@ -487,10 +487,6 @@ def _report(
         if plan.counts.max() > UNBALANCED * plan.counts.min():
             say(f"recall      {reports.recall_line(answers, found.labels)}")
     return measured
-
-
-def _shown(folder: Path) -> list[str]:
-    return [path.name + "/" * path.is_dir() for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 class _Reading:

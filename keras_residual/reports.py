@@ -14,7 +14,7 @@ from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
 from keras_residual.io import literal, write_json, write_table
 
-__all__ = ["attempt", "recall_line", "write_history", "write_report"]
+__all__ = ["attempt", "recall_line", "shown", "write_history", "write_report"]
 
 SHEET = 24  # images of the worst mistakes
 
@@ -47,7 +47,7 @@ def write_report(
     *,
     majority: int,
     batch_size: int = 32,
-    title: str = "",
+    part: str = "validation",
     skipped: int | None = None,
     answers: metrics.Answers | None = None,
 ) -> dict[str, float]:
@@ -63,7 +63,7 @@ def write_report(
         directory: Where the files go; is made if it does not exist.
         majority: Number of the training data's most frequent class.
         batch_size: Images in a batch.
-        title: Above the pictures.
+        part: Name of the split, for the titles of the figures.
         skipped: How many images could not be read and are therefore not measured; becomes one of the measures.
         answers: The classifier's answers on these examples, if they are known already.
 
@@ -104,8 +104,8 @@ def write_report(
             ((labels[t], labels[g], count) for count, t, g in metrics.confusions(truth, guesses)),
         )
     with attempt("confusion.png"):
-        words = f"{found['accuracy']:.1%} of {len(truth):,} validation images are right"
-        figures.draw_confusion(truth, guesses, labels, directory / "confusion.png", f"{title}{words}")
+        title = f"{found['accuracy']:.1%} of {len(truth):,} {part} images correct"
+        figures.draw_confusion(truth, guesses, labels, directory / "confusion.png", title)
     with attempt("mistakes.png"):
         wrong = np.flatnonzero(guesses != truth)
         worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
@@ -118,7 +118,7 @@ def write_report(
             [examples[int(i)][0] for i in worst],
             [caption(i) for i in worst],
             directory / "mistakes.png",
-            f"{title}{_worst(len(wrong), len(worst), len(truth))}",
+            _worst(len(wrong), len(worst), len(truth), part),
         )
     return found
 
@@ -131,13 +131,18 @@ def recall_line(answers: metrics.Answers, labels: Sequence[str], most: int = 8) 
     return ", ".join(words) + (f", {len(order) - most:,} more in classes.csv" if len(order) > most else "")
 
 
+def shown(folder: Path) -> list[str]:
+    """Return the names of the files and directories that a run lists for its user, sorted."""
+    return sorted(f"{path.name}{'/' * path.is_dir()}" for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def _tail(name: str, most: int = 30) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _worst(wrong: int, shown: int, images: int) -> str:
+def _worst(wrong: int, shown: int, images: int, part: str) -> str:
     if not wrong:
-        return f"no mistake among {images:,} validation images"
+        return f"no mistake among {images:,} {part} images"
     which = f"all {wrong:,} mistakes" if shown == wrong else f"the {shown} worst of {wrong:,} mistakes"
     which = "the one mistake" if wrong == 1 else which
     return f"{which}: what was predicted, how surely; what it is, how surely; the file"

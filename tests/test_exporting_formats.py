@@ -102,7 +102,7 @@ def test_a_file_computes_in_float32(policy, suffix, name, tmp_path):
     assert distance(READERS[suffix](tmp_path / f"model{suffix}", x), expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["ResNet20", "ResNet18"])  # the second has a max pooling, padded by -inf
+@pytest.mark.parametrize("name", ["ResNet20", pytest.param("ResNet18", marks=pytest.mark.slow)])  # it has max pooling
 def test_int8(name, tmp_path):
     """A network that has something to tell: labels agree, weights take a quarter."""
     pytest.importorskip("ai_edge_litert")
@@ -211,7 +211,7 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- other readers of a SavedModel
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ViTTiny16"])
+@pytest.mark.parametrize("name", [pytest.param("ResNet18", marks=pytest.mark.slow), "ViTTiny16"])
 def test_openvino_reads_the_directory(name, tmp_path):
     openvino = pytest.importorskip("openvino")
     model, x, expected = twin(registry.entries()[name])

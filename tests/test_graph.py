@@ -158,7 +158,10 @@ def in_float32(model):
         model.layers[1].dtype_policy = "float32"
 
 
-@pytest.mark.parametrize("change", [graph.rebuilt, folded, with_logits, pruned, in_float32])
+@pytest.mark.parametrize(
+    "change",
+    [graph.rebuilt, folded, pruned, *(pytest.param(c, marks=pytest.mark.slow) for c in (with_logits, in_float32))],
+)
 def test_depth_is_no_obstacle(change, long):
     limit = sys.getrecursionlimit()
     x = noise((2, 4, 4, 2))

@@ -22,10 +22,10 @@ QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passe
 # Graphs take seconds to build and to compile on JAX: the networks with most parts, the first of them with a training
 # step; the others, with a step for each family, are slow tests. The networks of one test share a child process.
 CERTAIN = [entry for entry in PARTS if not getattr(entry.config, "dropout", 0)]  # dropout draws other numbers on JAX
-FIRST = CERTAIN[:4]
+FIRST = CERTAIN[:2]
 REST = [entry for entry in PARTS if entry not in FIRST]
 GROUPS = (FIRST, *(REST[i::5] for i in range(5)))
-TRAINED = {entry.config.name for entry in FIRST[:2]}
+TRAINED = {entry.config.name for entry in FIRST[:1]}
 TRAINED |= {entry.config.name for entry in {entry.family: entry for entry in CERTAIN if entry in REST}.values()}
 
 
@@ -97,6 +97,7 @@ assert not primitives._cudnn_takes(shape, shape, shape, "bfloat16")
 """
 
 
+@pytest.mark.slow
 def test_flash_attention():
     child = subprocess.run(
         [sys.executable, "-c", FLASH],

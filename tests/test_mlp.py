@@ -72,7 +72,7 @@ def test_errors_say_what_to_do(options, said):
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ResidualMLP", "TabularResNet"])
+@pytest.mark.parametrize("name", ["ResidualMLP", pytest.param("TabularResNet", marks=pytest.mark.slow)])
 def test_learns_a_function_that_is_not_linear(name):
     """The parity of two signs: a linear model is right half of the time."""
     x = tools.noise((512, 8))

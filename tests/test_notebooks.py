@@ -24,8 +24,8 @@ def test_saved_outputs(path):
     assert path.stat().st_size < 400_000, "keep the figures small"
 
 
-# The first steps and the main job run by default, as the others, half a minute each, do in `.ci/run`.
-QUICK = {"01_quickstart", "05_finetune_your_images"}
+# The first steps run by default; the others, half a minute each, in `.ci/run`.
+QUICK = {"01_quickstart"}
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,7 @@ def bombs_inside():
     yield jpeg[:header] + b"\xff\xd0" + bytes(big), "more than 10,000,000 pixels"
 
 
+@pytest.mark.slow
 def test_bombs_behind_a_small_header(tmp_path):
     resource = pytest.importorskip("resource")
     _, ask = served(3, tmp_path, max_pixels=10_000_000)

@@ -121,7 +121,7 @@ def test_every_figure_draws_every_name(saved, tmp_path):
     image = np.zeros((len(NAMES), 8, 8, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report(tmp_path, labels, 9, title=title)
+        report(tmp_path, labels, 9)
         figures.draw_confusion(found.truth, found.guesses, many, tmp_path / "confusion.png", title)
         figures.draw_curves(history, tmp_path / "curves.png", title)
         rows = [{"image": name, "class": name, "probability": 0.5} for name in NAMES]
@@ -214,7 +214,7 @@ def test_labels_that_escapes_make_long_are_cut():
 # -------------------------------------------------------------------------------------------------------- many classes
 
 
-@pytest.mark.parametrize(("classes", "matrix"), [(60, True), (61, False), (200, False)])
+@pytest.mark.parametrize(("classes", "matrix"), [(60, True), (61, False)])
 def test_a_confusion_matrix_has_at_most_60_classes(classes, matrix, saved, tmp_path):
     report(tmp_path, [f"class {i}" for i in range(classes)])
     figure = saved[0]
@@ -232,6 +232,7 @@ def test_confusions():
     assert metrics.confusions(truth, truth) == []
 
 
+@pytest.mark.slow
 def test_a_report_on_8000_classes_is_linear(tmp_path):
     """A matrix of them takes 512 MB, and its figure 6.5 GB."""
     labels = [f"class {i}" for i in range(8_000)]

@@ -467,6 +467,7 @@ def test_a_directory_of_someone_else_keeps_its_files(place):
     assert [path.name for path in (place / "mine").iterdir()] == ["labels.txt"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_a_training(place):
     """`keras-residual finetune ... | head -1`."""
     process = command(place / "photos", place / "piped")

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_residual.cli import parser
 from keras_residual.exporting.bundle import verify
-from keras_residual.quickstart import split
+from keras_residual.quickstart import arrays, split
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "saved_models" / "digits" / "1"
@@ -24,9 +24,8 @@ CARD = (DIGITS / "README.md").read_text(encoding="utf-8")
 
 def held_out():
     """Digits of the split that the card names as encoded images, and what they are."""
-    _, (images, classes) = split(int(re.search(r"split of seed (\d+)", CARD)[1]))
-    pixels = np.round(255 * images).astype("uint8")
-    return [tf.io.encode_png(image).numpy() for image in pixels], classes
+    images, classes = arrays(split(int(re.search(r"split of seed (\d+)", CARD)[1]))[1])
+    return [tf.io.encode_png(image).numpy() for image in images], classes
 
 
 def test_it_is_as_good_as_its_card_says():
@@ -36,7 +35,7 @@ def test_it_is_as_good_as_its_card_says():
     saved = tf.saved_model.load(str(DIGITS))
     answers = saved.signatures["serving_bytes"](inputs=tf.constant(contents))
     right = np.mean([int(row[0]) for row in answers["labels"].numpy()] == classes)
-    assert f"right for {right:.2%}" in CARD
+    assert f"accuracy is {right:.2%}" in CARD
     assert right > 0.985
     assert not any(answers["errors"].numpy())
 
@@ -47,7 +46,7 @@ def test_its_card_says_how_it_was_made():
     assert (options.output, options.saved_model) == ("runs/digits", "saved_models/digits")
     assert "CC BY 4.0" in CARD
     size = sum(file.stat().st_size for file in DIGITS.rglob("*") if file.is_file())
-    assert size < 800_000, "a repository is no store of weights"
+    assert size < 1_000_000, "a repository is no store of weights"  # half of it is the graph that decodes images
 
 
 def test_what_quickstart_adds_is_not_for_the_repository():

@@ -469,7 +469,7 @@ def test_intels_client(server, network):
     assert about["model_version"] == 1
 
 
-@pytest.mark.parametrize("kind", ["rest", "grpc"])
+@pytest.mark.parametrize("kind", ["rest", pytest.param("grpc", marks=pytest.mark.slow)])
 def test_the_clients_that_are_written_beside(server, models, tmp_path, network, kind):
     (tmp_path / "red.png").write_bytes(png((250, 100, 0)))
     (tmp_path / "bad.png").write_bytes(b"text")

@@ -15,7 +15,15 @@ from keras_residual.training import Recipe, augment
 from keras_residual.training.augment import Random
 
 EVERYTHING = [
-    Recipe(policy="randaugment", policy_layers=1, policy_spread=0.5, mixup=0.2, cutmix=1.0, erasing=0.25),
+    Recipe(
+        policy="randaugment",
+        policy_layers=1,
+        policy_spread=0.5,
+        affine=(9, 0.1, 0.1),
+        mixup=0.2,
+        cutmix=1.0,
+        erasing=0.25,
+    ),
     Recipe(policy="trivialaugment", mixup=0.8),
     Recipe(policy="threeaugment", color_jitter=0.3, cutmix=1.0),
 ]
@@ -206,6 +214,34 @@ def test_no_operation_is_no_change():
     np.testing.assert_array_equal(np.asarray(augment.augment(recipe, images, Random(0, np.arange(4)))), images)
 
 
+def test_affine_is_scipys(monkeypatch):
+    """With the largest rotation, shift and zoom on an oblong image; half of the strength moves it half as far."""
+    from scipy.ndimage import affine_transform
+
+    monkeypatch.setattr(Random, "uniform", lambda self, _: ops.ones(self.index.shape))
+    image = pictures(1, 12)[:, :8].astype("float32")
+    recipe = Recipe(affine=(10.0, 0.125, 0.1))
+    moved = np.asarray(augment.augment(recipe, image, Random(0, np.arange(1)), 7.0))[0]
+    middle, angle = np.array([3.5, 5.5]), np.deg2rad(10)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / np.exp(0.1)
+    offset = middle + np.array([1, 1.5]) - rotation @ middle
+    for channel in range(3):
+        options = {"order": 1, "mode": "grid-constant", "cval": 7.0}  # grid: pixels at the border blend with the fill
+        expected = affine_transform(image[0, ..., channel], rotation, offset, **options)
+        np.testing.assert_allclose(moved[..., channel], expected, atol=1e-3)
+
+
+def test_affine_differs_from_image_to_image():
+    images = pictures(64, 16)
+    moved = [
+        np.asarray(augment.augment(Recipe(affine=(10, 0.1, 0.1)), images, Random(s, np.arange(64)))) for s in (0, 1)
+    ]
+    assert np.abs(moved[0] - images).mean((1, 2, 3)).min() > 1
+    assert np.abs(moved[0] - moved[1]).mean((1, 2, 3)).min() > 1
+    nothing = np.asarray(augment.augment(Recipe(affine=(0, 0, 0)), images, Random(0, np.arange(64))))
+    np.testing.assert_array_equal(nothing, images)
+
+
 def test_each_operation_is_drawn():
     """Each of the 15 about as often as the others."""
     from scipy.stats import chisquare
@@ -261,6 +297,7 @@ np.save(sys.argv[1], np.asarray(step(pictures(8, 16), np.arange(8, dtype="uint32
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", COMPILED)
 def test_the_same_on_jax(which, tmp_path):
     pytest.importorskip("jax")

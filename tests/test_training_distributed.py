@@ -71,6 +71,7 @@ def begin(folder):
     return model
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     """Equal weights, and one process on TensorFlow as the judge: batch statistics, averages and clipping of the whole
     batch, each image once, the same mirrored."""

@@ -218,6 +218,7 @@ def test_a_dataset_of_tensorflow():
         fit(network(), RECIPE, endless, **QUIET)
 
 
+@pytest.mark.slow
 def test_progressive_size():
     keras.utils.set_random_seed(0)
     model = kr.create("ResNet20", input_shape=(None, None, 3), classes=2, classifier_activation=None)
@@ -255,6 +256,7 @@ def test_a_network_of_another_size_is_told(tmp_path):
         fit(network(), RECIPE.replace(growth=((0.0, 8), (0.5, 16))), source, **QUIET)
 
 
+@pytest.mark.slow
 def test_the_step_compiles():
     recipe = RECIPE.replace(ema=0.9, mixup=0.2, cutmix=1.0, clip_norm=1.0, accumulate=2)
     step, batches = prepare(network(), recipe, data(), execution=Execution(jit=True))
@@ -362,6 +364,15 @@ def test_colours_are_changed_where_they_are_0_to_255(change):
     with pytest.raises(ValueError, match=r"images of 0\.\.255.*preprocess=\(mean, std\)"):
         fit(network(), recipe, (X / np.float32(255), Y), **QUIET)
     fit(network(), recipe, (X[:16], Y[:16]), **QUIET)
+
+
+def test_affine_maps_are_for_images():
+    vectors = np.zeros((16, 5), "float32"), np.arange(16) % 2
+    with pytest.raises(ValueError, match=r"require images; got inputs of shape \(5,\).*affine=\(0, 0, 0\)"):
+        fit(kr.ResidualMLP(input_shape=(5,), classes=2), RECIPE.replace(affine=(10, 0, 0)), vectors, **QUIET)
+    for bad in ((10.0, 0.1), (10.0, -0.1, 0.0)):
+        with pytest.raises(ValueError, match="affine must be three numbers"):
+            RECIPE.replace(affine=bad)
 
 
 @pytest.mark.parametrize("validation", [(X, Y + 1), (X[:, :4], Y)])
@@ -753,6 +764,7 @@ def test_sigterm_saves(tmp_path):
     assert Snapshot.read(max(tmp_path.glob("step-*"))).state["step"] >= 5
 
 
+@pytest.mark.slow
 def test_sigkill(tmp_path):
     """One kill, in the second epoch, between two checkpoints; gone on with here."""
     process = child(tmp_path / "killed", epochs=3)
@@ -850,8 +862,16 @@ def test_the_default_monitor_with_class_weights_is_macro_f1():
     assert history.best_epoch == 1
 
 
-@pytest.mark.parametrize("kind", ["jpg", "webp"])
-@pytest.mark.parametrize("damage", ["removed", "cut"])
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("jpg", "removed"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("jpg", "cut"), ("webp", "removed"), ("webp", "cut"))
+        ),
+    ],
+)
 def test_an_image_that_disappears_is_named(tmp_path, kind, damage):
     from PIL import Image
 

@@ -122,9 +122,9 @@ def test_levels_are_quarters_of_the_depth():
     assert stages == {1: "blocks.0", 2: "blocks.2", 3: "blocks.3", 4: "blocks.5"}
 
 
-@pytest.mark.parametrize("final", ["tokens", "pooled", None])
-@pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("bias", "first", "final"), [(False, True, "tokens"), (True, False, "pooled"), (True, True, None)]
+)
 def test_norms_and_the_bias_of_the_patches_are_chosen_apart(bias, first, final):
     model = build(row={"patch_bias": bias, "norm_first": first, "final_norm": final})
     assert model.get_layer("patch_embed.proj").use_bias is bias

@@ -39,8 +39,10 @@ def unchanged(model, before):
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [("float32", "npz"), ("float16", "npz"), ("bfloat16", "safetensors"), ("float64", "safetensors")],
+)
 def test_files_of_any_precision(tmp_path, dtype, suffix):
     source = tiny(seed=1)
     state = {k: v.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) for k, v in state_of(source).items()}
@@ -67,7 +69,10 @@ def test_saved_file_is_timms(tmp_path):
     assert state["layer2.0.bn1.num_batches_tracked"].dtype == np.int64
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ResNeXt50_32x4d", "ViTTiny16", "ECAResNet26T"])
+@pytest.mark.parametrize(
+    "name",
+    ["ResNeXt50_32x4d", "ViTTiny16", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ResNet18", "ECAResNet26T"))],
+)
 def test_keras_archive(tmp_path, name):
     source = tiny(name, seed=1, drop_path=0.1)  # seed generators lie in the file too
     source.save(tmp_path / "a.keras")

@@ -57,6 +57,7 @@ class ResNetCifar(Network[CifarConfig]):
 
     Args:
         dropout: Rate of dropout between the convolutions of a block, for Wide ResNets.
+        width: Output channels of the first stage, by default the paper's; the other stages keep their ratio to it.
         norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings.
         activation: Activation of the stem and of each block, by name or function.
         zero_init: Whether each branch starts as nothing; the papers' do not. Blocks without a last norm ignore it.
@@ -64,6 +65,7 @@ class ResNetCifar(Network[CifarConfig]):
 
     classes: int = dataclasses.field(default=10, kw_only=False)
     dropout: float = 0.0
+    width: int | None = None
     norm: Norm = blocks.batch_norm
     activation: Activation = "relu"
     zero_init: bool = False
@@ -83,7 +85,7 @@ class ResNetCifar(Network[CifarConfig]):
             x = blocks.activate(norm(x, name="bn1"), activation, name="act1")
         self.require_size(inputs, x, 4)
         rates = iter(blocks.drop_path_rates(self.drop_path, 3 * row.depth))
-        for stage, filters in enumerate(row.widths, start=1):
+        for stage, filters in enumerate(self._widths(row), start=1):
             for i in range(row.depth):
                 stride = 2 if stage > 1 and i == 0 else 1
                 x = row.block(x, filters, stride=stride, drop_path=next(rates), name=f"layer{stage}.{i}", **options)
@@ -92,6 +94,13 @@ class ResNetCifar(Network[CifarConfig]):
             x = blocks.activate(norm(x, name="bn"), activation, name="act")
         return x
 
+    def _widths(self, row: CifarConfig) -> tuple[int, ...]:
+        if self.width is None:
+            return row.widths
+        if self.width < 16:  # strided 1x1 convolutions of fewer than 16 channels crash in oneDNN
+            raise ValueError(f"width must be None or 16 or more; got {self.width}.")
+        return tuple(self.width * filters // row.widths[0] for filters in row.widths)
+
 
 _HE = "He et al. 2016, table 6"
 _PREACT = "He et al. 2016b, table 4"
@@ -99,6 +108,7 @@ _WIDE = "Zagoruyko & Komodakis 2016, table 4"
 
 # Depth is 6n + 2 for basic blocks, 9n + 2 for bottlenecks, 6n + 4 for Wide ResNets.
 # fmt: off
+ResNet8 = variant(ResNetCifar, CifarConfig("ResNet8", basic, 1, params=75_290, gmacs=0.0122, source=_HE))
 ResNet20 = variant(ResNetCifar, CifarConfig("ResNet20", basic, 3, params=269_722, gmacs=0.0408, source=_HE))
 ResNet32 = variant(ResNetCifar, CifarConfig("ResNet32", basic, 5, params=464_154, gmacs=0.0691, source=_HE))
 ResNet44 = variant(ResNetCifar, CifarConfig("ResNet44", basic, 7, params=658_586, gmacs=0.0974, source=_HE))

@@ -300,6 +300,20 @@ def affine(images: Images, matrix: tuple[Any, ...], fill: Any) -> Images:
     return ops.reshape(result, (-1, height, width, channels)) + fill
 
 
+def distort(images: Images, random: Random, limits: tuple[float, float, float], fill: Any) -> Images:
+    """Rotate, shift and zoom each image at random, at most by `Recipe.affine`: one map, so pixels are blurred once."""
+    height, width = images.shape[1:3]
+
+    def drawn(purpose: str, limit: float) -> Any:
+        return limit * (2 * random.uniform(f"affine {purpose}") - 1)
+
+    degrees, shift, zoom = limits
+    angle, scale = drawn("angle", math.radians(degrees)), ops.exp(-drawn("zoom", zoom))
+    cos, sin = scale * ops.cos(angle), scale * ops.sin(angle)
+    right, down = drawn("column", shift * width), drawn("row", shift * height)
+    return affine(images, (cos, -sin, right, sin, cos, down), fill)
+
+
 def erase(images: Images, random: Random, probability: float, fill: Any) -> Images:
     """Random erasing (Zhong et al. 2020) to one colour: 2 to 33 % of the area, sides 0.3 to 3.3."""
     height, width = images.shape[1:3]
@@ -408,7 +422,7 @@ def apply_one(images: Images, names: list[str], chosen: Any, amounts: dict[str, 
 
 
 def augment(recipe: Recipe, images: Images, random: Random, fill: Any = 128.0) -> Images:
-    """The recipe's policy, colour jitter, MixUp or CutMix, and erasing.
+    """Apply the recipe's policy, affine map, colour jitter, erasing, and MixUp or CutMix, in this order.
 
     Args:
         recipe: What is done.
@@ -438,6 +452,8 @@ def augment(recipe: Recipe, images: Images, random: Random, fill: Any = 128.0) -
         gray = ops.broadcast_to(_gray(x), ops.shape(x))
         for i, changed in enumerate((gray, solarize(x, 128.0 * ops.ones_like(chosen)), blurred)):
             x = ops.where(_each(chosen == i), changed, x)
+    if any(recipe.affine):
+        x = distort(x, random, recipe.affine, fill)
     if recipe.color_jitter:
         for name, change in (("brightness", brightness), ("contrast", contrast), ("color", color)):
             x = change(x, 1 + recipe.color_jitter * (2 * random.uniform("jitter " + name) - 1))

@@ -130,10 +130,11 @@ def check_recipe(recipe: Recipe, shape: tuple[int | None, ...], normalized_here:
             range: solarising 0..1 at 128 would be silently wrong.
     """
     colours = {key: value for key, value in (("policy", recipe.policy), ("color_jitter", recipe.color_jitter)) if value}
-    if len(shape) != 3 and (recipe.cutmix or recipe.erasing or colours):
+    if len(shape) != 3 and (recipe.cutmix or recipe.erasing or any(recipe.affine) or colours):
         raise ValueError(
-            f"CutMix, policies, colour jitter and erasing are for images. Received: recipe {recipe.name!r} for inputs "
-            f"of shape {shape}. Replace them: recipe.replace(cutmix=0.0, policy=None, color_jitter=0.0, erasing=0.0)."
+            "CutMix, policies, affine maps, colour jitter and erasing require images; got inputs of shape "
+            f"{shape} for recipe {recipe.name!r}. Switch them off: recipe.replace(cutmix=0.0, policy=None, "
+            "affine=(0, 0, 0), color_jitter=0.0, erasing=0.0)."
         )
     if colours and not normalized_here:
         given = ", ".join(f"{key}={value!r}" for key, value in colours.items())

@@ -56,6 +56,8 @@ class Recipe:
         policy_magnitude: RandAugment's M, of 10.
         policy_spread: Standard deviation of the magnitude.
         policy_probability: Probability of each of RandAugment's operations.
+        affine: Largest rotation in degrees, shift as a fraction of each side, and zoom (0.1 for e^-0.1 to e^0.1), drawn
+            uniformly for each image and applied as one bilinear map, as in torchvision's `RandomAffine`.
         color_jitter: Strength of random brightness, contrast and saturation.
         erasing: Probability of random erasing.
         crop: Random views of `keras_residual.data`: `"random"`, `"center"`, `"squash"` or `"pad"`. Of arrays, only
@@ -112,6 +114,7 @@ class Recipe:
     policy_magnitude: float = 9.0
     policy_spread: float = 0.0
     policy_probability: float = 1.0
+    affine: tuple[float, float, float] = (0.0, 0.0, 0.0)
     color_jitter: float = 0.0
     erasing: float = 0.0
     crop: Crop = Views.crop
@@ -148,6 +151,11 @@ class Recipe:
         for field in ("warmup", "warmup_steps", "weight_decay", "mixup", "cutmix", "clip_norm", "head_epochs"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"Recipe: {field} is not negative. Received: {getattr(self, field)!r}.")
+        if len(self.affine) != 3 or min(self.affine) < 0:
+            raise ValueError(
+                "Recipe: affine must be three numbers of at least 0: rotation in degrees, shift as a fraction of the "
+                f"side, zoom; got {self.affine!r}."
+            )
         for field in ("momentum", "label_smoothing", "ema", "drop_path", "dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"Recipe: 0 <= {field} < 1. Received: {getattr(self, field)!r}.")
