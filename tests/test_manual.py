@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
 from safetensors.numpy import load_file
 
 import keras_residual as kr
@@ -27,7 +26,7 @@ from .manual import PAGES, ROOT
 # Pages of which all is executed; those that are not here are executed if `-m slow` is given. They train or export.
 QUICK = {"index", "howto/weights", "howto/block", "explanation/trust"}
 # What the pages train, made small: the network, the images and the epochs of their commands.
-NETWORK, SIZE, BATCH, EPOCHS = "ResNet20", 32, 8, {None: 1, 10: 1, 20: 2, 100: 1}
+NETWORK, SIZE, BATCH, EPOCHS = "ResNet8", 32, 8, {None: 1, 10: 1, 20: 2, 100: 1}
 # Commands that are parsed but not executed: they take minutes. So are those that would fetch something.
 NOT_RUN = {"benchmark", "quickstart"}
 # Other programs that the pages show, and those of them that are executed.
@@ -147,11 +146,7 @@ def shrunk(monkeypatch):
         settings = {**settings, "size": SIZE, "batch_size": BATCH}
         if "head_epochs" in settings:
             settings["head_epochs"] = EPOCHS[settings["head_epochs"]]
-        tf.config.run_functions_eagerly(True)  # compiling takes longer than these few steps
-        try:
-            return finetune(data, NETWORK, weights, EPOCHS[epochs], **settings)
-        finally:
-            tf.config.run_functions_eagerly(False)
+        return finetune(data, NETWORK, weights, EPOCHS[epochs], **settings)
 
     monkeypatch.setattr(finetuning, "finetune", tiny)
     monkeypatch.setattr(kr, "finetune", tiny)
@@ -184,6 +179,16 @@ def _free_port():
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         return place.getsockname()[1]
+
+
+def test_pictures_are_shown_and_small():
+    """Nothing is fetched: SVG files that rich draws name a font's address unless it is taken out."""
+    shown = {name for page in PAGES for name in re.findall(r"images/([\w.]+)\)", page.read_text(encoding="utf-8"))}
+    pictures = list((ROOT / "docs" / "pages" / "images").iterdir())
+    assert {path.name for path in pictures} == shown
+    assert sum(path.stat().st_size for path in pictures) < 1.5e6
+    for path in pictures:
+        assert path.suffix == ".png" or "@font-face" not in path.read_text(encoding="utf-8"), path.name
 
 
 # --------------------------------------------------------------------------------------------------- troubleshooting
