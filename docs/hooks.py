@@ -46,9 +46,12 @@ FAMILIES = {
     "resnet_v2": "ResNet V2, BiT",
     "vit": "Vision Transformers",
 }
-EXIT_CODES = """\
+COMMON = """\
 Exit codes: 0 for success; 1 if `predict` could not read an image; 2 for an error; 130 after Ctrl-C. An error is one
-message; with `KERAS_RESIDUAL_TRACEBACK=1` the command shows where it was raised."""
+message; with `KERAS_RESIDUAL_TRACEBACK=1` the command shows where it was raised.
+
+Shell completion: `keras-residual --print-completion bash` prints a script for bash, and likewise for zsh and tcsh. It
+needs `pip install 'keras-residual[completion]'`."""
 INCLUDE = re.compile(r"<!-- section: (?P<file>\S+), (?P<title>.+?) -->")
 
 
@@ -147,7 +150,7 @@ def _command_line() -> str:
 
     made = parser()
     (commands,) = (a for a in made._actions if isinstance(a, argparse._SubParsersAction))
-    parts = ["# Command line", made.description or "", EXIT_CODES]
+    parts = ["# Command line", made.description or "", COMMON]
     for name, sub in commands.choices.items():
         sub.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=82)
         parts.append(f"## {name}\n\n```text\n{sub.format_help().strip()}\n```")

@@ -29,6 +29,8 @@ QUICK = {"index", "howto/weights", "howto/block", "explanation/trust"}
 NETWORK, SIZE, BATCH, EPOCHS = "ResNet8", 32, 8, {None: 1, 10: 1, 20: 2, 100: 1}
 # Commands that are parsed but not executed: they take minutes. So are those that would fetch something.
 NOT_RUN = {"benchmark", "quickstart"}
+# What a page imports of the extra `checks`, which the tests do without.
+NEEDS = {"howto/export": ("onnxruntime", "openvino", "ai_edge_litert", "tf2onnx")}
 # Other programs that the pages show, and those of them that are executed.
 OTHERS, EXECUTED = {"pip", "docker", "kubectl", "mv", "python"}, {"mv", "python"}
 SIGNATURES = ROOT / "docs" / "pages" / "reference" / "signatures.md"
@@ -73,6 +75,8 @@ def test_a_command_that_does_not_parse_is_seen(capsys):
 )
 def test_page_runs(page, tmp_path, monkeypatch, shrunk, run, hub):
     """Its Python and shell blocks from top to bottom, in one directory with tiny data."""
+    for module in NEEDS.get(manual.name(page), ()):
+        pytest.importorskip(module)
     text = "".join(code for _, code in manual.blocks(page))
     place = tmp_path / "here"
     manual.world(place)
