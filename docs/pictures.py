@@ -41,10 +41,10 @@ def run(command: str) -> str:
     """Run `keras-residual` and return what it prints."""
     from keras_residual.cli import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         assert main(shlex.split(command)) == 0, command
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def terminal(command: str, name: str) -> None:

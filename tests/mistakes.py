@@ -22,10 +22,10 @@ def command(*words):
     """Run `keras-residual` and return what it prints to standard error."""
     from keras_residual.cli import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
         assert main(list(words)) in (1, 2), words
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def raised(call):

@@ -24,7 +24,7 @@ from . import manual, mistakes
 from .manual import PAGES, ROOT
 
 # Pages of which all is executed; those that are not here are executed if `-m slow` is given. They train or export.
-QUICK = {"index", "howto/weights", "howto/block", "explanation/trust"}
+QUICK = {"index", "howto/weights", "howto/block", "explanation/trust", "explanation/residual"}
 # What the pages train, made small: the network, the images and the epochs of their commands.
 NETWORK, SIZE, BATCH, EPOCHS = "ResNet8", 32, 8, {None: 1, 10: 1, 20: 2, 100: 1}
 # Commands that are parsed but not executed: they take minutes. So are those that would fetch something.
@@ -273,8 +273,8 @@ def test_signatures_of_an_export():
     files = {path.relative_to(version).as_posix() for path in version.rglob("*") if path.is_file()}
     files = {"variables/" if name.startswith("variables/") else name for name in files}
     assert first_column(section(SIGNATURES, "Files of a version")) == files
-    beside = {path.name for path in model.iterdir() if path.is_file()}
-    assert first_column(section(SIGNATURES, "Files next to the versions")) == beside
+    neighbours = {path.name for path in model.iterdir() if path.is_file()}
+    assert first_column(section(SIGNATURES, "Files next to the versions")) == neighbours
 
 
 def test_manifests():
