@@ -1,8 +1,8 @@
-"""What the benchmarks share: contenders that take turns, each in a process of its own, and the table of the results.
+"""Helpers of the benchmarks: contenders that take turns in separate processes, and the table of results.
 
-A script starts itself once for each contender, as a worker; between its turns a worker is stopped with all its
-processes (waiting is not enough: loaders read ahead). The speed of a shared machine drifts, so that what counts is the
-ratio within a round.
+A script starts itself once per contender as a worker. Between its turns, a worker and its child processes are stopped
+by a signal, because loaders would otherwise read ahead. Compare ratios within a round, since the speed of a shared
+machine drifts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 
 def work(start: Callable[[], Callable[[], Any]]) -> None:
-    """The worker's side: `start` builds and warms up, what it returns runs a turn and returns what was measured."""
+    """Run a worker: `start` builds and warms up a contender, and returns a function that measures one turn."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print must not look like an answer
+    os.dup2(2, 1)  # keep the output of libraries out of the results
     turn = start()
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
@@ -33,11 +33,11 @@ def work(start: Callable[[], Callable[[], Any]]) -> None:
 
 
 class Contender:
-    """A worker's process group, stopped but for its turns; `beside` are processes that run when it does (a server)."""
+    """Process group of a worker, stopped between its turns. `companions` are processes that run with it."""
 
-    def __init__(self, *command: str, beside: Iterable[subprocess.Popen[str]] = ()) -> None:
-        self.beside = list(beside)
-        for process in self.beside:
+    def __init__(self, *command: str, companions: Iterable[subprocess.Popen[str]] = ()) -> None:
+        self.companions = list(companions)
+        for process in self.companions:
             process.send_signal(signal.SIGCONT)
         with tempfile.TemporaryFile("w+") as errors:
             self.process = subprocess.Popen(
@@ -70,13 +70,13 @@ class Contender:
         self.process.communicate()
 
     def _signal(self, number: signal.Signals) -> None:
-        for process in self.beside:
+        for process in self.companions:
             process.send_signal(number)
         os.killpg(self.process.pid, number)
 
 
 def play(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Any]]:
-    """What each measured in each round; another one begins each round."""
+    """Run all rounds, each starting with another contender, and return the measurements of each contender."""
     turns: dict[str, list[Any]] = {name: [] for name in contenders}
     names = list(contenders)
     try:
@@ -90,9 +90,9 @@ def play(contenders: dict[str, Contender], rounds: int) -> dict[str, list[Any]]:
     return turns
 
 
-@functools.cache  # the operators live as long as what it returns
+@functools.cache  # the operators exist as long as the library object
 def register_torchvision() -> Any:
-    """Before an import of torchvision beside a CPU build of torch, which lacks operators that its wheel names."""
+    """Register operators that torchvision's wheel needs but a CPU build of torch lacks. Call it before the import."""
     import torch
 
     operators = torch.library.Library("torchvision", "DEF")
@@ -102,7 +102,7 @@ def register_torchvision() -> Any:
 
 
 def machine(*packages: str) -> dict[str, str]:
-    """Versions and processor, written into each line of a table."""
+    """Return versions and processor, which are written to each line of a table."""
     features = ""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
@@ -116,7 +116,7 @@ def machine(*packages: str) -> dict[str, str]:
 
 
 def keep(path: str | Path, rows: Sequence[dict[str, Any]], *key: str) -> None:
-    """Puts `rows` into the table, in the place of earlier ones that agree with them in the columns of `key`."""
+    """Write `rows` to the table, replacing rows with equal values in the columns of `key`."""
 
     def place(row: dict[str, Any]) -> tuple[str, ...]:
         return tuple(str(row[column]) for column in key)

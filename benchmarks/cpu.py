@@ -1,10 +1,11 @@
-"""Training and inference images per second on this machine's CPU, beside `keras.applications` and timm (torch).
+"""Compare training and inference throughput on this machine's CPU with `keras.applications` and timm (torch).
 
     python benchmarks/cpu.py [--models ResNet18 ResNet50] [--rounds 5] [--output benchmarks/cpu.csv]
 
-TensorFlow uses oneDNN by itself only on CPUs with AVX-512; keras_residual asks for it on every x86 CPU. So
-`keras.applications` competes twice: as it comes, and with oneDNN. Its ResNet-50 has the strides of 2015 (v1), so ours
-has them too in that contest (`stride_in="1x1"`). Needs the extra `parity` for timm.
+TensorFlow enables oneDNN by default only on CPUs with AVX-512, while keras_residual enables it on every x86 CPU.
+Therefore `keras.applications` is measured twice, with its defaults and with oneDNN. Its ResNet-50 is v1, with the
+stride in the 1x1 convolutions, so keras_residual's is built with `stride_in="1x1"` in that comparison. timm needs the
+extra `parity`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from contest import Contender, keep, machine, play, register_torchvision, work
 
-# contest: our builder, its options, training and inference batch, steps of one turn in training, in inference, peers
+# contest: builder of keras_residual, its options, batch size in training and inference, steps per turn in training and
+# inference, other contenders
 _PEERS = ("keras.applications", "keras.applications + oneDNN", "timm")
 CONTESTS = {
     "ResNet18": ("ResNet18", {}, 16, 16, 2, 4, ("timm",)),
@@ -31,7 +33,7 @@ CONTESTS = {
 SIZE = 224
 
 
-# ------------------------------------------------------------------------------------- one contender, in its process
+# -------------------------------------------------------------------------------------------------------- contenders
 
 
 def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
@@ -65,9 +67,9 @@ def keras_turn(contender: str, name: str, mode: str, batch: int, steps: int):
         keras.optimizers.SGD(0.01, momentum=0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread holds up the end of `fit`, now and then, until its next round
+    options.autotune.enabled = False  # its thread occasionally delays the end of `fit`
     data = tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
-    model.fit(data, steps_per_epoch=1, verbose=0)  # makes `train_function`, the step that `fit` repeats
+    model.fit(data, steps_per_epoch=1, verbose=0)  # creates `train_function`, the training step
     batches = iter(data)
 
     def train():
@@ -126,7 +128,7 @@ def worker(contender: str, name: str, mode: str, batch: int, steps: int) -> None
     work(start)
 
 
-# ------------------------------------------------------------------------------------------------------- the contest
+# -------------------------------------------------------------------------------------------------------- comparison
 
 
 def contest(name: str, mode: str, rounds: int) -> list[dict[str, object]]:

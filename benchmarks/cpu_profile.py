@@ -1,10 +1,10 @@
-"""Where a step's time goes on this machine's CPU, by kind of operation, beside what the machine could do at most.
+"""Profile a step on this machine's CPU by kind of operation, and compare it with the machine's peak rate.
 
     python benchmarks/cpu_profile.py ResNet18 [--mode training] [--steps 4]
 
-Times are of threads (two cores give two seconds each second), from TensorFlow's own profiler. The machine's limit is
-the rate of one large matrix product in the same process; the share says how much of it the whole step reaches, with
-multiply-additions counted twice, and three times that for training.
+Times are summed over threads (two cores have two seconds per second) and come from TensorFlow's profiler. The peak rate
+is that of one large matrix product in the same process. The fraction of it that the step reaches is computed from two
+operations per multiply-accumulate, and three times as many for training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import cpu
 
 
 def by_kind(folder: str) -> collections.Counter[str]:
-    """Nanoseconds of threads in each kind of operation, of a trace in `folder`."""
+    """Return the thread time of each kind of operation in nanoseconds, from a trace in `folder`."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     space = xplane_pb2.XSpace()
@@ -35,13 +35,13 @@ def by_kind(folder: str) -> collections.Counter[str]:
             for event in line.events:
                 name = names[event.metadata_id]
                 kind = name.rpartition(":")[2].lstrip("_")
-                if kind != name and kind != "Run" and " " not in kind:  # the others hold what these do
+                if kind != name and kind != "Run" and " " not in kind:  # other events contain these
                     found[kind.removeprefix("Mkl").removeprefix("Native")] += event.duration_ps // 1000
     return found
 
 
 def limit(seconds: float = 2.0) -> float:
-    """Billions of additions and multiplications a second in one large matrix product."""
+    """Return the rate of one large matrix product in GFLOP/s."""
     import tensorflow as tf
 
     n = 2048
@@ -82,10 +82,10 @@ def main() -> None:
     work = costs(builder).macs * 2 * batch * (3 if options.mode == "training" else 1) / 1e9
     print(f"{options.model}, {options.mode}, batch {batch}, {os.cpu_count()} cores")
     print(
-        f"{step * 1e3:.0f} ms a step: {work / step:.0f} GFLOP/s, {work / step / limits:.0%} of the {limits:.0f} GFLOP/s"
-        " of one large matrix product"
+        f"{step * 1e3:.0f} ms per step: {work / step:.0f} GFLOP/s, {work / step / limits:.0%} of the {limits:.0f} "
+        "GFLOP/s of one large matrix product"
     )
-    print("| operation | ms of threads a step | share |\n| --- | --- | --- |")
+    print("| operation | thread time per step, ms | share |\n| --- | --- | --- |")
     for name, nanoseconds in found.most_common(12):
         print(f"| {name} | {nanoseconds / options.steps / 1e6:.1f} | {nanoseconds / total:.1%} |")
 

@@ -1,16 +1,16 @@
-"""Images per second that reach a training step, beside Keras' own loader and torchvision's.
+"""Compare the throughput of data loading with the loaders of Keras and torchvision.
 
     python benchmarks/data.py [--rounds 5] [--seconds 4] [--output benchmarks/data.csv]
 
-Folders of generated JPEGs, at the size of ImageNet's (500 x 375) and of a small camera (1600 x 1200), are read in
-batches of 32 images of 224 x 224:
+Folders of generated JPEGs of the size of ImageNet's (500 x 375) and of a small camera (1600 x 1200) are read in batches
+of 32 images of 224 x 224:
 
 * keras_residual: random resized crop and flip, in a reproducible order;
-* keras: `image_dataset_from_directory(image_size=...)`: the whole image, resized without antialiasing, no crop;
-* keras + crop: the same with `keras.layers.RandomCrop` and flip instead of the resizing alone;
-* torchvision: `ImageFolder` + `RandomResizedCrop` + flip + `DataLoader` with one worker process for each core.
+* keras: `image_dataset_from_directory(image_size=...)`: the complete image, resized without antialiasing, no crop;
+* keras + crop: the same, followed by `keras.layers.RandomCrop` and flip;
+* torchvision: `ImageFolder` + `RandomResizedCrop` + flip + `DataLoader` with one worker process per core.
 
-The files are in the page cache. Needs the extra `parity` for torchvision.
+The files are in the page cache. torchvision needs the extra `parity`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONTENDERS = ("keras_residual", "keras", "keras + crop", "torchvision")
 
 
 def write_images(folder: str, height: int, width: int, count: int) -> None:
-    """Something like photos: smooth shapes and some noise, quality 90, in four classes."""
+    """Write photo-like JPEGs in four classes: smooth shapes with some noise, quality 90."""
     import numpy as np
     from PIL import Image
 
@@ -84,7 +84,7 @@ def torchvision_loader(folder: str):
 
 
 def worker(contender: str, folder: str, seconds: float) -> None:
-    """A turn reads for some seconds and answers with images/s."""
+    """Run a worker whose turns read images for some seconds and return the images per second."""
 
     def start():
         if contender == "keras_residual":
@@ -97,7 +97,7 @@ def worker(contender: str, folder: str, seconds: float) -> None:
             next(batches)
 
         def turn() -> float:
-            for _ in range(12):  # what was read ahead while others had their turn does not count
+            for _ in range(12):  # skip batches that were read ahead before this turn
                 next(batches)
             begin, count = time.perf_counter(), 0
             while time.perf_counter() - begin < seconds:

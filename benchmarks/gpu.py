@@ -1,14 +1,14 @@
-"""Training and inference images per second on one GPU: these networks in Keras on JAX, timm's in PyTorch.
+"""Compare training and inference throughput on one GPU: keras_residual on JAX, timm on PyTorch.
 
     python benchmarks/gpu.py [--models ResNet50 ViTSmall16] [--batch 128] [--output benchmarks/gpu.csv]
 
-PyTorch runs channels-last, with autocast where the precision is bfloat16, as it comes and with `torch.compile`; float32
-may use TF32 on both sides. Keras on JAX always compiles by XLA. "Folded" is `fold_batch_norm`'s copy. Where TensorFlow
-sees the GPU, it competes with XLA off and on. Images and labels lie on the GPU: what is compared are the networks, not
-the ways to read files.
+PyTorch runs channels-last, with autocast for bfloat16, in eager mode and with `torch.compile`. In float32 both sides
+may use TF32. Keras on JAX is always compiled by XLA. "Folded" is the model returned by `fold_batch_norm`. If TensorFlow
+supports the GPU, it is measured with and without XLA. Images and labels are in GPU memory, so that data loading is not
+measured.
 
-Needs the extras `jax` (with CUDA: `pip install 'jax[cuda12]'`) and `parity`. `--device cpu` tries the script itself on
-small images; such a table says nothing of GPUs.
+Needs the extras `jax` (with CUDA: `pip install 'jax[cuda12]'`) and `parity`. `--device cpu` is for testing the script
+on small images; its results do not apply to GPUs.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from contest import Contender, keep, machine, play, register_torchvision, work
 
 MODELS = ("ResNet18", "ResNet50", "ConvNeXtTiny", "ViTSmall16", "ViTBase16")
 TENSORFLOW = ("keras_residual, TensorFlow", "keras_residual, TensorFlow, XLA")
-FOLDED = "keras_residual, folded"  # only where there are batch normalisations, and for inference
+FOLDED = "keras_residual, folded"  # only for inference of networks with batch normalisations
 CONTENDERS = ("keras_residual", FOLDED, *TENSORFLOW, "timm", "timm, compiled")
 PRECISIONS = ("float32", "bfloat16")
 RATE = 0.01
 
 
-# ------------------------------------------------------------------------------------- one contender, in its process
-# Each is a function of the job that returns: a function that runs so many steps and waits for the device, and one that
-# tells the peak of the device's memory in bytes.
+# -------------------------------------------------------------------------------------------------------- contenders
+# Each contender is a function of the job. It returns a function that runs a number of steps and waits for the device,
+# and a function that returns the device's peak memory in bytes.
 
 Runner = tuple[Callable[[int], None], Callable[[], float]]
 
@@ -64,7 +64,7 @@ def keras_model(job: dict[str, Any]) -> Any:
 
 def on_jax(job: dict[str, Any]) -> Runner:
     os.environ["KERAS_BACKEND"] = "jax"
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the others need room on the same card
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other contenders need memory of the same GPU
     import jax
     import keras
 
@@ -149,7 +149,7 @@ def on_tensorflow(job: dict[str, Any]) -> Runner:
 
 
 def on_torch(job: dict[str, Any]) -> Runner:
-    os.environ["KERAS_BACKEND"] = "jax"  # for the names alone; TensorFlow need not be there
+    os.environ["KERAS_BACKEND"] = "jax"  # only names are looked up; TensorFlow may be missing
     import torch
 
     if importlib.util.find_spec("torchvision") and not torch.cuda.is_available():
@@ -201,14 +201,14 @@ def on_torch(job: dict[str, Any]) -> Runner:
 
 
 def give_back() -> None:
-    """PyTorch keeps what it has freed; on one card the others need it, in their turns."""
+    """Release the GPU memory that PyTorch caches, since other contenders need it in their turns."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def worker(job: dict[str, Any]) -> None:
-    """A turn answers with the seconds of its steps, the peak of memory and the seconds of the first step."""
+    """Run a worker whose turns return the seconds of the steps, the peak memory and the seconds of the first step."""
 
     def start() -> Callable[[], tuple[float, float, float]]:
         way = {"k": on_tensorflow if "TensorFlow" in job["contender"] else on_jax, "t": on_torch}[job["contender"][0]]
@@ -223,7 +223,7 @@ def worker(job: dict[str, Any]) -> None:
         run(2)
 
         def turn() -> tuple[float, float, float]:
-            run(1)  # takes the memory again that was given back
+            run(1)  # allocate the released memory again
             measured = timed(job["steps"]), peak(), first
             give_back()
             return measured
@@ -234,13 +234,13 @@ def worker(job: dict[str, Any]) -> None:
     work(start)
 
 
-# ------------------------------------------------------------------------------------------------------- the contest
+# -------------------------------------------------------------------------------------------------------- comparison
 
 
 def contest(job: dict[str, Any], contenders: list[str], rounds: int) -> list[dict[str, Any]]:
-    """A row for each contender. One that cannot run is named on standard error, and the others go on."""
+    """Return one row per contender. A contender that fails is reported on standard error and skipped."""
     running = {}
-    for contender in contenders:  # one after the other: XLA and cuDNN choose kernels by timing them
+    for contender in contenders:  # not in parallel, because XLA and cuDNN choose kernels by timing them
         try:
             running[contender] = Contender(__file__, "--worker", json.dumps({**job, "contender": contender}))
         except ChildProcessError as error:
@@ -266,7 +266,7 @@ def contest(job: dict[str, Any], contenders: list[str], rounds: int) -> list[dic
 
 
 def facts(device: str) -> dict[str, str]:
-    """Versions and the card, written into each line."""
+    """Return versions and GPU, which are written to each line of the table."""
     about = machine("keras", "jax", "torch", "timm")
     if device == "gpu":
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--steps", type=int, default=10, help="steps per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="gpu", choices=["gpu", "cpu"])
     parser.add_argument("--output", default=Path(__file__).with_name("gpu.csv"))

@@ -1,9 +1,9 @@
-"""Which learning rates suit `finetune` on small sets: held-out accuracy, three seeds, two tasks, one change at a time.
+"""Compare learning rates of `finetune` on small datasets: test accuracy, three seeds, two tasks, one change at a time.
 
     python benchmarks/rates.py [--output benchmarks/rates.csv]
 
-The network is small (TestResNet, 64 px), and so are the tasks: it is trained on some classes first, then fine-tuned
-on a dozen images of each of the others, or trained on these from scratch. Shapes are drawn; digits are scikit-learn's.
+The network is small (TestResNet, 64 px). It is pretrained on some classes and then fine-tuned on a dozen images of each
+of the other classes, or trained on these from scratch. The shapes are generated; the digits are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCRATCH = [{}, {"learning_rate": 5e-4}, {"learning_rate": 8e-3}]
 
 
 def shapes(names, each, seed):
-    """Outlines at random places, in random colours, on noise."""
+    """Return images of outlines at random positions, in random colours, on noise."""
     generator = np.random.default_rng(seed)
     images = []
     for name, _ in itertools.product(names, range(each)):
@@ -54,7 +54,7 @@ def shapes(names, each, seed):
 
 
 def digits(classes, seed, each=None):
-    """Digits of some classes, enlarged; `each` of them, and the others."""
+    """Return enlarged digits of some classes: `each` images per class, and the remaining images."""
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))
     order = order[np.isin(data.target[order], classes)]
@@ -68,7 +68,7 @@ def digits(classes, seed, each=None):
 
 
 def task(name, seed):
-    """What is trained on before, what then, what it is measured on."""
+    """Return the datasets for pretraining, fine-tuning and testing."""
     if name == "digits":
         few, rest = digits((5, 6, 7, 8, 9), seed, FEW)
         return digits((0, 1, 2, 3, 4), 0)[0], few, rest

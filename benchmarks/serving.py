@@ -1,13 +1,13 @@
-"""How fast exported networks answer on this machine's CPU, and what `keras-residual serve` adds.
+"""Measure the latency and throughput of exported networks on this machine's CPU, and the overhead of the local server.
 
     python benchmarks/serving.py [--models ResNet18 ResNet50] [--rounds 7] [--output benchmarks/serving.csv]
-    python benchmarks/serving.py --server         # the local server beside the bare call of a signature
-    python benchmarks/serving.py --soak 600       # its memory, under load for so many seconds
+    python benchmarks/serving.py --server         # the local server compared with direct calls of a signature
+    python benchmarks/serving.py --soak 600       # the server's memory after 600 seconds of load
 
-The first contest: `keras_residual.export`, `model.export` of Keras, ONNX Runtime and OpenVINO on the same network with
-the same weights, at batch 1 and 16. TensorFlow uses oneDNN by itself only on CPUs with AVX-512. The exported docker-
-compose.yml asks for it (`TF_ENABLE_ONEDNN_OPTS=1`), and this benchmark does so for `keras_residual`; `model.export`
-competes twice, as it comes, and with oneDNN. Needs the extras `export` and `serve`.
+The first command compares `keras_residual.export`, Keras' `model.export`, ONNX Runtime and OpenVINO on the same network
+with the same weights, at batch sizes 1 and 16. TensorFlow enables oneDNN by default only on CPUs with AVX-512. The
+exported docker-compose.yml enables it (`TF_ENABLE_ONEDNN_OPTS=1`), and so does this benchmark for `keras_residual`.
+`model.export` is measured twice, with the default and with oneDNN. Needs the extras `export` and `serve`.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from contest import Contender, keep, machine, play, work
 
 MODELS = ("ResNet18", "ResNet50", "ConvNeXtTiny", "ViTSmall16")
 CONTENDERS = ("keras_residual", "model.export", "model.export + oneDNN", "ONNX Runtime", "OpenVINO")
-CALLS = {1: 10, 16: 1}  # batch -> calls of a turn
+CALLS = {1: 10, 16: 1}  # batch size -> calls per turn
 SIZE = 224
 SERVED = "ResNet18"
 REQUESTS = {"a JPEG of 640x480": "serving_bytes", "uint8 pixels of 224x224": "serving_uint8"}
-CLIENTS = {1: 10, 8: 32}  # clients -> requests of a turn
+CLIENTS = {1: 10, 8: 32}  # number of clients -> requests per turn
 COLUMNS = ["what", "model", "request", "batch", "clients", "contender", "p50_ms", "p99_ms", "per_second"]
 COLUMNS += ["over_model_export", "overhead_ms", "mb"]
 
 
-# ------------------------------------------------------------------------------------------------------ what is asked
+# ----------------------------------------------------------------------------------------------- models and signatures
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Writes a network, every variable filled with noise, in each contender's format."""
+    """Write a network in each contender's format, with all variables filled with noise."""
     import numpy as np
 
     import keras_residual as kr
@@ -69,7 +69,7 @@ def place(contender: str, folder: Path) -> Path:
 
 
 def runner(contender: str, folder: Path, batch: int) -> Callable[[], Any]:
-    """One call of a contender on images that lie in memory."""
+    """Return a function that calls a contender once on images in memory."""
     import numpy as np
 
     images = np.random.default_rng(0).normal(size=(batch, SIZE, SIZE, 3)).astype("float32")
@@ -91,7 +91,7 @@ def runner(contender: str, folder: Path, batch: int) -> Callable[[], Any]:
 
 
 def signature(version: Path, name: str, inputs: Any) -> Callable[[], Any]:
-    """One call of a SavedModel's signature, from an array to arrays."""
+    """Return a function that calls a signature of a SavedModel once, with arrays as input and output."""
     import tensorflow as tf
 
     saved = tf.saved_model.load(str(version))
@@ -100,7 +100,7 @@ def signature(version: Path, name: str, inputs: Any) -> Callable[[], Any]:
     return lambda: (saved, {key: y.numpy() for key, y in function(**{given: tf.constant(inputs)}).items()})
 
 
-# ----------------------------------------------------------------------------------- one contender, in its process
+# ------------------------------------------------------------------------------------------------------- contenders
 
 
 def timed(call: Callable[[], Any], count: int) -> list[float]:
@@ -113,7 +113,7 @@ def timed(call: Callable[[], Any], count: int) -> list[float]:
 
 
 def together(calls: list[Callable[[], Any]], count: int) -> tuple[list[float], float]:
-    """Each call in a thread of its own, `count` in all; their latencies, and the time it took in all."""
+    """Run the calls in separate threads, `count` times in total; return their latencies and the total time."""
     found: list[list[float]] = [[] for _ in calls]
 
     def run(i: int) -> None:
@@ -125,12 +125,12 @@ def together(calls: list[Callable[[], Any]], count: int) -> tuple[list[float], f
         thread.start()
     for thread in threads:
         thread.join()
-    whole = time.perf_counter() - start
-    return [second for seconds in found for second in seconds], whole
+    total = time.perf_counter() - start
+    return [second for seconds in found for second in seconds], total
 
 
 def worker(contender: str, folder: Path, what: str) -> None:
-    """A turn answers with the seconds of each call, and of all together."""
+    """Run a worker whose turns return the seconds of each call and of all calls together."""
     if contender != "model.export":
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     job = json.loads(what)
@@ -148,7 +148,7 @@ def worker(contender: str, folder: Path, what: str) -> None:
 
 
 def clients(contender: str, folder: Path, request: str, clients: int, ports: list[int]) -> list[Callable[[], Any]]:
-    """Callables that each ask the server once, over a connection of their own; or the bare signature."""
+    """Return functions that each send one request over a separate connection, or call the signature directly."""
     name, inputs = REQUESTS[request], sample(request)
     if contender == "signature":
         return [signature(folder / "served" / "1", name, inputs)] * clients
@@ -186,7 +186,7 @@ def over_rest(port: int, name: str, inputs: Any) -> Callable[[], Any]:
     def ask() -> Any:
         try:
             response = answer()
-        except (http.client.HTTPException, ConnectionError):  # the server closes what is idle while others have a turn
+        except (http.client.HTTPException, ConnectionError):  # the server closes idle connections between turns
             line.close()
             response = answer()
         with response:
@@ -215,7 +215,7 @@ def over_grpc(port: int, name: str, inputs: Any) -> Callable[[], Any]:
     return ask
 
 
-# -------------------------------------------------------------------------------------------------------- the contests
+# ---------------------------------------------------------------------------------------------------------- comparisons
 
 
 def percentile(values: list[float], part: float) -> float:
@@ -227,16 +227,16 @@ def figures(turns: list[tuple[list[float], float]], count: int = 1) -> dict[str,
     return {
         "p50_ms": round(1e3 * statistics.median(calls), 2),
         "p99_ms": round(1e3 * percentile(calls, 0.99), 2),
-        "per_second": round(statistics.median(count * len(seconds) / whole for seconds, whole in turns), 2),
+        "per_second": round(statistics.median(count * len(seconds) / total for seconds, total in turns), 2),
     }
 
 
-def enter(name: str, folder: Path, beside: Iterable[subprocess.Popen[str]] = (), **job: Any) -> Contender:
-    return Contender(__file__, "--worker", name, str(folder), json.dumps(job), beside=beside)
+def enter(name: str, folder: Path, companions: Iterable[subprocess.Popen[str]] = (), **job: Any) -> Contender:
+    return Contender(__file__, "--worker", name, str(folder), json.dumps(job), companions=companions)
 
 
 def exports(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Batch 1 and 16, all contenders."""
+    """Compare all contenders at batch sizes 1 and 16."""
     rows = []
     for batch in CALLS:
         turns = play({c: enter(c, folder, batch=batch) for c in CONTENDERS}, rounds)
@@ -275,7 +275,7 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 
 def server_contest(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """The server over REST and gRPC beside the bare signature, 1 and 8 clients."""
+    """Compare the server over REST and gRPC with direct calls of the signature, for 1 and 8 clients."""
     rows = []
     server, ports = start_server(folder / "served")
     try:
@@ -284,8 +284,8 @@ def server_contest(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 job = {"request": request, "clients": count, "ports": ports}
                 contenders = {}
                 for name in ("signature", "gRPC", "REST"):
-                    beside = () if name == "signature" else (server,)
-                    contenders[name] = enter(name, folder, beside, **job)
+                    companions = () if name == "signature" else (server,)
+                    contenders[name] = enter(name, folder, companions, **job)
                 turns = play(contenders, rounds)
                 for name, own in turns.items():
                     more = [
@@ -312,7 +312,7 @@ def server_contest(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def soak(seconds: float, model: Path) -> list[dict[str, Any]]:
-    """Resident memory of the server, asked over and over by both protocols: images, a bad image, broken requests."""
+    """Measure the server's resident memory under continuous requests by both protocols: good, bad and broken ones."""
     import numpy as np
     from PIL import Image
 
@@ -364,10 +364,10 @@ def soak(seconds: float, model: Path) -> list[dict[str, Any]]:
     finally:
         server.terminate()
         server.wait(60)
-    whole = {"what": "memory", "model": name, "request": "images, bad images, broken requests", "clients": 1}
+    common = {"what": "memory", "model": name, "request": "images, bad images, broken requests", "clients": 1}
     return [
         {
-            **whole,
+            **common,
             "contender": f"resident after {10 * (i + 1)} s",
             "per_second": round(count / seconds),
             "mb": round(m, 1),
@@ -387,10 +387,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--server", action="store_true", help="measure the server")
-    parser.add_argument("--soak", type=float, metavar="S", help="measure the server's memory for so many seconds")
-    parser.add_argument("--served", default="saved_models/digits", type=Path, help="the model of --soak (%(default)s)")
-    parser.add_argument("--prepared", type=Path, help="where the networks lie, or are written to if they do not")
-    parser.add_argument("--prepare", action="store_true", help="write them only")
+    parser.add_argument("--soak", type=float, metavar="S", help="measure the server's memory for S seconds")
+    parser.add_argument("--served", default="saved_models/digits", type=Path, help="model for --soak (%(default)s)")
+    parser.add_argument("--prepared", type=Path, help="directory of the networks, written if it does not exist")
+    parser.add_argument("--prepare", action="store_true", help="only write the networks")
     parser.add_argument("--output", default=Path(__file__).with_name("serving.csv"))
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--writer", nargs=2, help=argparse.SUPPRESS)

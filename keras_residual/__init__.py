@@ -1,10 +1,10 @@
-"""Residual networks for Keras and TensorFlow, correct by construction.
+"""Residual networks for Keras and TensorFlow.
 
     import keras_residual as kr
 
     model = kr.ResNet18(classes=10)
 
-Names load on first use, so `import keras_residual` (and `keras-residual --help`) do not wait for TensorFlow.
+Submodules are imported on first use, so `import keras_residual` and `keras-residual --help` do not load TensorFlow.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from keras_residual.training import Recipe, fit
     from keras_residual.weights import load_weights, preprocessing, save_weights
 
-# TensorFlow turns oneDNN on by itself only where it finds AVX-512; on other x86 CPUs too it is up to twice as fast.
-# Read when TensorFlow is imported, so it does nothing for those who imported it before, or set the variable.
+# TensorFlow enables oneDNN by default only on CPUs with AVX-512, although it is up to twice as fast on other x86 CPUs.
+# TensorFlow reads the variable when it is imported; a value set by the user is kept.
 if platform.machine().lower() in ("x86_64", "amd64"):
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-# Where each public name lives. Builders are not listed: the registry knows them.
+# Submodule of each public name. Builders are looked up in the registry instead.
 _HOMES = {
     "Classifier": "classifier",
     "Recipe": "training",
@@ -68,14 +68,14 @@ __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        if name == "load_weights":  # a model from a file may need its family's checkpoint formats
+        if name == "load_weights":  # registers the families, whose checkpoint formats a model from a file may need
             importlib.import_module(f"{__name__}.models")
         module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
         value = module if _HOMES[name] == name else getattr(module, name)
-    elif not name[0].isupper():  # builders are capitalised; the rest are submodules, found by the import system
+    elif not name[0].isupper():  # not a builder
         raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}. Builders are capitalised, as ResNet18: "
-            f"{__name__}.list_models() lists them, {__name__}.create() knows timm's names."
+            f"module {__name__!r} has no attribute {name!r}. Names of builders are capitalised, such as ResNet18; "
+            f"{__name__}.list_models() lists them, and {__name__}.create() also accepts timm's names."
         )
     else:
         importlib.import_module(f"{__name__}.models")
@@ -97,15 +97,15 @@ def __dir__() -> list[str]:
 
 
 def _register_layers() -> None:
-    """Register every serializable class with Keras, so that `keras.saving.load_model` finds those of our models."""
-    with contextlib.suppress(Exception):  # Keras must stay importable; whoever uses our layers sees the error
-        importlib.import_module(f"{__name__}.weights")  # imports `layers`, too: no other module has such classes
+    """Register all serializable classes with Keras, so that `keras.saving.load_model` can load our models."""
+    with contextlib.suppress(Exception):  # Keras must stay importable; using the layers raises the error again
+        importlib.import_module(f"{__name__}.weights")  # also imports `layers`; no other module has such classes
 
 
 class _AfterKeras:
-    """A finder that registers our layers as soon as somebody imports Keras, since importing it here would take seconds.
+    """Import hook that registers this package's layers after Keras is imported, since importing Keras takes seconds.
 
-    Keras looks classes up in its own table and never imports a module of ours for a name that is not there.
+    Keras finds registered classes only, and does not import this package to look for a class.
     """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:

@@ -1,7 +1,7 @@
-"""Batch normalisation folded into the convolutions and dense layers beside it: the same function, fewer operations.
+"""Folding of batch normalisations into adjacent convolutions and dense layers, for faster inference.
 
-At inference a batch normalisation is `a * x + b` on each channel. After a linear layer it is a change of that layer's
-kernel and bias; so it is before one, where no padding puts zeros between. Keras in, Keras out, on every backend.
+At inference a batch normalisation is `a * x + b` per channel. It can be folded into the kernel and bias of a linear
+layer before it, or after it if that layer does not pad with zeros. The result is a Keras model, on every backend.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_residual.graph import connected, copy_weights, functional, nodes, reb
 __all__ = ["Folding", "fold_batch_norm", "folding"]
 
 Array = np.ndarray[Any, Any]
-# Exact types: a subclass may do anything.
+# Exactly these types: a subclass may compute something else.
 _CONVS = {f"{kind}{rank}D" for kind in ("Conv", "StandardizedConv") for rank in (1, 2, 3)}
 _CONVS = {getattr(place, name) for name in _CONVS for place in (keras.layers, layers) if hasattr(place, name)}
 _DEPTHWISE = {keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D}
@@ -32,12 +32,12 @@ _NORMS = {keras.layers.BatchNormalization, layers.BatchNorm}
 
 @dataclasses.dataclass(frozen=True)
 class Folding:
-    """What `fold_batch_norm` does with a model's batch normalisations.
+    """Plan or result of folding a model's batch normalisations, by the names of layers.
 
     Attributes:
-        after: Normalisation -> the layer before it, into which it is folded.
-        before: Normalisation -> the layer after it, into which it is folded.
-        kept: Normalisation -> why it stays.
+        after: Normalisations that are folded into the layer before them, each with that layer.
+        before: Normalisations that are folded into the layer after them, each with that layer.
+        kept: Normalisations that cannot be folded, each with the reason.
     """
 
     after: dict[str, str]
@@ -47,31 +47,31 @@ class Folding:
     def __str__(self) -> str:
         count = len(self.after) + len(self.before)
         lines = [f"{count} of {count + len(self.kept)} batch normalisations folded"]
-        return "\n".join([*lines, *(f"  {name} stays: {why}" for name, why in self.kept.items())])
+        return "\n".join([*lines, *(f"  {name} is kept: {why}" for name, why in self.kept.items())])
 
 
 def fold_batch_norm(model: keras.Model, *, strict: bool = False) -> keras.Model:
-    """A copy of a model for inference, without the batch normalisations that can be part of another layer.
+    """Return a copy of a model for inference, with its batch normalisations folded into adjacent layers.
 
-    Kernels and biases are computed in float64 and equal the model's to rounding. A normalisation that cannot be
-    folded stays as it is; `folding(model)` tells which, and why. Layers keep their names; the model itself and its
-    weights are not touched.
+    Kernels and biases are computed in float64, so that outputs differ only by rounding. A normalisation that cannot be
+    folded is kept; `folding(model)` returns the reasons. Layers keep their names. The original model is not changed.
 
     Args:
-        model: A Functional or Sequential model, built. Models inside it are folded, too, each by itself.
-        strict: Whether a normalisation that has to stay is an error.
+        model: A built Functional or Sequential model. Nested models are folded separately.
+        strict: If true, raise an error if a normalisation cannot be folded.
 
     Returns:
-        A Functional model, not compiled.
+        An uncompiled Functional model.
 
     Raises:
-        ValueError: If the model is a subclassed or unbuilt one, or, if `strict`, has to keep a normalisation.
+        ValueError: If the model is subclassed or not built, or if `strict` and a normalisation cannot be folded.
     """
     graph = _graph(model)
     after, before, kept = _plan(graph)
     if strict and kept:
         raise ValueError(
-            f"{model.name} has batch normalisations that cannot be folded:\n{_report(after, before, kept)}"
+            f"All batch normalisations of {model.name} must be foldable, because strict=True; got:\n"
+            f"{_report(after, before, kept)}"
         )
     removed = {id(norm) for norm in (*after, *before)}
     changed = {id(layer) for layer in (*after.values(), *before.values())}
@@ -86,7 +86,7 @@ def fold_batch_norm(model: keras.Model, *, strict: bool = False) -> keras.Model:
 
     def assign(old: Any, new: Any) -> None:
         if id(old) in changed:
-            _assign_folded(old, new, _into(old, before), _into(old, after))
+            _assign_folded(old, new, _folded_into(old, before), _folded_into(old, after))
         else:
             copy_weights(old, new)
 
@@ -94,10 +94,10 @@ def fold_batch_norm(model: keras.Model, *, strict: bool = False) -> keras.Model:
 
 
 def folding(model: keras.Model) -> Folding:
-    """What `fold_batch_norm` would do with a model, and why it leaves what it leaves.
+    """Return the normalisations that `fold_batch_norm` would fold or keep, with the reasons.
 
     Raises:
-        ValueError: If the model is a subclassed or unbuilt one.
+        ValueError: If the model is subclassed or not built.
     """
     found = Folding({}, {}, {})
     graph = _graph(model)
@@ -118,12 +118,13 @@ def _report(after: dict[Any, Any], before: dict[Any, Any], kept: dict[Any, str])
 
 
 def _graph(model: keras.Model) -> Any:
-    """The model as a Functional one of its own layers."""
+    """Return the model as a Functional model of the same layers."""
     graph = functional(model)
     if graph is None:
         raise ValueError(
-            "Batch normalisations are folded where it is known what comes before and after them: in Functional and "
-            f"built Sequential models. Received: {model.name!r}, a {type(model).__name__}."
+            "The model must be a Functional or a built Sequential model to fold its batch normalisations, because the "
+            f"layers before and after them must be known; got {model.name!r}, a {type(model).__name__}. Define it with "
+            "keras.Input and keras.Model(inputs, outputs)."
         )
     return connected(graph.input, graph.output, model.name)
 
@@ -132,7 +133,7 @@ def _graph(model: keras.Model) -> Any:
 
 
 def _plan(graph: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
-    """Normalisations and the layers before them, those and the layers after them, those that stay and why."""
+    """Return the three mappings of `Folding`, with layers instead of names."""
     counts, consumers = uses(graph), takers(graph)
     after: dict[Any, Any] = {}
     before: dict[Any, Any] = {}
@@ -142,7 +143,7 @@ def _plan(graph: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
         if not isinstance(norm, keras.layers.BatchNormalization):
             continue
         if type(norm) not in _NORMS:
-            kept[norm] = f"a {type(norm).__name__} may be anything"
+            kept[norm] = f"it is a {type(norm).__name__}, which may compute something else"
         elif counts[id(norm)] > 1:
             kept[norm] = "it is used more than once"
         else:
@@ -150,7 +151,7 @@ def _plan(graph: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
             source, users = given._keras_history.operation, consumers[id(result)]
             why = _obstacle(source, norm, counts)
             if why is None and len(consumers[id(given)]) > 1:
-                why = f"{source.name} is used beside it, too"
+                why = f"the output of {source.name} is also used elsewhere"
             if why is None:
                 after[norm] = source
             elif len(users) == 1 and _obstacle(users[0], norm, counts, follows=True) is None:
@@ -161,13 +162,16 @@ def _plan(graph: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
 
 
 def _obstacle(layer: Any, norm: Any, counts: collections.Counter[int], follows: bool = False) -> str | None:
-    """Why a normalisation before (or after: `follows`) cannot be part of this layer; `None` if it can."""
+    """Return why a normalisation cannot be folded into `layer`, or `None` if it can.
+
+    With `follows`, the layer follows the normalisation; otherwise it precedes it.
+    """
     if type(layer) not in _LINEAR:
         return f"{layer.name} is a {type(layer).__name__}, not a layer known to be linear"
     if counts[id(layer)] > 1:
         return f"{layer.name} is used more than once"
     if len(layer.weights) != 1 + layer.use_bias:
-        return f"{layer.name} has weights beside its kernel and bias"
+        return f"{layer.name} has weights other than kernel and bias"
     rank = len(layer.output.shape)
     axis = 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
     if norm.axis % rank != axis:
@@ -183,15 +187,15 @@ def _obstacle(layer: Any, norm: Any, counts: collections.Counter[int], follows: 
 # -------------------------------------------------------------------------------------------------------- arithmetic
 
 
-def _into(layer: Any, folded: dict[Any, Any]) -> list[Any]:
+def _folded_into(layer: Any, folded: dict[Any, Any]) -> list[Any]:
     """Return the normalisations that are folded into a layer."""
     return [norm for norm, into in folded.items() if into is layer]
 
 
 def _assign_folded(layer: Any, new: Any, before: list[Any], after: list[Any]) -> None:
-    """Give the new layer the kernel and bias that do the work of the normalisations before and after it, too."""
+    """Assign to the new layer the kernel and bias that include the normalisations before and after it."""
     kernel, bias = _kernel_and_bias(layer)
-    # What comes before the layer first: what comes after it scales that part of the bias, too.
+    # Start with the normalisations before the layer, because those after it also scale that part of the bias.
     for norm in before:
         kernel, bias = _fold_before(layer, kernel, bias, *_affine(norm))
     for norm in after:
@@ -201,7 +205,7 @@ def _assign_folded(layer: Any, new: Any, before: list[Any], after: list[Any]) ->
 
 
 def _affine(norm: Any) -> tuple[Array, Array]:
-    """A normalisation as `a * x + b`."""
+    """Return the `a` and `b` of a normalisation `a * x + b`."""
     mean, variance = _float64(norm.moving_mean), _float64(norm.moving_variance)
     scale = 1 / np.sqrt(variance + norm.epsilon)
     if norm.scale:
@@ -211,7 +215,7 @@ def _affine(norm: Any) -> tuple[Array, Array]:
 
 
 def _kernel_and_bias(layer: Any) -> tuple[Array, Array]:
-    """The kernel as it is used, and the bias of each output channel."""
+    """Return the effective kernel and the bias of each output channel."""
     kernel = _float64(layer.kernel)
     if isinstance(layer, _STANDARDIZED):
         kernel = kernel - kernel.mean(tuple(range(kernel.ndim - 1)), keepdims=True)
@@ -231,7 +235,7 @@ def _fold_before(layer: Any, kernel: Array, bias: Array, scale: Array, offset: A
     if type(layer) in _DEPTHWISE:
         scale, offset = scale[:, None], offset[:, None]
         more = (kernel * offset).sum(tuple(range(kernel.ndim - 2))).reshape(-1)
-    else:  # a group of filters sees its own channels: (C / groups, filters)
+    else:  # each group of filters has different input channels: (C / groups, filters)
         groups = getattr(layer, "groups", 1)
         scale, offset = (np.repeat(v.reshape(groups, -1).T, kernel.shape[-1] // groups, 1) for v in (scale, offset))
         more = (kernel * offset).sum(tuple(range(kernel.ndim - 1)))
@@ -239,7 +243,7 @@ def _fold_before(layer: Any, kernel: Array, bias: Array, scale: Array, offset: A
 
 
 def _with_bias(layer: Any) -> Any:
-    """The same layer, unbuilt, with a bias; of a standardised convolution one that takes its kernel as it is."""
+    """Return an unbuilt copy of a layer with a bias, and without weight standardisation."""
     config = {**layer.get_config(), "use_bias": True}
     kind = type(layer)
     if isinstance(layer, _STANDARDIZED):

@@ -1,4 +1,4 @@
-"""Functional models as graphs: their calls in order, what takes a tensor, and models rebuilt from them."""
+"""Functional models as graphs: iterate over calls, find the consumers of tensors, rebuild models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Operation = Any  # a layer, or an operation of `keras.ops`
 
 @contextlib.contextmanager
 def deep() -> Iterator[None]:
-    """Raise Python's recursion limit: Keras walks a graph by recursion, a call per layer, and ResNet-1202 has 3,600."""
+    """Raise Python's recursion limit. Keras recurses once per layer of a graph, and ResNet-1202 has 3,600 layers."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, 20_000))
     try:
@@ -27,7 +27,7 @@ def deep() -> Iterator[None]:
 
 
 def connected(inputs: Any, outputs: Any, name: str | None = None) -> keras.Model:
-    """Return `keras.Model(inputs, outputs, name=name)`, however many layers lie between."""
+    """Return `keras.Model(inputs, outputs, name=name)` for graphs of any depth."""
     with deep():
         return keras.Model(inputs, outputs, name=name)
 
@@ -36,16 +36,16 @@ def connected(inputs: Any, outputs: Any, name: str | None = None) -> keras.Model
 
 
 def functional(model: Any) -> Any:
-    """Return the graph of a model as Keras holds it, or `None` for anything but a Functional or built Sequential."""
+    """Return the Functional model behind a Functional or built Sequential model, or `None` for others."""
     if isinstance(model, keras.Sequential):
         return getattr(model, "_functional", None) or None
     return model if isinstance(model, keras.Model) and getattr(model, "_nodes_by_depth", None) else None
 
 
 def nodes(model: Any) -> list[Any]:
-    """Return Keras' records of the calls in a Functional model, from its inputs to its outputs.
+    """Return Keras' nodes, the records of the calls in a Functional model, from its inputs to its outputs.
 
-    A layer's own list of them, `_inbound_nodes`, would have its calls in other models, too.
+    The `_inbound_nodes` of a layer also contain its calls in other models.
     """
     by_depth = functional(model)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
@@ -57,7 +57,7 @@ def uses(model: Any) -> collections.Counter[int]:
 
 
 def takers(model: Any) -> dict[int, list[Operation]]:
-    """List the operations that take each tensor of a model, by its `id`; the model itself takes its outputs."""
+    """List the operations that consume each tensor of a model, by its `id`. The model itself consumes its outputs."""
     found: dict[int, list[Operation]] = collections.defaultdict(list)
     for node in nodes(model):
         for tensor in node.arguments.keras_tensors:
@@ -68,13 +68,13 @@ def takers(model: Any) -> dict[int, list[Operation]]:
 
 
 def made_by(tensor: Any) -> tuple[Operation, list[Any]]:
-    """Return the operation that made a tensor, and the tensors that it was given."""
+    """Return the operation that produced a tensor, and its input tensors."""
     operation, node, _ = tensor._keras_history
     return operation, operation._inbound_nodes[node].input_tensors
 
 
 def leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of a model, and those of the models in it."""
+    """Yield the layers of a model, including those of nested models."""
     inner = layer.layers if isinstance(layer, keras.Model) else []
     if not inner:
         yield layer
@@ -86,11 +86,11 @@ def leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
 
 
 def copy_weights(old: Any, new: Any) -> None:
-    """Give a layer the values of another one's variables; by way of NumPy, so that both never share a buffer."""
+    """Copy the values of a layer's variables to another layer, through NumPy, so that they never share a buffer."""
     for variable, value in zip(new.variables, old.variables, strict=True):
         variable.assign(keras.ops.convert_to_numpy(value))
     for part in new._flatten_layers():
-        if hasattr(part, "finalize_state"):  # keras.layers.Normalization keeps what it computes from its variables
+        if hasattr(part, "finalize_state"):  # keras.layers.Normalization caches values computed from its variables
             part.finalize_state()
 
 
@@ -101,28 +101,28 @@ def rebuilt(
     call_function: Callable[..., Any] | None = None,
     assign: Callable[[Any, Any], None] = copy_weights,
 ) -> keras.Model:
-    """Rebuild a Functional model of copies of its layers, with their names and weights; the model stays as it is.
+    """Rebuild a Functional model from copies of its layers, with their names and weights.
 
-    Models inside are rebuilt in the same way.
+    Nested models are rebuilt in the same way. The original model is not changed.
 
     Args:
-        model: A Functional model, or a Sequential one that is built.
-        clone_function: Returns what stands in an operation's place, or `None` for its copy. A model that it returns
-            comes with its weights.
-        call_function: `call_function(old, new, *args, **kwargs)` calls what stands in the place of `old`.
-        assign: `assign(old, new)` fills the variables of a new layer that is called.
+        model: A Functional or built Sequential model.
+        clone_function: Returns the replacement of an operation, or `None` to copy it. If the replacement is a model, it
+            keeps its own weights.
+        call_function: `call_function(old, new, *args, **kwargs)` calls `new`, the replacement of `old`.
+        assign: `assign(old, new)` sets the variables of a new layer.
 
     Returns:
-        A Functional model, not compiled.
+        An uncompiled Functional model.
 
     Raises:
-        ValueError: If the model is a subclassed or unbuilt one, or a layer cannot be copied.
+        ValueError: If the model is subclassed or not built, or if a layer cannot be copied.
     """
-    whole = functional(model)
-    if whole is None:
+    graph = functional(model)
+    if graph is None:
         raise ValueError(
-            f"Only a Functional or built Sequential model can be rebuilt. Received: {model.name!r}, a "
-            f"{type(model).__name__}. Write it with keras.Input and keras.Model(inputs, outputs)."
+            f"The model must be a Functional or a built Sequential model; got {model.name!r}, a "
+            f"{type(model).__name__}. Define it with keras.Input and keras.Model(inputs, outputs)."
         )
     olds: dict[int, Operation] = {}
     pairs: list[tuple[Any, Any]] = []
@@ -142,10 +142,10 @@ def rebuilt(
         return new(*args, **kwargs) if call_function is None else call_function(olds[id(new)], new, *args, **kwargs)
 
     with deep():
-        plain = keras.Model(whole.input, whole.output, name=model.name)
+        plain = keras.Model(graph.input, graph.output, name=model.name)
         result = keras.models.clone_model(plain, clone_function=clone, call_function=call)
     for old, new in pairs:
-        if new.built:  # `call_function` may leave a layer out
+        if new.built:  # `call_function` may skip a layer
             assign(old, new)
     return result
 
@@ -155,7 +155,7 @@ def _copy(old: Operation) -> Operation:
         return type(old).from_config(old.get_config())
     except Exception as error:
         raise ValueError(
-            f"Layers are copied by their get_config and from_config. Received: {old.name!r}, a {type(old).__name__}, "
-            "which cannot be. Give it a get_config with what __init__ takes, and let __init__ take **kwargs for the "
-            "layer's own."
+            f"Layers must be copyable with get_config and from_config; got {old.name!r}, a {type(old).__name__}, which "
+            "is not. Return all arguments of __init__ from its get_config, and pass **kwargs from __init__ to "
+            "keras.layers.Layer."
         ) from error

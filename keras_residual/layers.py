@@ -1,4 +1,4 @@
-"""The serializable layers that Keras lacks, or has without the speed. Weights and configs stay Keras' own."""
+"""Serializable layers that Keras lacks, and faster versions of Keras layers with the same weights and configs."""
 
 from __future__ import annotations
 
@@ -43,39 +43,39 @@ register = keras.saving.register_keras_serializable(package="keras_residual")
 Shape = tuple[int, ...]
 Grid = tuple[int, ...]
 Stored = tuple[str, Shape]
-"""Where a timm state dict has a variable: what follows the layer's name in the key, and the array's shape there."""
+"""Entry of a variable in timm's state dict: the part of the key after the layer's name, and the array's shape."""
 
 
 @register
 def gelu(x: Any) -> Any:
-    """Exact GELU (Hendrycks & Gimpel 2016), with a gradient that does not compute the CDF twice."""
+    """Return the exact GELU (Hendrycks & Gimpel 2016). Its gradient reuses the CDF of the forward pass."""
     return primitives.gelu(x)
 
 
 @register
 def quick_gelu(x: Any) -> Any:
-    """`x * sigmoid(1.702 x)`, the approximation OpenAI's CLIP was trained with."""
+    """Return `x * sigmoid(1.702 x)`, the approximation of GELU in OpenAI's CLIP."""
     return x * ops.sigmoid(1.702 * x)
 
 
 @register
 def gelu_tanh(x: Any) -> Any:
-    """The tanh approximation of GELU, as SigLIP and big_vision train with."""
+    """Return the tanh approximation of GELU, as in SigLIP and big_vision."""
     return ops.gelu(x, approximate=True)
 
 
 class _GroupedConv:
-    """Keras' convolution, except that grouped ones run natively where Keras would compile them with XLA."""
+    """Mixin that computes grouped convolutions with native kernels, where Keras would compile them with XLA."""
 
     def convolution_op(self: Any, inputs: Any, kernel: Any) -> Any:
-        padding = "valid" if self.padding == "causal" else self.padding  # those zeros are there by now
+        padding = "valid" if self.padding == "causal" else self.padding  # `call` has already added the zeros
         if self.groups == 1:
             return ops.conv(inputs, kernel, self.strides, padding, self.data_format, self.dilation_rate)
         return primitives.grouped_conv(inputs, kernel, self.strides, padding, self.dilation_rate)
 
 
 class _OneAxis:
-    """Keras' `Conv1D` convolves in `call`, past `convolution_op`. This takes the `call` of its base."""
+    """Mixin that makes `Conv1D` call `convolution_op`, like the other ranks; Keras' `Conv1D.call` does not."""
 
     def call(self: Any, inputs: Any) -> Any:
         if self.padding == "causal":
@@ -99,8 +99,11 @@ class Conv3D(_GroupedConv, keras.layers.Conv3D):
 
 
 class _StandardizedConv(_GroupedConv):
-    """A convolution whose kernel has mean 0 and variance 1 for each output channel whenever it is used, whatever the
-    weights are (Qiao et al. 2019, weight standardisation). `epsilon` is added to the variance."""
+    """Mixin for weight standardisation (Qiao et al. 2019).
+
+    The kernel is normalised to mean 0 and variance 1 per output channel whenever it is used. `epsilon` is added to the
+    variance.
+    """
 
     def __init__(self, *args: Any, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -134,27 +137,29 @@ class StandardizedConv3D(_StandardizedConv, keras.layers.Conv3D):
 
 @register
 class PointwiseDense(keras.layers.Dense):
-    """A 1x1 convolution as what it is, `keras.layers.Dense` on the channels. In a state dict its kernel lies as a
-    convolution's, `(out, in, 1, 1)`: what timm computes so, it stores so."""
+    """A 1x1 convolution, computed as a dense layer on the channels.
+
+    State dicts store its kernel like that of a convolution, `(out, in, 1, 1)`, as timm does.
+    """
 
 
 @register
 class BatchNorm(keras.layers.BatchNormalization):
     """Batch normalisation over all axes but the last, with torch's defaults and statistics.
 
-    Differs from `keras.layers.BatchNormalization` in its defaults (momentum 0.9, epsilon 1e-5), in the running
-    variance, which takes the *unbiased* batch variance as torch's does, and in speed on TensorFlow.
-    Weights, their names and the config are the same.
+    It differs from `keras.layers.BatchNormalization` in its defaults (momentum 0.9, epsilon 1e-5), in its running
+    variance, which averages the *unbiased* batch variance as in torch, and in its speed on TensorFlow. The weights,
+    their names and the config are the same.
 
     Raises:
-        ValueError: For `axis` other than the last, or `renorm`.
+        ValueError: If `axis` is not the last one, or if `renorm` is true.
     """
 
     def __init__(self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **kwargs: Any) -> None:
         if axis != -1 or kwargs.get("renorm"):
             raise ValueError(
-                f"BatchNorm normalises the last axis, without renorm. Received: axis={axis}, "
-                f"renorm={kwargs.get('renorm', False)}. Use keras.layers.BatchNormalization for other forms."
+                f"`axis` must be the last axis, -1, and `renorm` must be False for BatchNorm; got axis={axis}, "
+                f"renorm={kwargs.get('renorm', False)}. Otherwise use keras.layers.BatchNormalization."
             )
         super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **kwargs)
 
@@ -194,7 +199,8 @@ class BatchNorm(keras.layers.BatchNormalization):
         axes = tuple(range(len(inputs.shape) - 1))
         if len(axes) > 1:
             return primitives.moments_about(ops.cast(self.moving_mean, inputs.dtype), inputs, axes)
-        # Columns of a table may lie far from 0, measured by their spread, before the running mean has reached them.
+        # Columns of a table may be many standard deviations from 0, where the one-pass formula loses precision before
+        # the running mean has approached them.
         return tuple(ops.squeeze(moment, axes) for moment in primitives.moments(inputs, axes))
 
     def _update(self, mean: Any, variance: Any) -> None:
@@ -204,17 +210,20 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 @register
 class LayerNorm(keras.layers.LayerNormalization):
-    """Layer normalisation over the channels of `(N, ..., C)`: weights, their names and the config are those of
-    `keras.layers.LayerNormalization`. On TensorFlow its gradient is faster, and second derivatives are right.
+    """Layer normalisation over the channels of `(N, ..., C)`.
+
+    The weights, their names and the config are those of `keras.layers.LayerNormalization`. On TensorFlow, its gradient
+    is faster and its second derivatives are correct.
 
     Raises:
-        ValueError: For `axis` other than the last.
+        ValueError: If `axis` is not the last one.
     """
 
     def __init__(self, axis: int = -1, epsilon: float = 1e-6, **kwargs: Any) -> None:
         if axis not in (-1, [-1]):
             raise ValueError(
-                f"LayerNorm normalises the last axis. Received: axis={axis}. Use keras.layers.LayerNormalization."
+                f"`axis` must be the last axis, -1, for LayerNorm; got axis={axis}. Otherwise use "
+                "keras.layers.LayerNormalization."
             )
         super().__init__(axis=-1, epsilon=epsilon, **kwargs)
 
@@ -227,17 +236,20 @@ class LayerNorm(keras.layers.LayerNormalization):
 
 @register
 class GroupNorm(keras.layers.GroupNormalization):
-    """Group normalisation of `(N, ..., C)`, the last axis in groups: weights, their names and the config are those of
-    `keras.layers.GroupNormalization`. On TensorFlow its second derivatives are right.
+    """Group normalisation of `(N, ..., C)` with groups of channels.
+
+    The weights, their names and the config are those of `keras.layers.GroupNormalization`. On TensorFlow, its second
+    derivatives are correct.
 
     Raises:
-        ValueError: For `axis` other than the last.
+        ValueError: If `axis` is not the last one.
     """
 
     def __init__(self, groups: int = 32, axis: int = -1, epsilon: float = 1e-5, **kwargs: Any) -> None:
         if axis != -1:
             raise ValueError(
-                f"GroupNorm normalises the last axis. Received: axis={axis}. Use keras.layers.GroupNormalization."
+                f"`axis` must be the last axis, -1, for GroupNorm; got axis={axis}. Otherwise use "
+                "keras.layers.GroupNormalization."
             )
         super().__init__(groups=groups, axis=axis, epsilon=epsilon, **kwargs)
 
@@ -254,7 +266,7 @@ class GroupNorm(keras.layers.GroupNormalization):
 
 
 class _ScaledByChannel(keras.layers.Layer):
-    """Base of our own norms: an epsilon, and weights of one number for each channel, named as a norm's in timm."""
+    """Base class for norms with an epsilon and one weight per channel, with timm's names of a norm's weights."""
 
     def __init__(self, epsilon: float = 1e-6, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -272,7 +284,7 @@ class _ScaledByChannel(keras.layers.Layer):
 
 @register
 class SimpleNorm(_ScaledByChannel):
-    """Divides `(N, ..., C)` by the standard deviation over the channels and scales them; no mean is taken off."""
+    """Division of `(N, ..., C)` by the standard deviation over the channels, with a trained scale, without centring."""
 
     def build(self, input_shape: Any) -> None:
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
@@ -286,7 +298,7 @@ class SimpleNorm(_ScaledByChannel):
 
 @register
 class Affine(keras.layers.Layer):
-    """`gamma * x + beta` for each channel of `(N, ..., C)`: ResMLP's stand-in for a norm (Touvron et al. 2021)."""
+    """`gamma * x + beta` per channel of `(N, ..., C)`, which replaces norms in ResMLP (Touvron et al. 2021)."""
 
     def build(self, input_shape: Any) -> None:
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="ones", name="gamma")
@@ -304,8 +316,11 @@ class Affine(keras.layers.Layer):
 
 @register
 class GlobalResponseNorm(_ScaledByChannel):
-    """`x + gamma * x * response + beta`, where a channel's response is its norm over all positions, divided by the mean
-    norm of all channels (Woo et al. 2023, ConvNeXt V2, algorithm 1): `(N, *spatial, C)` -> the same."""
+    """Global response normalisation of `(N, *spatial, C)`: `x + gamma * x * response + beta`.
+
+    The response of a channel is its norm over all positions, divided by the mean norm of all channels (Woo et al. 2023,
+    ConvNeXt V2, algorithm 1).
+    """
 
     def build(self, input_shape: Any) -> None:
         self.gamma = self.add_weight(shape=(input_shape[-1],), initializer="zeros", name="gamma")
@@ -314,7 +329,7 @@ class GlobalResponseNorm(_ScaledByChannel):
     def call(self, inputs: Any) -> Any:
         dtype = keras.backend.result_type(inputs.dtype, "float32")  # sums overflow in half precision
         squares = ops.sum(ops.square(ops.cast(inputs, dtype)), range(1, len(inputs.shape) - 1), keepdims=True)
-        norm = ops.sqrt(ops.maximum(squares, 1e-30))  # (N, 1, ..., C); the root has no gradient at 0
+        norm = ops.sqrt(ops.maximum(squares, 1e-30))  # (N, 1, ..., C); clipped because the root has no gradient at 0
         response = norm / (ops.mean(norm, -1, keepdims=True) + self.epsilon)
         scale = 1 + ops.cast(self.gamma, dtype) * response
         return inputs * ops.cast(scale, inputs.dtype) + ops.cast(self.beta, inputs.dtype)
@@ -322,8 +337,11 @@ class GlobalResponseNorm(_ScaledByChannel):
 
 @register
 class BlurPool(keras.layers.Layer):
-    """Anti-aliased subsampling by a fixed binomial 3x3 filter (Zhang 2019, "Making Convolutional Networks
-    Shift-Invariant Again"): `(N, *spatial, C)` -> `(N, *ceil(spatial / strides), C)`, edges reflected."""
+    """Anti-aliased subsampling with a fixed binomial 3x3 filter and reflected edges.
+
+    Maps `(N, *spatial, C)` to `(N, *ceil(spatial / strides), C)` (Zhang 2019, "Making Convolutional Networks
+    Shift-Invariant Again").
+    """
 
     def __init__(self, strides: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -352,10 +370,10 @@ class BlurPool(keras.layers.Layer):
 
 @register
 class StageOutput(keras.layers.Identity):
-    """Marks the end of a stage: what `keras_residual.features` returns as this level.
+    """Marker of the end of a stage, whose output `keras_residual.features` returns as this level.
 
-    `grid` is the shape of the patches where the stage puts out a token sequence. `family` is the name of the network's
-    family, by which `load_weights` knows its checkpoint formats, also in a clone or in a model from a file.
+    `grid` is the grid of the patches, if the stage outputs a token sequence. `family` is the name of the network's
+    family, which selects the checkpoint formats in `load_weights`. It is also kept by clones and saved models.
     """
 
     def __init__(
@@ -369,7 +387,7 @@ class StageOutput(keras.layers.Identity):
 
 
 class Parameter(keras.layers.Layer):
-    """A layer that owns one bare parameter, named with the parameter's whole name in timm."""
+    """Base class for layers with one parameter, whose full name in timm is the name of the layer."""
 
     value: Any
 
@@ -386,7 +404,7 @@ class Parameter(keras.layers.Layer):
 
 @register
 class LayerScale(Parameter):
-    """Multiplies each channel of `(N, ..., C)` by a trained number that starts small (Touvron et al. 2021, CaiT)."""
+    """Trained multiplier per channel of `(N, ..., C)` with a small initial value (Touvron et al. 2021, CaiT)."""
 
     _arguments = ("init",)
 
@@ -408,7 +426,7 @@ class LayerScale(Parameter):
 
 @register
 class SkipInit(LayerScale):
-    """Multiplies by one trained number that starts at 0: SkipInit (De & Smith 2020), ReZero (Bachlechner 2021)."""
+    """Trained scalar multiplier, initially 0: SkipInit (De & Smith 2020), ReZero (Bachlechner 2021)."""
 
     def __init__(self, init: float = 0.0, **kwargs: Any) -> None:
         super().__init__(init, **kwargs)
@@ -419,7 +437,7 @@ class SkipInit(LayerScale):
 
 @register
 class Token(Parameter):
-    """Puts `count` trained tokens before a sequence: `(N, L, C)` -> `(N, count + L, C)`."""
+    """Trained tokens, prepended to a sequence: `(N, L, C)` -> `(N, count + L, C)`."""
 
     _arguments = ("count", "stddev")
 
@@ -446,10 +464,10 @@ class Token(Parameter):
 
 @register
 class PositionEmbedding(Parameter):
-    """Adds a trained vector to each position of `(N, L, C)`; the first `prefix` positions are not on the grid.
+    """Trained position embeddings, added to `(N, L, C)`. The first `prefix` positions are not on the grid.
 
-    `grid` is kept so that weights trained at another image size can be resampled when they are loaded. A layer with
-    another order of axes overrides `grid_of` and `resampled`.
+    `grid` is stored so that weights trained at another image size can be resampled when they are loaded. A subclass
+    with another order of axes overrides `grid_of` and `resampled`.
     """
 
     _arguments = ("grid", "prefix")
@@ -472,13 +490,13 @@ class PositionEmbedding(Parameter):
     def grid_of(self, shape: Grid, stated: Grid | None = None, size: Grid | None = None) -> Grid | None:
         """Return the grid that an array for this layer was trained on, or `None` if it is unknown.
 
-        A count of patches alone does not distinguish 12 x 16 from 16 x 12. Without a statement, a square count is a
-        square grid, as in timm, except where the layer's own grid has the same count in another shape.
+        192 patches may be 12 x 16 or 16 x 12. If the source states neither grid nor image size, a square number of
+        patches is taken as a square grid, as in timm, unless the layer's grid has the same number in another shape.
 
         Args:
-            shape: The array's shape, `(1, prefix + patches, channels)`.
-            stated: The grid that the source states, if it does.
-            size: The image size that the source states, if it does.
+            shape: Shape of the array, `(1, prefix + patches, channels)`.
+            stated: Grid stated by the source, if any.
+            size: Image size stated by the source, if any.
         """
         count = shape[1] - self.prefix if len(shape) == 3 else 0
         if count < 1:
@@ -496,7 +514,7 @@ class PositionEmbedding(Parameter):
         return square
 
     def resampled(self, value: Any, grid: Grid) -> Any | None:
-        """Resample an array of `grid` to the layer's grid, bicubic and antialiased as timm does.
+        """Resample an array from `grid` to the layer's grid, bicubic and antialiased as in timm.
 
         Returns `None` if either grid is not 2-D.
         """
@@ -511,9 +529,9 @@ class PositionEmbedding(Parameter):
 
 
 def patches_of(size: Grid, count: int) -> Grid | None:
-    """Return how many whole patches lie along each axis of an image if there are `count` square ones in all.
+    """Return the number of whole patches along each axis of an image that has `count` square patches in total.
 
-    More than one patch size may give this count, but all of them give the same grid.
+    Several patch sizes may result in this number, but all of them result in the same grid.
     """
     if min(size) < 1:
         return None
@@ -526,7 +544,7 @@ def patches_of(size: Grid, count: int) -> Grid | None:
 
 @register
 class SplitHeads(keras.layers.Layer):
-    """One tensor `(N, L, parts * heads * D)` -> `parts` tensors `(N, heads, L, D)`."""
+    """Split of one tensor `(N, L, parts * heads * D)` into `parts` tensors `(N, heads, L, D)`."""
 
     def __init__(self, heads: int, parts: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -563,7 +581,7 @@ class Attend(keras.layers.Layer):
         return (n, length, heads * depth)
 
     def macs(self, query: Shape, key: Shape, value: Shape) -> int:
-        """Count the multiply-additions of one sample: those of the scores, and of the weighted sum of the values."""
+        """Count the multiply-accumulate operations per sample: of the scores and of the weighted sum of the values."""
         (_, heads, queries, depth), (_, _, keys, _), (*_, channels) = query, key, value
         return heads * queries * keys * (depth + channels)
 

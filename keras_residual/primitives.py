@@ -1,7 +1,8 @@
-"""The few operations that Keras' own forms make slow or refuse, by the native kernels of the backend.
+"""Operations that Keras computes slowly or does not support, implemented with native kernels of the backend.
 
-This is the one core module that may touch TensorFlow. Elsewhere (JAX, under XLA, float64) each function is the
-plain `keras.ops` composition, so weights, configs and numbers never depend on the path taken.
+This is the only core module that uses TensorFlow or JAX directly. Where no native kernel applies (under XLA, in
+float64), a function is the plain composition of `keras.ops`, so that weights, configs and results do not depend on the
+implementation.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ if TYPE_CHECKING or _JAX:
 
 
 def native_kernels(x: Any) -> bool:
-    """Whether `x` is computed by TensorFlow's own kernels: not traced for XLA, and of a dtype they have."""
+    """Return True if TensorFlow's native kernels compute `x`: no tracing for XLA, and a supported dtype."""
     if not _TENSORFLOW or keras.backend.standardize_dtype(x.dtype) not in ("float32", "bfloat16", "float16"):
         return False
-    # No public call tells that a `tf.function(jit_compile=True)` is being traced.
+    # No public function detects that a `tf.function(jit_compile=True)` is being traced.
     return tf.executing_eagerly() or not GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
 @functools.cache
 def _has_native_grouped_conv(dtype: str) -> bool:
-    """Whether TensorFlow can train a grouped convolution of this type here: on CPUs only with oneDNN.
+    """Return True if TensorFlow can compute gradients of grouped convolutions of this type, on CPUs only with oneDNN.
 
-    Without it (`TF_ENABLE_ONEDNN_OPTS=0`; bfloat16 where there is no AVX-512, float16 on most processors) there is a
-    forward pass, but no gradient.
+    Without oneDNN (`TF_ENABLE_ONEDNN_OPTS=0`; bfloat16 without AVX-512, float16 on most processors), only the forward
+    pass is implemented.
     """
     if tf.config.list_logical_devices("GPU"):
         return True
@@ -50,9 +51,9 @@ def _has_native_grouped_conv(dtype: str) -> bool:
 
 
 def grouped_conv(x: Any, kernel: Any, strides: tuple[int, ...], padding: str, dilation: tuple[int, ...]) -> Any:
-    """Grouped convolution of `(N, *spatial, C)` with a kernel `(*size, C / groups, filters)`.
+    """Compute a grouped convolution of `(N, *spatial, C)` with a kernel `(*size, C / groups, filters)`.
 
-    Keras compiles every grouped convolution on a CPU with XLA, whose gradient is two orders of magnitude slower.
+    Keras compiles every grouped convolution on a CPU with XLA, which makes its gradient two orders of magnitude slower.
     """
     groups = x.shape[-1] // kernel.shape[-2]
     if not _TENSORFLOW or (tf.config.list_logical_devices("GPU") and not native_kernels(x)):
@@ -69,9 +70,10 @@ def grouped_conv(x: Any, kernel: Any, strides: tuple[int, ...], padding: str, di
 
 
 def batch_norm_train(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
-    """Normalises `x` `(N, ..., C)` over all axes but the last with its own statistics, natively.
+    """Normalise `x` `(N, ..., C)` over all axes but the last with its batch statistics, by the native kernel.
 
-    Returns the result, the batch mean and the *unbiased* batch variance, which is what running averages take.
+    Returns:
+        The result, the batch mean and the *unbiased* batch variance, which running averages use.
     """
     images, restore = _as_images(x)
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -81,11 +83,11 @@ def batch_norm_train(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any
 
 
 def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: float) -> Any:
-    """Normalises `x` `(N, ..., C)` with given statistics, natively."""
+    """Normalise `x` `(N, ..., C)` with the given statistics, by native kernels."""
     images, restore = _as_images(x)
     if x.dtype == tf.float32 and not tf.config.list_logical_devices("GPU"):
-        # In a graph on a CPU, TensorFlow would fuse the kernel below with the convolution, which for one image is an
-        # oneDNN kernel 10 to 15 times slower. As product and bias it costs the same at larger batches.
+        # In a graph on a CPU, TensorFlow would fuse the kernel below with the convolution into an oneDNN kernel that is
+        # 10 to 15 times slower for one image. Product and bias are as fast for larger batches.
         scale = gamma * tf.math.rsqrt(variance + epsilon)
         return restore(tf.nn.bias_add(images * scale, beta - mean * scale))
     return restore(
@@ -96,7 +98,7 @@ def batch_norm_inference(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
 
 
 def _as_images(x: Any) -> tuple[Any, Any]:
-    """The 4-D view that the fused kernel wants, and the way back."""
+    """Return a 4-D view of `x` for the fused kernel, and a function that restores the shape."""
     if len(x.shape) == 4:
         return x, lambda y: y
     shape, static = tf.shape(x), x.shape
@@ -108,20 +110,20 @@ def _as_images(x: Any) -> tuple[Any, Any]:
 
 
 def moments(x: Any, axes: Any) -> tuple[Any, Any]:
-    """Mean and biased variance over `axes`, which stay with size 1.
+    """Return the mean and the biased variance over `axes`, which are kept with size 1.
 
-    On TensorFlow those of Keras stop the mean's gradient within the variance: right for first derivatives, silently
-    wrong for second ones (gradient penalties, Hessians).
+    On TensorFlow, Keras' moments stop the gradient of the mean inside the variance, which makes second derivatives
+    (gradient penalties, Hessians) silently wrong.
     """
     mean = ops.mean(x, axes, keepdims=True)
     return mean, ops.mean(ops.square(x - mean), axes, keepdims=True)
 
 
 def moments_about(center: Any, x: Any, axes: Any) -> tuple[Any, Any]:
-    """Mean and biased variance of `x` `(N, ..., C)` over `axes`, in one pass over `x`.
+    """Return the mean and the biased variance of `x` `(N, ..., C)` over `axes`, in one pass over `x`.
 
-    The variance is a difference of sums about `center` `(C,)`, and has the less digits the more standard deviations
-    that lies from the mean: about 3 of float32's 7 at a hundred.
+    The variance is a difference of sums about `center` `(C,)`. It loses digits if the center is many standard
+    deviations from the mean: at a hundred, about 3 of float32's 7 digits remain.
     """
     center = ops.stop_gradient(center)  # the result does not depend on it
     centred = x - center
@@ -131,7 +133,7 @@ def moments_about(center: Any, x: Any, axes: Any) -> tuple[Any, Any]:
 
 
 def layer_norm(x: Any, gamma: Any, beta: Any, epsilon: float) -> Any:
-    """Normalises the last axis of `x` `(N, ..., C)`, computed in float32 at least; `gamma` and `beta` are `(C,)`."""
+    """Normalise the last axis of `x` `(N, ..., C)` in at least float32 precision; `gamma` and `beta` are `(C,)`."""
     dtype = keras.backend.result_type(x.dtype, "float32")
     wide, gamma, beta = ops.cast(x, dtype), ops.cast(gamma, dtype), ops.cast(beta, dtype)
     if native_kernels(x):
@@ -150,7 +152,7 @@ if TYPE_CHECKING or _TENSORFLOW:
             normal = centred * inverse
 
             def gradient(upstream: Any) -> Any:
-                # Half the passes over x of what TensorFlow makes of the lines above
+                # Needs half as many passes over x as TensorFlow's gradient of the lines above
                 product, axes = upstream * normal, list(range(len(x.shape) - 1))
                 along, across = (tf.matmul(t, gamma[:, None]) / x.shape[-1] for t in (upstream, product))
                 slope = (upstream * gamma - along - normal * across) * inverse
@@ -162,11 +164,11 @@ if TYPE_CHECKING or _TENSORFLOW:
 
 
 def gelu(x: Any) -> Any:
-    """Exact GELU, `x * Phi(x)`. The native gradient keeps the CDF instead of computing it again."""
+    """Return the exact GELU, `x * Phi(x)`. The native gradient reuses the CDF of the forward pass."""
     if native_kernels(x):
         return x * _normal_cdf(x)
     wide = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-    # Keras on JAX takes erfc, for which a GPU computes three times as long as it reads and writes.
+    # Keras on JAX uses erfc, which takes a GPU three times as long as reading and writing the tensor.
     return ops.cast(wide * (0.5 + 0.5 * ops.erf(wide * math.sqrt(0.5))), x.dtype)
 
 
@@ -181,10 +183,10 @@ if TYPE_CHECKING or _TENSORFLOW:
 
 
 def attention(q: Any, k: Any, v: Any, causal: bool = False) -> Any:
-    """Scaled dot-product attention of tensors `(N, heads, L, D)`; position i sees no j > i if `causal`.
+    """Compute scaled dot-product attention of `(N, heads, L, D)`; if `causal`, position i does not attend to j > i.
 
-    Scores and their softmax are computed in float32 at least. On JAX, NVIDIA GPUs compute it in half precision by
-    cuDNN's flash attention, unless `keras.config.disable_flash_attention()` was called.
+    Scores and their softmax are computed in at least float32. On JAX with NVIDIA GPUs, half precision uses cuDNN's
+    flash attention, unless `keras.config.disable_flash_attention()` was called.
     """
     if native_kernels(q) and not causal:
         return _attention_native(q, k, v)
@@ -208,8 +210,8 @@ if TYPE_CHECKING or _TENSORFLOW:
         out = tf.matmul(weights, v)
 
         def gradient(upstream: Any) -> Any:
-            # The softmax's own gradient needs sum(weights * d_weights), which is sum(out * upstream): a sum over
-            # D instead of L, and the composition's two passes over (L, L) are one.
+            # The gradient of the softmax needs sum(weights * d_weights), which equals sum(out * upstream). Summing over
+            # D instead of L saves one of two passes over (L, L).
             d_weights = tf.matmul(upstream, v, transpose_b=True)
             inner = tf.reduce_sum(upstream * out, -1, keepdims=True)
             d_scores = weights * (d_weights - inner) * scale
@@ -223,7 +225,7 @@ if TYPE_CHECKING or _TENSORFLOW:
 
 
 def _flash_attention(q: Any, k: Any, v: Any, causal: bool, implementation: Any = "cudnn") -> Any:
-    """Keras' own `dot_product_attention` fails in training where a length is odd, as of ViT's 197 tokens."""
+    """Compute flash attention. Odd lengths, such as ViT's 197, are padded; Keras' function cannot train them."""
     lengths, options = (q.shape[2], k.shape[2]), {}
     q, k, v = (ops.transpose(t, (0, 2, 1, 3)) for t in (q, k, v))  # (N, L, heads, D)
     if any(length % 2 for length in lengths):
@@ -235,7 +237,7 @@ def _flash_attention(q: Any, k: Any, v: Any, causal: bool, implementation: Any =
 
 
 def _cudnn_takes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: str) -> bool:
-    """Whether cuDNN can train attention of such query, key and value `(heads, L, D)` here."""
+    """Return True if cuDNN can train attention with query, key and value of these shapes `(heads, L, D)`."""
     enabled = keras.config.is_flash_attention_enabled() is not False
     return enabled and dtype in ("bfloat16", "float16") and jax.default_backend() == "gpu" and _tried(q, k, v, dtype)
 
@@ -253,7 +255,7 @@ def _tried(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: st
 
 
 def resize(x: Any, size: tuple[Any, Any], interpolation: str) -> Any:
-    """Resizes `(N, H, W, C)`, antialiased; in a TensorFlow graph the size may be a tensor, which Keras refuses."""
+    """Resize `(N, H, W, C)` with antialiasing. In a TensorFlow graph the size may be a tensor, unlike in Keras."""
     antialias = interpolation != "nearest"
     if _TENSORFLOW:
         return tf.image.resize(

@@ -1,7 +1,7 @@
-"""Rows and the builders made from them: the one table of what this package can build.
+"""Registry of all variants: configuration rows and the builders created from them.
 
-This module imports neither Keras nor any family. Families register themselves here with
-`variant`; `keras_residual.models` imports every family and answers questions about the table.
+This module imports neither Keras nor any family. Families register their variants here with `variant`.
+`keras_residual.models` imports every family and offers functions to search the registry.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ Row = TypeVar("Row", bound="Config")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One row: everything that tells one variant of a family from its siblings.
+    """Configuration of one variant of a family, also called a row.
 
-    Families subclass it with their own fields (depths, widths, block function ...).
+    Families subclass it with fields of their own, such as depths, widths and the block function.
 
     Attributes:
-        name: The builder's public name, for example `"ResNet50"`.
-        timm: The same network's name in timm, also its alias in `create`; `None` if timm has none.
-        aliases: More names in timm of the same network, each with the image size it stands for.
+        name: Public name of the builder, for example `"ResNet50"`.
+        timm: Name of the same network in timm, which `create` also accepts; `None` if timm does not have it.
+        aliases: Other names of the same network in timm, each with its image size.
         params: Published number of parameters with the default head.
-        gmacs: Published cost of one forward pass at `input_shape`, in 10^9 multiply-additions.
-        source: Paper (and table) the numbers and the topology come from.
+        gmacs: Published cost of one forward pass at `input_shape`, in 10^9 multiply-accumulate operations.
+        source: Paper (and table) of the topology and the numbers.
         input_shape: Default shape of one sample, channels last.
         classes: Default number of outputs; 0 if the published network has no classifier.
-        ranks: How many spatial axes inputs may have: 1 for signals, 2 for images, 3 for volumes.
-        dynamic_size: Whether spatial dimensions may be `None`.
-        head: The classifier's layers, which differ between checkpoints of other classes.
-        top: Where the names begin of all layers that a network without top lacks.
-        tag: timm's tag of the checkpoint that `weights="imagenet"` means.
-        tags: What checkpoints change, by their tags: the row's fields and their values, such as a width.
+        ranks: Supported numbers of spatial axes: 1 for signals, 2 for images, 3 for volumes.
+        dynamic_size: True if spatial dimensions may be `None`.
+        head: Names of the classifier's layers, whose shapes depend on the number of classes.
+        top: Prefixes of the names of all layers that a network without top lacks.
+        tag: timm's tag of the default checkpoint, `weights="imagenet"`.
+        tags: Fields of the row that a checkpoint changes, such as a width, by the checkpoint's tag.
     """
 
     name: str
@@ -61,33 +61,35 @@ class Config:
 
     @property
     def checkpoint(self) -> str | None:
-        """The repository that `weights="imagenet"` means; `None` if there is none."""
+        """Repository of the default checkpoint, `weights="imagenet"`; `None` if there is none."""
         return None if self.tag is None else f"timm/{self.timm}.{self.tag}"
 
     @property
     def global_pool(self) -> str:
-        """timm's word for how this network pools; a checkpoint's repository may say it."""
+        """timm's name for the pooling of this network, which a checkpoint's repository may state."""
         return "avg"
 
     def tagged(self: Row, tag: str | None) -> Row:
-        """Return the row of the network that a tag's checkpoint is of; the row itself where the tag changes nothing."""
+        """Return the row with the changes of a checkpoint's tag, or the row itself if the tag changes nothing."""
         changes = self.tags.get(tag or "")
         return dataclasses.replace(self, **changes) if changes else self
 
     def tiny(self) -> Config:
-        """Returns the row of a small network with the same topology, as tests and demos need it."""
-        raise TypeError(f"{type(self).__name__} must say how its tiny twin is made (method `tiny`).")
+        """Return the row of a small network with the same topology, for tests and demos."""
+        raise TypeError(
+            f"{type(self).__name__} must define the method `tiny`, which returns the row of a small network."
+        )
 
 
 class Network(Protocol[C, R]):
-    """A network's options, to which a row is all that is missing: `keras_residual.models._network.Network`."""
+    """Protocol of `keras_residual.models._network.Network`: the options of a network, which build it from a row."""
 
     def build(self, row: C) -> R: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered variant: its row, its public builder, and its family, the class of the builder's options."""
+    """Registered variant: its row, its public builder, and its family, the class of the builder's options."""
 
     config: Config
     builder: Callable[..., Any]
@@ -100,28 +102,29 @@ class Entry:
 
 
 _entries: dict[str, Entry] = {}
-_names: dict[str, tuple[str, int | None]] = {}  # lower-case name or timm name -> name, image size if not the row's
+_names: dict[str, tuple[str, int | None]] = {}  # lower-case name or timm name -> name, image size of an alias
 
 
 def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
-    """Turn a row into a public builder and register it.
+    """Create the public builder of a row and register it.
 
     Args:
-        family: The family: a dataclass of the builder's arguments that builds a row with them.
+        family: Dataclass of the builder's arguments, which builds the network of a row.
         config: The row.
 
     Returns:
-        The builder: it takes the family's arguments, is typed, documented and picklable. It must be assigned to a
-        module-level variable called `config.name` in the module that defines `family`.
+        The builder. It takes the family's arguments, and is typed, documented and picklable. It must be assigned to a
+        module-level variable named `config.name` in the module that defines `family`.
 
     Raises:
         TypeError: If `family` is not a class.
-        ValueError: If the name or the timm name is taken, or a tag changes a field that the row does not have.
+        ValueError: If the name or the timm name is already registered, or if a tag changes a field that the row does
+            not have.
     """
     if not isinstance(family, type):
         raise TypeError(
             f"{config.name}: `family` must be a subclass of keras_residual.models._network.Network, a frozen "
-            f"dataclass. Received: {family!r}."
+            f"dataclass; got {family!r}."
         )
     _require_fields(config)
     signature = inspect.signature(family)
@@ -138,10 +141,10 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
         if len(args) > len(places):
             raise TypeError(
                 f"{config.name}() takes at most {len(places)} arguments by position, {', '.join(places)}; got "
-                f"{len(args)}. Name the others, for example drop_path=0.1."
+                f"{len(args)}. Pass the others by name, for example drop_path=0.1."
             )
         given = signature.bind(*args, **kwargs)
-        if "classes" in known:  # a row's default may differ from its family's
+        if "classes" in known:  # the default of a row may differ from the default of its family
             given.arguments.setdefault("classes", config.classes)
         return family(*given.args, **given.kwargs).build(config)
 
@@ -157,8 +160,8 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
         owner, _ = _names.setdefault(name.lower(), (config.name, size))
         if owner != config.name or config.name in _entries:
             raise ValueError(
-                f"Every variant needs a name of its own. Received: {name!r} for {config.name!r}, already taken by "
-                f"{owner!r}. Choose another `name`, `timm` or alias in the row."
+                f"Names of variants must be unique; got {name!r} for {config.name!r}, but {owner!r} already uses it. "
+                "Choose another `name`, `timm` or alias in the row."
             )
     _entries[config.name] = Entry(config, builder, family)
     return builder
@@ -166,44 +169,44 @@ def variant(family: Callable[P, Network[C, R]], config: C) -> Callable[P, R]:
 
 def _require_known(name: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     unknown = [argument for argument in given if argument not in known]
-    if unknown:  # timm's num_classes and in_chans, most of all
+    if unknown:  # most often timm's num_classes or in_chans
         raise TypeError(f"{name}() has no argument {unknown[0]!r}. Its arguments: {', '.join(known)}.")
 
 
 def _require_fields(config: Config) -> None:
-    """Raise if a tag changes what the row does not have, when it is registered instead of when it is first loaded."""
+    """Raise if a tag changes a field that the row does not have, at registration instead of at the first load."""
     fields = {field.name for field in dataclasses.fields(config)} - {"name", "timm", "tag", "tags"}
     for tag, changes in config.tags.items():
         if unknown := changes.keys() - fields:
             raise ValueError(
-                f"{config.name}: a tag must change fields of {type(config).__name__}. Received: "
+                f"{config.name}: a tag must change fields of {type(config).__name__}; got "
                 f"{', '.join(sorted(unknown))} for {tag!r}."
             )
 
 
 def entries() -> dict[str, Entry]:
-    """Returns a copy of the table, in the order of registration."""
+    """Return a copy of the registry, in the order of registration."""
     return dict(_entries)
 
 
 def family(name: str) -> type[Any] | None:
-    """Return the family of that name, or `None`."""
+    """Return the family with the given class name, or `None`."""
     return next((entry.family for entry in _entries.values() if entry.family.__name__ == name), None)
 
 
 def resolve(name: str) -> tuple[str, int | None] | None:
-    """Returns the registered spelling of a name or timm name, and the image size of an alias; or `None`."""
+    """Return the registered spelling of a name or timm name and the image size of an alias, or `None` if unknown."""
     return _names.get(name.lower())
 
 
 def nearest(name: str) -> list[str]:
-    """Registered names that are spelt much like this one."""
+    """Return registered names that are spelled similarly."""
     lower = {key.lower(): key for key in _entries}
     return [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=5)]
 
 
 def _document(family: type[Any], config: Config, arguments: list[str]) -> str:
-    """Compose a builder's docstring: facts of the row, then what the family and its base class say."""
+    """Compose a builder's docstring from the row and the docstrings of the family and its base class."""
     facts = [
         f"{config.params:,} parameters" if config.params else "",
         f"{config.gmacs:g} GMACs at {'x'.join(map(str, config.input_shape))}" if config.gmacs else "",
@@ -215,9 +218,9 @@ def _document(family: type[Any], config: Config, arguments: list[str]) -> str:
     own = ""
     for cls in reversed(family.__mro__):
         if dataclasses.is_dataclass(cls):
-            own, said = _sections(cls)
-            described |= _arguments(said.pop("Args", ""))
-            sections |= said
+            own, found = _sections(cls)
+            described |= _arguments(found.pop("Args", ""))
+            sections |= found
     texts = [described[name] for name in arguments if name in described]
     sections = {"Args": "\n".join(texts), **sections}
     body = [f"{title}:\n{text}" for title, text in sections.items()]
@@ -226,7 +229,7 @@ def _document(family: type[Any], config: Config, arguments: list[str]) -> str:
 
 
 def _sections(cls: type[Any]) -> tuple[str, dict[str, str]]:
-    """Split a class's docstring into its text after the first line and its sections by title."""
+    """Split a class's docstring into the text after its first line and its sections by title."""
     text, *rest = re.split(r"^(Args|Returns|Raises):\n", inspect.cleandoc(cls.__doc__ or ""), flags=re.MULTILINE)
     bodies = (body.rstrip() for body in rest[1::2])
     return text.partition("\n")[2].strip(), dict(zip(rest[::2], bodies, strict=True))

@@ -1,4 +1,4 @@
-"""The checks every registered model must pass: functions of one registry entry, run on the row's tiny twin.
+"""Checks for all registered models: functions of one registry entry, run on its small network (`tiny`).
 
 Most rows differ from a sibling in depth and width alone, and their tiny twins are the same network: running a check on
 one of them says all that it says of the others. A check names the rows it runs on by default:
@@ -48,7 +48,7 @@ def check(rows):
 
 
 def build(entry, **options):
-    """The row's tiny twin with every variable filled; it returns logits."""
+    """Build the entry's small network with all variables filled with noise; it returns logits."""
     row = entry.config.tiny()
     options = {"classes": 10, "classifier_activation": None, **options}
     return tools.randomise(entry.build(row, **options))
@@ -56,7 +56,7 @@ def build(entry, **options):
 
 @functools.lru_cache(maxsize=2)
 def twin(entry):
-    """`build(entry)`, to look at, not to change."""
+    """Return a cached `build(entry)`, which must not be modified."""
     return build(entry)
 
 
@@ -125,7 +125,7 @@ def check_signature(entry):
 
 @check("distinct")
 def check_full_size(entry):
-    """The whole network, without memory for its weights: parameters as published, output as the row says."""
+    """The full network, built without memory for weights, has the published parameters and the row's output shape."""
     with keras.StatelessScope(initialize_variables=False):
         model = entry.builder()
     keras.utils.clear_session(free_memory=False)  # else the next scope would initialise these variables
@@ -154,7 +154,7 @@ def check_outputs(entry):
 
 @check("parts")
 def check_gradients(entry):
-    """Every variable is reached: no dead layer, no branch beside the path."""
+    """Every variable gets a gradient, so there are no dead layers or unused branches."""
     model, x = twin(entry), sample(entry)
     target = tools.noise((2, 10), seed=2)
     kept = [(variable, np.asarray(variable).copy()) for variable in model.non_trainable_weights]
@@ -172,7 +172,7 @@ def check_gradients(entry):
 
 @check("families")
 def check_second_derivatives(entry):
-    """Two tapes agree with differences of gradients, in training: what gradient penalties and Hessians rest on."""
+    """Second derivatives in training mode, which gradient penalties need, agree with finite differences."""
     smooth = {"activation": "softplus"} if "activation" in inspect.signature(entry.builder).parameters else {}
     policy = keras.config.dtype_policy()
     keras.config.set_floatx("float64")  # the inputs' dtype
@@ -201,7 +201,7 @@ def check_second_derivatives(entry):
 
 @check("third")
 def check_default_initialisation(entry):
-    """As a user gets it: one step of plain SGD from the initial weights leaves everything finite."""
+    """One step of plain SGD from the default initialization leaves all values finite."""
     row = entry.config.tiny()
     model = entry.build(row, classes=10)
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -263,13 +263,13 @@ def check_channels(entry):
 
 @check("third")
 def check_ranks(entry):
-    """Signals and volumes: the same layers with kernels of another rank. Other ranks than the row's are refused."""
+    """Networks for signals and volumes have the same layers; ranks that a row does not support are refused."""
     any_size_only(entry)
     size = entry.config.tiny().input_shape[0]
     names = set(keys(twin(entry)))
     for shape in ((size, 2), (min(size, 32), 32, 32, 2)):
         if len(shape) - 1 not in entry.config.ranks:
-            with pytest.raises(ValueError, match=r"input_shape must be .*\(H, W, C\)"):
+            with pytest.raises(ValueError, match=r"`input_shape` must be .*\(H, W, C\)"):
                 build(entry, input_shape=shape)
             continue
         model = build(entry, input_shape=shape)
@@ -331,7 +331,7 @@ def check_input_tensor(entry):
 
 @check("third")
 def check_topology(entry):
-    """The graph and the names of weights depend on the row alone, not on rates or on the size of the head."""
+    """The graph and the names of weights depend only on the row, not on rates or on the size of the head."""
     model, rates = twin(entry), {"drop_path": 0.3, "dropout": 0.3}
     rates = {name: rate for name, rate in rates.items() if name in inspect.signature(entry.builder).parameters}
     options = {"name": "mine", "classifier_activation": "softmax"}

@@ -1,4 +1,4 @@
-"""Networks with one planted fault each, and healthy ones that look alike: what check_residual is tested on."""
+"""Networks with one planted fault each, and similar healthy networks, for the tests of check_residual."""
 
 import keras
 from keras import ops
@@ -33,7 +33,7 @@ def head(inputs, x):
 
 
 def altered(model, change):
-    """A copy of a network of somebody else's in which `change(layer, arguments)` may put a call in place of another."""
+    """Copy a network of another library, with calls replaced by `change(layer, arguments)`."""
 
     def call(layer, *args, **kwargs):
         changed = change(layer, *args)
@@ -46,21 +46,21 @@ def altered(model, change):
 
 
 def cropped_shortcut():
-    """Strides without a projection, "mended" by cutting the shortcut to size."""
+    """A stride without a projection, "fixed" by cropping the shortcut."""
     inputs, x = stem()
     x = block(x)
     x = L.Add()([L.Cropping2D(4, name="here")(x), branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def sliced_shortcut():
     inputs, x = stem()
     x = L.Add(name="sum")([x[:, :8, :8], branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def activated_shortcut():
-    """keras.applications' ResNet50 with a ReLU behind each projection."""
+    """keras.applications' ResNet50 with a ReLU after each projection."""
 
     def change(layer, *args):
         if layer.name == "conv3_block1_0_bn":
@@ -80,32 +80,32 @@ def activated_identity():
 
 
 def added_to_itself():
-    """MobileNetV2 with an addition whose two sides are one tensor."""
+    """MobileNetV2 with an addition of a tensor to itself."""
 
     def change(layer, *args):
         if layer.name == "block_4_add":
             return L.Add(name="here")([args[0][0], args[0][0]])
 
     return altered(keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35), change), (
-        "a tensor added to itself"
+        "tensor added to itself"
     )
 
 
 def operator_added_to_itself():
     inputs, x = stem()
     x = block(x)
-    return head(inputs, block(x + x)), "a tensor added to itself"
+    return head(inputs, block(x + x)), "tensor added to itself"
 
 
 def skip_past_nothing():
     inputs, x = stem()
     x = block(x)
     x = L.Add(name="here")([x, L.Dropout(0.1)(L.Activation("linear")(x))])
-    return head(inputs, x), "a skip past nothing"
+    return head(inputs, x), "missing branch"
 
 
 def linear_branch():
-    """The tutorials' single-convolution block, which is one linear layer."""
+    """The single-convolution block of many tutorials, which is one linear layer."""
     inputs, x = stem()
     for i in range(2):
         y = L.BatchNormalization()(L.Conv2D(16, 3, padding="same", name="here" if not i else None)(x))
@@ -132,7 +132,7 @@ def hidden_detached_branch():
 
 
 def frozen_branch():
-    """One of our networks in whose middle a block was frozen and forgotten."""
+    """A network of this package with a frozen block in its middle."""
     model = kr.ResNet20(input_shape=(16, 16, 3))
     for layer in model.layers:
         if layer.name.startswith("layer2.1."):
@@ -141,7 +141,7 @@ def frozen_branch():
 
 
 def halved_shortcut():
-    """EfficientNetB0 with one shortcut times 0.5."""
+    """EfficientNetB0 with one shortcut multiplied by 0.5."""
 
     def change(layer, *args):
         if layer.name == "block4b_add":
@@ -171,7 +171,7 @@ def two_branches():
 
 
 def growing_stream():
-    """ResNet50 without its batch normalisations, initialised as ResNets are."""
+    """ResNet50 without batch normalisations, with the usual initialization of ResNets."""
     inputs, x = stem()
     for i in range(9):
         y = x
@@ -188,7 +188,7 @@ def concatenated():
     inputs, x = stem()
     x = block(block(x))
     x = L.Concatenate(name="here")([x, branch(x)])
-    return head(inputs, L.ReLU()(x)), "concatenation in place of an addition"
+    return head(inputs, L.ReLU()(x)), "concatenation instead of addition"
 
 
 def activated_stream():
@@ -200,7 +200,7 @@ def activated_stream():
 
 
 def activated_resnet_v2():
-    """Our pre-activation ResNet in which one sum is activated."""
+    """A pre-activation ResNet of this package with one activated sum."""
 
     def change(layer, *args):
         if layer.name == "stages.1.blocks.0.add":
@@ -223,7 +223,7 @@ def projected_everywhere():
     for _ in range(3):
         shortcut = L.BatchNormalization()(L.Conv2D(16, 1, use_bias=False)(x))
         x = L.ReLU()(L.Add()([shortcut, branch(x)]))
-    return head(inputs, x), "projection without need"
+    return head(inputs, x), "unnecessary projection"
 
 
 def positive_branch():
@@ -235,7 +235,7 @@ def positive_branch():
         x = x + L.MultiHeadAttention(2, 8)(y, y)
         y = L.Dense(32, "gelu")(L.LayerNormalization()(x))
         x = x + L.Dense(16, "relu", name="here" if not i else None)(y)
-    return keras.Model(inputs, L.Dense(3)(x[:, 0])), "branch never negative"
+    return keras.Model(inputs, L.Dense(3)(x[:, 0])), "non-negative branch"
 
 
 def normalised_shortcut():
@@ -251,7 +251,7 @@ def broadcast_channels():
 
 
 def nested_fault():
-    """A fault inside a model inside a model."""
+    """A fault in a doubly nested model."""
     inner = keras.Input((16, 16, 16))
     backbone = keras.Model(inner, L.Add()([L.Rescaling(0.5, name="here")(inner), branch(inner)]), name="inner")
     middle = keras.Input((16, 16, 16))
@@ -274,23 +274,23 @@ def added_beside():
 
 
 def reshaped_shortcut():
-    """The shapes of a stride, "mended" by a reshape."""
+    """A stride whose shapes are "fixed" by a reshape."""
     inputs, x = stem()
     x = L.Add()([L.Reshape((8, 8, 64), name="here")(x), branch(x, 64, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def centre_of_the_shortcut():
     inputs, x = stem()
     x = L.Add()([L.CenterCrop(8, 8, name="here")(x), branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def one_axis_cropped():
-    """Pooled along the height, cut along the width."""
+    """A shortcut pooled along the height and cropped along the width."""
     inputs, x = stem()
     x = L.Add()([L.MaxPooling2D((2, 1), (2, 1))(x)[:, :, :8], branch(x, stride=2)])
-    return head(inputs, x), "shortcut out of place"
+    return head(inputs, x), "misaligned shortcut"
 
 
 def pooled_to_a_point():
@@ -300,7 +300,7 @@ def pooled_to_a_point():
 
 
 def dropped_stream():
-    """A Transformer that drops the sums, not the branches."""
+    """A Transformer with dropout on the sums instead of the branches."""
     inputs = keras.Input((12, 16))
     x = inputs
     for i in range(3):
@@ -310,7 +310,7 @@ def dropped_stream():
 
 
 def activated_beside_two_branches():
-    """Attention and MLP side by side, and the stream through a ReLU; its input goes elsewhere, too."""
+    """Parallel attention and MLP, and a ReLU on the stream, whose input is also used elsewhere."""
     inputs = keras.Input((12, 16))
     x = block_input = L.Dense(16)(inputs)
     y = L.LayerNormalization()(x)
@@ -360,7 +360,7 @@ FAULTS = [
 
 
 def frozen_backbone():
-    """Fine-tuning: everything up to a block is frozen, on purpose."""
+    """A fine-tuned network, intentionally frozen up to a block."""
     model = kr.ResNet20(input_shape=(16, 16, 3))
     for layer in model.layers:
         layer.trainable = not layer.name.startswith(("conv1", "bn1", "layer1", "layer2"))
@@ -368,7 +368,7 @@ def frozen_backbone():
 
 
 def densely_connected():
-    """Concatenations that are meant (Huang et al. 2017)."""
+    """Intended concatenations (Huang et al. 2017)."""
     inputs, x = stem()
     for _ in range(3):
         x = L.Concatenate()([x, branch(x)])
@@ -385,7 +385,7 @@ def u_net():
 
 
 def linknet():
-    """A long skip by addition over a whole encoder and decoder (Chaurasia & Culurciello 2017)."""
+    """A long additive skip across encoder and decoder (Chaurasia & Culurciello 2017)."""
     inputs, x = stem()
     low = block(conv_norm(x, 16, stride=2))
     up = L.BatchNormalization()(L.Conv2DTranspose(16, 3, 2, padding="same")(low))
@@ -448,7 +448,7 @@ def mixed_precision():
 
 
 class Branch(L.Layer):
-    """A branch that Keras cannot look into."""
+    """A branch without a graph."""
 
     def build(self, shape):
         self.convolutions = [L.Conv2D(shape[-1], 3, padding="same") for _ in range(2)]
@@ -467,7 +467,7 @@ def branch_in_one_layer():
 
 
 class Positions(L.Layer):
-    """As KerasHub's PositionEmbedding: its input gives the shape, and no more."""
+    """Position embeddings like KerasHub's, which use only the shape of the input."""
 
     def build(self, shape):
         self.table = self.add_weight(shape=shape[1:], initializer="zeros")
@@ -485,7 +485,7 @@ def positions_added():
 
 
 def two_views():
-    """One network sees an image and its mirror image."""
+    """One network applied to an image and to its mirror image."""
     inputs = keras.Input((16, 16, 3))
     middle, x = stem()
     encoder = keras.Model(middle, L.GlobalAveragePooling2D()(block(x)))
@@ -493,27 +493,27 @@ def two_views():
 
 
 def two_streams():
-    """Two encoders of one image, put together."""
+    """The sum of two encoders of one image."""
     inputs = keras.Input((16, 16, 3))
     return head(inputs, L.Add()([branch(L.Rescaling(2.0)(inputs)), branch(inputs)]))
 
 
 def hourglass():
-    """Blocks on both ways of an hourglass (Newell et al. 2016)."""
+    """Blocks on both paths of an hourglass (Newell et al. 2016)."""
     inputs, x = stem()
     low = block(L.MaxPooling2D()(x))
     return keras.Model(inputs, L.Conv2D(2, 1)(L.Add()([block(x), L.UpSampling2D()(low)])))
 
 
 def global_context():
-    """A branch of one position, added to all (Cao et al. 2019)."""
+    """A branch with one position, broadcast to all (Cao et al. 2019)."""
     inputs, x = stem()
     y = L.LayerNormalization()(L.Conv2D(4, 1)(L.GlobalAveragePooling2D(keepdims=True)(x)))
     return head(inputs, block(x + L.Conv2D(16, 1)(L.ReLU()(y))))
 
 
 def residual_in_residual():
-    """Blocks of blocks, each scaled by 0.2 (Wang et al. 2018, ESRGAN): the input is in the sum 1.2 times."""
+    """Nested blocks, each scaled by 0.2 (Wang et al. 2018, ESRGAN): the sum contains the input 1.2 times."""
     inputs, x = stem()
     for _ in range(2):
         y = x
@@ -524,7 +524,7 @@ def residual_in_residual():
 
 
 def features_of_the_stream():
-    """A U-Net on the inputs of our blocks: they go past the blocks, too."""
+    """A U-Net on the inputs of residual blocks, which therefore also bypass the blocks."""
     model = kr.ResNet20(input_shape=(16, 16, 3), include_top=False)
     low, high = model.get_layer("layer2").output, model.get_layer("layer1").output
     x = L.Concatenate()([L.UpSampling2D()(low), high])

@@ -1,6 +1,6 @@
-"""The tables of the README and of benchmarks/README.md, from the registry and the measurements.
+"""The tables in README.md and benchmarks/README.md, generated from the registry and the measurements.
 
-`python -m tests.tables` writes them anew where they stand, between the lines that name them.
+`python -m tests.tables` rewrites them between the lines that mark them.
 """
 
 import csv
@@ -20,7 +20,7 @@ SHOWN = 8  # names per family; `keras-residual list` has them all
 
 
 def with_tables(text):
-    """The page with every table in its place."""
+    """Return the page with all its tables regenerated."""
     return PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
 
 
@@ -34,7 +34,7 @@ def families():
         return sum(tags[name] for name in (row.timm, *(alias for alias, _ in row.aliases)))
 
     lines = []
-    # What has most checkpoints is what most come for.
+    # Families with the most checkpoints first.
     for module, rows in sorted(modules.items(), key=lambda family: -sum(map(known, family[1]))):
         rows = sorted(rows, key=known, reverse=True)
         what = importlib.import_module(module).__doc__.strip().partition("\n")[0].rstrip(".")
@@ -43,15 +43,15 @@ def families():
         count = sum(map(known, rows))
         family = f"`{module.rpartition('.')[2]}` ({len(rows)})"
         lines.append([family, what, f"{names}{more}", _range(rows), count or "none"])
-    head = ["family", "what it is", "networks", "parameters", "timm's checkpoints"]
+    head = ["family", "description", "networks", "parameters", "timm checkpoints"]
     count = sum(tags[name] for name in tags if registry.resolve(name))
-    return f"{_table(head, lines)}\n\nTogether {count:,} of the {len(published()):,} pretrained tags of timm 1.0.31."
+    return f"{_table(head, lines)}\n\nIn total {count:,} of the {len(published()):,} pretrained tags of timm 1.0.31."
 
 
 def _range(rows):
     counts = sorted(row.params for row in rows if row.params)
     if not counts:
-        return "as you choose"
+        return "configurable"
     low, high = _short(counts[0]), _short(counts[-1])
     return low if low == high else f"{low} to {high}"
 
@@ -61,7 +61,7 @@ def _short(count):
 
 
 def cpu():
-    """Ours over each peer: training and inference."""
+    """Return the throughput of keras_residual divided by that of each other library, in training and inference."""
     ratios = _pivot(_measured("cpu"), ["model", "contender"], "mode")
     lines, last = [], None
     for (model, contender), of in ratios.items():
@@ -69,15 +69,15 @@ def cpu():
             cells = [f"{float(of[mode]['ours_over_it']):.2f}" for mode in ("training", "inference")]
             lines.append([model if model != last else "", contender, *cells])
             last = model
-    return _table(["network", "beside", "training", "inference"], lines)
+    return _table(["network", "compared with", "training", "inference"], lines)
 
 
 def gpu():
-    """Images a second, and ours over each peer."""
+    """Return images per second, and the ratio of keras_residual to each other contender."""
     rows = _pivot(_measured("gpu"), ["model", "contender"], "mode")
     models = list(dict.fromkeys(model for model, _ in rows))
     lines, last = [], None
-    # By model, ours first.
+    # Sorted by model, keras_residual first.
     for (model, contender), of in sorted(rows.items(), key=lambda r: (models.index(r[0][0]), r[0][1])):
         cells = []
         for mode in ("training", "inference"):
@@ -93,11 +93,11 @@ def data():
     of = _pivot(_measured("data"), ["images"], "contender")
     contenders = list(next(iter(of.values())))
     lines = [[images, *(row[name]["images_per_second"] for name in contenders)] for (images,), row in of.items()]
-    return _table(["images a second of JPEGs of", *contenders], lines)
+    return _table(["JPEG size (images per second)", *contenders], lines)
 
 
 def exports():
-    """By machine: milliseconds for one image; images a second at 16."""
+    """Return for each machine the milliseconds for one image and the images per second at batch 16."""
 
     def cell(one, many):
         over = "" if one["contender"] == "model.export" else f" ({_over(one)}; {_over(many)})"
@@ -121,7 +121,7 @@ def sizes():
     of = _pivot([row for row in _of("network") if row["batch"] == "1"], ["model"], "contender")
     contenders = [name for name in next(iter(of.values())) if "oneDNN" not in name]
     lines = [[model, *(f"{float(row[c]['mb']):.0f}" for c in contenders)] for (model,), row in of.items()]
-    return _table(["megabytes on disk", *contenders], lines)
+    return _table(["size on disk, MB", *contenders], lines)
 
 
 def server():
@@ -130,7 +130,7 @@ def server():
         over = "" if row["contender"] == "signature" else f"{float(row['overhead_ms']):.0f}"
         times = [f"{float(row['p50_ms']):.0f}", f"{float(row['p99_ms']):.0f}", f"{float(row['per_second']):.1f}", over]
         lines.append([row["request"], row["clients"], row["contender"], *times])
-    head = ["request", "clients", "by", "p50, ms", "p99, ms", "answers a second", "over the bare call, ms"]
+    head = ["request", "clients", "called by", "p50, ms", "p99, ms", "requests per second", "overhead, ms"]
     return _table(head, lines)
 
 
@@ -147,7 +147,7 @@ def _of(what):
 
 
 def _pivot(rows, keys, column):
-    """Values of `keys` -> value of `column` -> the row."""
+    """Index rows by the values of `keys`, then by the value of `column`."""
     found = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), {})[row[column]] = row

@@ -1,4 +1,4 @@
-"""The blocks against NumPy: the equation, its gradient, padding, pooling, shortcuts, and what errors say."""
+"""Tests of the blocks against NumPy: the equation, its gradient, padding, pooling, shortcuts, error messages."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ RANKS = (1, 2, 3)
 
 
 def run(function, x, training=False, seed=None):
-    """`function` on the array `x`, through a Functional model; with `seed`, every variable is filled."""
+    """Run `function` on the array `x` through a Functional model; with `seed`, fill every variable with noise."""
     inputs = keras.Input(x.shape[1:])
     model = keras.Model(inputs, function(inputs))
     if seed is not None:
@@ -26,7 +26,7 @@ def run(function, x, training=False, seed=None):
 
 
 def windows(x, size, stride, dilation=1, fill=0.0):
-    """`(N, *out, C, size ** rank)`: every window of `x`, padded symmetrically as torch pads, by plain slicing."""
+    """Return all windows of `x`, padded symmetrically as in torch, by slicing: `(N, *out, C, size ** rank)`."""
     rank, width = x.ndim - 2, dilation * (size - 1) // 2
     padded = np.pad(x, [(0, 0), *[(width, width)] * rank, (0, 0)], constant_values=fill)
     out = [(s + 2 * width - dilation * (size - 1) - 1) // stride + 1 for s in x.shape[1:-1]]
@@ -40,7 +40,7 @@ def windows(x, size, stride, dilation=1, fill=0.0):
 
 
 def direct_conv(x, kernel, stride=1, dilation=1, groups=1):
-    """Convolution by definition, in float64."""
+    """Compute a convolution by its definition, in float64."""
     size, rank = kernel.shape[0], x.ndim - 2
     taps = windows(x.astype("float64"), size, stride, dilation)  # (N, *out, C, K)
     flat = kernel.astype("float64").reshape(size**rank, *kernel.shape[-2:])  # (K, C / groups, F)
@@ -91,7 +91,7 @@ def test_layer_scale_is_per_channel():
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.6])
 @pytest.mark.parametrize("shape", [(8,), (6, 8), (3, 3, 8), (2, 3, 3, 8)], ids=len)
 def test_drop_path(shape, rate):
-    """In training a sample skips the branch with probability `rate`, else takes it times 1 / (1 - rate)."""
+    """In training, a sample skips the branch with probability `rate`; otherwise it is scaled by 1 / (1 - rate)."""
     x = np.ones((2000, *shape), "float32")
     y, model = run(lambda t: blocks.residual(t, 2.0 * t, drop_path=rate), x, training=True)
     branch = (y - x).reshape(len(x), -1)
@@ -115,7 +115,7 @@ def test_drop_path_rates():
 
 
 def branch_of(x, name):
-    """F(x) of an identity block: two convolutions with batch statistics frozen, a smooth activation between."""
+    """Return F(x) of an identity block: two convolutions with frozen statistics and a smooth activation in between."""
     y = blocks.conv_norm(x, 2, 3, norm=blocks.batch_norm, activation="tanh", name=f"{name}.1")
     return blocks.conv_norm(y, 2, 3, norm=blocks.batch_norm, name=f"{name}.2")
 
@@ -300,7 +300,7 @@ def test_a_projection_is_wider_only_where_it_subsamples(stride, size):
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_pooled_projection(rank):
-    """Windows over the edge average what they cover: with an odd size, the last value stands alone."""
+    """Windows beyond the edge average only the values inside: with an odd size, the last value is kept."""
     x = cube(rank, 5, 16)
     y, model = run(lambda t: blocks.pooled_projection(t, 32, stride=2, norm=None, name="p"), x, seed=0)
     kernel, bias = (np.asarray(v, "float64") for v in model.get_layer("p.1").weights)
@@ -332,7 +332,7 @@ def test_preact_shares_its_first_activation_with_the_projection():
 
 
 def test_bottleneck_strides():
-    """v1.5 strides in the 3x3 convolution, v1 in the first 1x1."""
+    """v1.5 has the stride in the 3x3 convolution, v1 in the first 1x1 convolution."""
     for where, name in (("3x3", "b.conv2"), ("1x1", "b.conv1")):
         inputs = keras.Input((8, 8, 64))
         model = keras.Model(inputs, blocks.bottleneck(inputs, 128, stride=2, stride_in=where, name="b"))
@@ -408,7 +408,7 @@ def test_mlp_is_the_definition(gated):
 
 
 def test_transformer_blocks_are_pre_norm():
-    """With the branch's last matrix at zero the stream passes untouched: no norm stands on it."""
+    """With a zero matrix at the end of the branch, the stream is unchanged, so there is no norm on it."""
     x = 10 * tools.noise((2, 7, 12))
     for block, last in (
         (functools.partial(blocks.attention_block, heads=3, name="b"), "b.attn.proj"),
@@ -445,27 +445,27 @@ MISTAKES = {
     "branch shrinks by its padding": (
         lambda: blocks.residual(image(), image((6, 6, 16))),
         ValueError,
-        ["same shape", "(None, 6, 6, 16)", "'same', not 'valid'"],
+        ["same shape", "(None, 6, 6, 16)", "padding='same' instead of 'valid'"],
     ),
     "branch is larger": (
         lambda: blocks.residual(image(), image((16, 16, 16))),
         ValueError,
-        ["same shape", "(None, 16, 16, 16)", "upsampling"],
+        ["same shape", "(None, 16, 16, 16)", "upsample the shortcut"],
     ),
     "ranks differ": (
         lambda: blocks.residual(image(), image((16,))),
         ValueError,
-        ["same shape", "(None, 16)", "rank", "flatten or pool after"],
+        ["same shape", "(None, 16)", "ranks", "flatten or pool after"],
     ),
     "would broadcast": (
         lambda: blocks.residual(image(), image((1, 1, 16))),
         ValueError,
-        ["same shape", "(None, 1, 1, 16)", "To do"],
+        ["same shape", "(None, 1, 1, 16)", "To fix it"],
     ),
     "Sequential": (
         lambda: blocks.residual(keras.Sequential([keras.layers.Dense(4)]), image()),
         TypeError,
-        ["`shortcut` must be a tensor", "Sequential model", "no place for a skip", "keras.Input", "keras.Model(inputs"],
+        ["`shortcut` must be a tensor", "Sequential model", "cannot contain skip", "keras.Input", "keras.Model(inputs"],
     ),
     "Sequential as a block's input": (
         lambda: blocks.basic(keras.Sequential(), 64),
@@ -475,7 +475,7 @@ MISTAKES = {
     "layer": (
         lambda: blocks.residual(image(), keras.layers.Dense(4)),
         TypeError,
-        ["`branch` must be a tensor", "a Dense", "function of its input", "keras.Input"],
+        ["`branch` must be a tensor", "a Dense", "Call residual blocks on tensors", "keras.Input"],
     ),
     "model": (
         lambda: blocks.conv_norm(keras.Model(x := image(), keras.layers.ReLU()(x)), 8),
@@ -501,12 +501,12 @@ MISTAKES = {
     "unknown activation": (
         lambda: blocks.residual(image(), image(), activation="rellu"),
         ValueError,
-        ["known names", "'rellu'", "relu", "quick_gelu"],
+        ["must be a function or one of", "'rellu'", "relu", "quick_gelu"],
     ),
     "unknown classifier activation": (
         lambda: kr.ResNet18(classifier_activation="sofmax"),
         ValueError,
-        ["known names", "'sofmax'", "softmax"],
+        ["must be a function or one of", "'sofmax'", "softmax"],
     ),
     "too small": (
         lambda: kr.ResNet18(input_shape=(16, 16, 3)),
@@ -521,7 +521,7 @@ MISTAKES = {
     "group norm": (
         lambda: blocks.group_norm(image(), name="n"),
         ValueError,
-        ["multiple of the number of groups", "16 channels", "groups=32", "functools.partial"],
+        ["multiple of `groups`", "16 channels", "groups=32", "functools.partial"],
     ),
     "heads": (
         lambda: blocks.attention(image((4, 8)), 3),
@@ -537,7 +537,7 @@ MISTAKES = {
     "stride_in of basic blocks": (
         lambda: kr.ResNet18(stride_in="1x1"),
         ValueError,
-        ["bottleneck", "ResNet18", "leave"],
+        ["bottleneck", "ResNet18", "must be '3x3'"],
     ),
     "pooling": (lambda: kr.ResNet18(pooling="mean"), ValueError, ["None, 'avg' or 'max'", "'mean'"]),
     "classes": (lambda: kr.ResNet18(classes=-1), ValueError, ["number of classes", "-1"]),
@@ -551,7 +551,7 @@ MISTAKES = {
     "input_shape and input_tensor": (
         lambda: kr.ResNet18(input_tensor=image((64, 64, 3)), input_shape=(32, 32, 3)),
         ValueError,
-        ["must agree", "(64, 64, 3)", "(32, 32, 3)", "Leave input_shape out"],
+        ["must agree", "(64, 64, 3)", "(32, 32, 3)", "Omit `input_shape`"],
     ),
     "stride of each axis": (lambda: blocks.basic(image(), 16, stride=(2, 2)), ValueError, ["one positive", "(2, 2)"]),
     "stride of zero": (lambda: blocks.basic(image(), 16, stride=0), ValueError, ["positive integer", "stride=0"]),
@@ -575,17 +575,17 @@ MISTAKES = {
     "norm is one layer": (
         lambda: blocks.preact_basic(image(), 16, norm=keras.layers.BatchNormalization()),
         TypeError,
-        ["`norm` is a function", "each time", "BatchNormalization"],
+        ["`norm` must be a function", "each time", "BatchNormalization"],
     ),
     "norm is a class": (
         lambda: kr.ViTTiny16(norm=keras.layers.LayerNormalization),
         TypeError,
-        ["`norm` is a function", "lambda x, name", "LayerNormalization"],
+        ["`norm` must be a function", "lambda x, name", "LayerNormalization"],
     ),
     "shortcut by name": (
         lambda: blocks.basic(image(), 32, shortcut="projection"),
         TypeError,
-        ["`shortcut` is a function", "blocks.projection", "'projection'"],
+        ["`shortcut` must be a function", "blocks.projection", "'projection'"],
     ),
     "identity where the shape changes": (
         lambda: blocks.basic(image(), 32, stride=2, shortcut=blocks.identity),
@@ -595,7 +595,7 @@ MISTAKES = {
     "attention by name": (
         lambda: blocks.basic(image(), 16, attention="se"),
         TypeError,
-        ["`attention` is a function", "blocks.squeeze_excite", "'se'"],
+        ["`attention` must be a function", "blocks.squeeze_excite", "'se'"],
     ),
     "stem by name": (lambda: kr.ResNet18(stem="small"), TypeError, ["ResNet18", "`stem`", "small_stem", "'small'"]),
     "scale by name": (
@@ -611,12 +611,12 @@ MISTAKES = {
     "activation is a class": (
         lambda: blocks.basic(image(), 16, activation=keras.layers.ReLU),
         ValueError,
-        ["a function or one of the known names", "ReLU"],
+        ["must be a function or one of", "ReLU"],
     ),
     "activation is a number": (
         lambda: blocks.basic(image(), 16, activation=3),
         ValueError,
-        ["a function or one of the known names", "3"],
+        ["must be a function or one of", "3"],
     ),
     "attention of an image": (
         lambda: blocks.attention_block(image(), 4),
@@ -631,12 +631,12 @@ MISTAKES = {
     "channels first": (
         lambda: kr.ResNet18(input_shape=(3, 224, 224)),
         ValueError,
-        ["(3, 224, 224)", "Channels come last", "(224, 224, 3)"],
+        ["(3, 224, 224)", "Put the channels last", "(224, 224, 3)"],
     ),
     "patches do not fit": (
         lambda: kr.ViTTiny16(input_shape=(100, 100, 3)),
         ValueError,
-        ["patch, 16", "(100, 100)", "(96, 96)"],
+        ["patch size, 16", "(100, 100)", "(96, 96)"],
     ),
     "timm's argument": (
         lambda: kr.ResNet18(num_classes=10),
@@ -651,19 +651,19 @@ MISTAKES = {
     "numbers as input_tensor": (
         lambda: kr.ResNet18(input_tensor=np.zeros((1, 64, 64, 3))),
         TypeError,
-        ["ResNet18", "Functional API", "(1, 64, 64, 3)", "Call the finished model"],
+        ["ResNet18", "Functional API", "(1, 64, 64, 3)", "call it on the array"],
     ),
     "weights are no source": (lambda: kr.ResNet20(weights=True), TypeError, ["a file, a directory", "True"]),
     "smaller than anything": (lambda: kr.ResNet18(input_shape=(3, 40, 3)), ValueError, ["stride, 32", "(3, 40, 3)"]),
     "zeros for fewer channels": (
         lambda: blocks.padded_identity(image(), 8),
         ValueError,
-        ["only add channels", "16 channels", "filters=8", "projection"],
+        ["can only add channels", "16 channels", "filters=8", "projection"],
     ),
     "stages of another network": (
         lambda: kr.features(keras.Sequential([image(), keras.layers.ReLU()], name="theirs")),
         ValueError,
-        ["theirs has none", "no image network of this package"],
+        ["theirs has no stages", "not an image network of this package"],
     ),
     "no such builder": (lambda: kr.Resnet50, AttributeError, ["'Resnet50'", "ResNet50"]),
     "builder in lower case": (lambda: kr.resnet50, AttributeError, ["'resnet50'", "capitalised", "create()"]),
@@ -689,7 +689,7 @@ def test_mistakes_are_explained(mistake):
 
 
 def test_numbers_of_numpy_will_do():
-    """What people have: the largest label plus one, the shape of their array, a rate in float32."""
+    """Typical NumPy values are accepted: the largest label plus one, the shape of an array, a float32 rate."""
     labels, x = np.array([0, 4, 2]), np.zeros((2, 64, 48, 3))
     model = kr.ResNet18(classes=labels.max() + 1, input_shape=np.array(x.shape)[1:], drop_path=np.float32(0.1))
     assert model.input_shape == (None, 64, 48, 3)

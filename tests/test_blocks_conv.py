@@ -1,4 +1,4 @@
-"""Blocks of the convolutional families: widths, paddings and pooling that other libraries use."""
+"""Tests of convolutional blocks: widths, paddings and poolings of other libraries."""
 
 import functools
 
@@ -14,7 +14,7 @@ from . import tools
 
 
 def build(function, shape, seed=0):
-    """The Functional model of `function` on inputs of `shape`, every variable filled."""
+    """Build a Functional model of `function` for inputs of `shape`, with all variables filled with noise."""
     inputs = keras.Input(shape)
     return tools.randomise(keras.Model(inputs, function(inputs)), seed)
 
@@ -68,7 +68,7 @@ def test_squeeze_excite_gates():
 def test_group_norm_takes_the_size_of_its_groups():
     model = build(functools.partial(blocks.group_norm, name="norm", group_size=4), (5, 5, 24))
     assert model.get_layer("norm").groups == 6
-    with pytest.raises(ValueError, match=r"multiple.*24 channels, group_size=5"):
+    with pytest.raises(ValueError, match=r"multiple.*24 channels and group_size=5"):
         build(functools.partial(blocks.group_norm, name="norm", group_size=5), (5, 5, 24))
 
 
@@ -96,7 +96,7 @@ def test_defaults_are_those_of_the_rows_that_exist():
 
 
 def around(size, kernel, stride, dilation=1):
-    """Zeros before and after by TensorFlow's rule: as many as ceil(size / stride) windows need, the odd one last."""
+    """Return TensorFlow's padding before and after: what ceil(size / stride) windows need, with the odd zero last."""
     total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
     return total // 2, total - total // 2
 
@@ -121,7 +121,7 @@ def convolution(options):
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("size", [8, 9])
 def test_same_is_padding_by_the_size(kind, rank, size):
-    """TensorFlow's rule, the size unknown: equal to the zeros that it asks for, given outright."""
+    """With unknown sizes, TensorFlow's rule equals explicit padding with the same zeros."""
     options = CONVOLUTIONS[kind]
     widths = (around(size, options["kernel"], options.get("stride", 1), options.get("dilation", 1)),) * rank
     explicit = functools.partial(blocks.convolution, filters=8, padding=widths, name="conv", **options)
@@ -190,7 +190,7 @@ def test_files_of_padded_layers(tmp_path):
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_depthwise_layers(rank):
-    """As many groups as channels: Keras' own layer, fast and initialised by what one channel sees."""
+    """With as many groups as channels, Keras' depthwise layer is used, initialized with the fan of one channel."""
     model = build(functools.partial(blocks.convolution, filters=8, kernel=3, groups=8, name="conv"), (9,) * rank + (8,))
     assert type(model.get_layer("conv")) is getattr(keras.layers, f"DepthwiseConv{rank}D")
     assert {slot.key: slot.shape for slot in kr.weights.slots(model)}["conv.weight"] == (8, 1) + (3,) * rank
@@ -205,7 +205,7 @@ def test_symmetric_padding_needs_no_layer():
 
 
 def test_strided_pointwise_convolutions_of_few_channels():
-    """They subsample first, whatever padding says, since oneDNN crashes on them."""
+    """They subsample first, whatever the padding, because oneDNN crashes on them."""
     x = tools.noise((2, 9, 8, 4))
     for padding in (None, "same", "valid", 0):
         function = functools.partial(blocks.convolution, filters=8, kernel=1, stride=2, padding=padding, name="conv")
@@ -256,7 +256,7 @@ MOBILE = {
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("kind", MOBILE)
 def test_mobile_blocks(kind, rank):
-    """Named as timm's modules, of any rank; sizes may be unknown; XLA and half precision agree."""
+    """Mobile blocks have timm's names, any rank and unknown sizes, and agree under XLA and in half precision."""
     block, names = MOBILE[kind]
     function = functools.partial(block, filters=16, stride=2, se=reduced, padding="same", name="b")
     model = build(function, (9,) * rank + (8,))
@@ -305,7 +305,7 @@ def test_files_of_mobile_blocks(tmp_path):
 
 
 def test_mobile_blocks_count_channels():
-    """Inner channels are rounded to eights, or given outright."""
+    """Inner channels are rounded to multiples of 8, or given explicitly."""
     model = build(functools.partial(blocks.inverted_residual, filters=8, expansion=3.6, name="b"), (8, 8, 16))
     assert model.get_layer("b.conv_pw").filters == 56
     pruned = functools.partial(blocks.inverted_residual, filters=8, hidden=51, name="b")
@@ -331,14 +331,14 @@ MISTAKES = {
     "pad by name": (lambda: blocks.pad(image(), "same", name="p"), ["pair of integers", "'same'"]),
     "ceil and same": (
         lambda: blocks.max_pool(image(), padding="same", ceil=True, name="p"),
-        ["ceil mode", "padding='same'"],
+        ["ceil=True", "padding='same'"],
     ),
-    "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil mode", "size=1"]),
+    "gaps": (lambda: blocks.max_pool(image(), 1, padding="valid", ceil=True, name="p"), ["ceil=True", "size=1"]),
     "group size": (
         lambda: blocks.edge_residual(image(), 8, expansion=1, group_size=5, name="b"),
-        ["b: the inner channels must be a multiple", "16 channels", "group_size=5"],
+        ["b: the number of inner channels must be a multiple", "16 channels", "group_size=5"],
     ),
-    "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: filters", "filters=0"]),
+    "no filters": (lambda: blocks.edge_residual(image(), 0, name="b"), ["b: `filters`", "filters=0"]),
     "no divisor": (lambda: blocks.squeeze_excite(image(), divisor=0), ["positive integer", "divisor=0"]),
     "no width": (lambda: blocks.squeeze_excite(image(), reduced=0), ["positive integer", "filters=0"]),
 }
@@ -354,5 +354,5 @@ def test_mistakes_are_explained(mistake):
 
 
 def test_a_layer_is_no_squeeze_excite():
-    with pytest.raises(TypeError, match=r"`se` is a function.*squeeze_excite"):
+    with pytest.raises(TypeError, match=r"`se` must be a function.*squeeze_excite"):
         blocks.depthwise_separable(image(), 8, se=keras.layers.Dense(4), name="b")

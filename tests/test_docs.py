@@ -1,4 +1,4 @@
-"""The manual is built from what is there, and CONTRIBUTING.md shows what runs."""
+"""Tests of how the manual is built, and of the code in CONTRIBUTING.md."""
 
 import importlib.util
 import re
@@ -16,9 +16,9 @@ CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def test_the_example_of_a_family(tmp_path):
-    """It is short, runs as it stands, and its network passes the checks of the registry.
+    """The example is short and runs, and its network passes the checks of the registry.
 
-    In a process of its own: a registered row stays. It is not a public name of the package.
+    It runs in a separate process, because a registered row cannot be removed and is not a public name of the package.
     """
     (code,) = CODE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert len(code.splitlines()) < 60

@@ -1,4 +1,4 @@
-"""The SavedModel: whole, versioned, each weight once, and the numbers of the Keras model for whoever reads it."""
+"""Tests of exported SavedModels: atomic, versioned, each weight stored once, and equal outputs in every reader."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ SHOWN = [registry.entries()[name] for name in ("ResNet20", "ViTTiny16", "Residua
 
 @pytest.fixture(scope="module")
 def model():
-    """The least that has all there is to export: padding, a normalisation to fold, pooling, a classifier of logits."""
+    """Build a minimal model with padding, a foldable normalisation, pooling, and a classifier with logits."""
     inputs = keras.Input((32, 32, 3))
     x = kr.blocks.conv_norm(inputs, 16, stride=2, activation="relu", name="stem")
     x = keras.layers.GlobalAveragePooling2D(name="global_pool")(keras.layers.Dropout(0.5)(x))
@@ -66,7 +66,7 @@ def png(pixels):
 
 
 def names_of_tensors(version):
-    """Signature -> the graph's name of its input, and those of its outputs by name."""
+    """Return the graph's names of each signature's input and outputs."""
     saved = saved_model_pb2.SavedModel()
     saved.ParseFromString((version / "saved_model.pb").read_bytes())
     return {
@@ -77,7 +77,7 @@ def names_of_tensors(version):
 
 
 def ask_c_api(version, requests, folder):
-    """Answers to `(signature, array)` from TensorFlow's C API in a process without Python's TensorFlow."""
+    """Run `(signature, array)` with TensorFlow's C API in a process without Python's TensorFlow."""
     known, asked = names_of_tensors(version), []
     for signature, _ in requests:
         given, outputs = known[signature]
@@ -116,7 +116,7 @@ def test_numbers_and_versions(tmp_path, model):
 
 @pytest.mark.parametrize("entry", SHOWN, ids=lambda entry: entry.config.name)
 def test_c_api_reads_a_network_a_transformer_and_a_vector(entry, tmp_path):
-    """Probabilities and the likeliest classes, from TensorFlow's own loader, against the Keras model."""
+    """Probabilities and most likely classes from TensorFlow's C loader equal those of the Keras model."""
     check_c_api(entry, tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_half_precision_serves_float32(tmp_path, policy):
 
 
 def test_what_is_a_probability(tmp_path, model):
-    """Softmax and sigmoid are; logits become some if there are labels; anything else leaves as it is."""
+    """Softmax and sigmoid outputs are probabilities, logits are converted if there are labels, others are unchanged."""
     x = noise((2, 32, 32, 3))
     logits = np.asarray(model(x, training=False), "float64")
     softmax = np.exp(logits - logits.max(-1, keepdims=True))
@@ -190,7 +190,7 @@ def test_what_is_a_probability(tmp_path, model):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_dense_layers_on_sequences_are_products_that_fuse(tmp_path, policy):
-    """In the graph a bias is added to a matrix product itself, no reshape between; the model is left as it was."""
+    """The graph adds a bias directly to a matrix product, without a reshape; the model is not changed."""
     inputs = keras.Input((None, 6, 16))
     inner = keras.Sequential([keras.Input((None, 6, 8)), keras.layers.Dense(4, dtype=policy)])
     x = keras.layers.Dense(8, "tanh", dtype=policy)(inputs)
@@ -292,7 +292,7 @@ def test_several_outputs_are_refused(tmp_path):
     ("options", "words"),
     [
         ({"labels": ["a", "b"]}, "2 names"),
-        ({"labels": ["a\nb"] * 10}, "one line"),
+        ({"labels": ["a\nb"] * 10}, "line breaks"),
         ({"preprocess": kr.weights.Preprocess((64, 64))}, r"\(64, 64, 3\)"),
         ({"top_k": 0}, "top_k"),
         ({"version": 0}, "version"),
@@ -329,7 +329,7 @@ def test_each_weight_once_without_optimizer(tmp_path, model, freeze):
 
 def test_too_large_for_a_graph(tmp_path, model, monkeypatch):
     monkeypatch.setattr(exporting, "LARGEST_GRAPH", 1000)
-    with pytest.warns(UserWarning, match="not frozen"):
+    with pytest.warns(UserWarning, match="without freezing"):
         version = kr.export(model, tmp_path)
     assert (version / "variables" / "variables.data-00000-of-00001").stat().st_size > 3 * model.count_params()
     assert not json.loads((version / "metadata.json").read_text())["frozen"]
@@ -337,10 +337,10 @@ def test_too_large_for_a_graph(tmp_path, model, monkeypatch):
 
 @pytest.mark.slow
 def test_more_than_two_gigabytes(tmp_path):
-    """For once a real one: 2.3 GB of weights, which a graph cannot hold."""
+    """A real model with 2.3 GB of weights, more than a graph can contain."""
     inputs = keras.Input((24_000,))
     model = keras.Model(inputs, keras.layers.Dense(24_000, kernel_initializer="ones", name="large")(inputs))
-    with pytest.warns(UserWarning, match=r"not frozen: its weights are 2.1 GiB"):
+    with pytest.warns(UserWarning, match=r"without freezing: its weights are 2.1 GiB"):
         version = kr.export(model, tmp_path)
     assert 2**31 < size(version) < 2**31 + 2**28
     x = np.eye(24_000, dtype="float32")[:2]
@@ -372,7 +372,7 @@ def test_the_bundle(images):
 
 
 def test_the_golden_pair_is_the_models(images, model):
-    """The request as metadata.json describes it, computed here; the answer, from the Keras model."""
+    """The request described in metadata.json and the recorded response agree with the Keras model."""
     golden = json.loads((images / "metadata.json").read_text(encoding="utf-8"))["golden"]["serving_default"]
     assert golden["inputs"]["values"] == "floor(127.5 * (1 + sin(k))), k = 0, 1, 2, ... in C order"
     pixels = np.floor(127.5 * (1 + np.sin(np.arange(32 * 32 * 3)))).reshape(1, 32, 32, 3).astype("float32")
@@ -389,17 +389,17 @@ def test_verify(images, tmp_path, model):
     about = json.loads((other / "metadata.json").read_text())
     about["golden"]["serving_default"]["outputs"]["outputs"][0][3] += 0.1
     (other / "metadata.json").write_text(json.dumps(about))
-    with pytest.raises(ValueError, match="answers otherwise"):
+    with pytest.raises(ValueError, match="equal those recorded at export"):
         verify(other)
     (other / "saved_model.pb").write_bytes((other / "saved_model.pb").read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match="not the file that was exported"):
+    with pytest.raises(ValueError, match="was changed or deleted"):
         verify(other)
-    with pytest.raises(FileNotFoundError, match="no exported version"):
+    with pytest.raises(FileNotFoundError, match="directory of an exported version"):
         verify(tmp_path)
 
 
 def test_warm_up_requests_are_servings_own(images, tmp_path):
-    """Read with TensorFlow Serving's messages, and answered by its loader."""
+    """Warm-up requests are valid TensorFlow Serving messages and run in TensorFlow's loader."""
     prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
     records = tf.data.TFRecordDataset(str(images / "assets.extra" / "tf_serving_warmup_requests"))
     requests = []
@@ -435,7 +435,7 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, model, monkeypatch):
 def test_a_model_that_answers_otherwise_is_not_written(tmp_path, model, monkeypatch):
     fold = exporting.fold_batch_norm
     monkeypatch.setattr(exporting, "fold_batch_norm", lambda model: randomise(fold(model), seed=9))
-    with pytest.raises(RuntimeError, match="differs from the model"):
+    with pytest.raises(RuntimeError, match="must equal the model's"):
         kr.export(model, tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.name.isdigit() or path.name.endswith(".part")]
 
@@ -505,7 +505,7 @@ KILLED = """
 
 @pytest.mark.slow
 def test_sigkill_never_leaves_half_a_version(tmp_path):
-    """Fifty kills at random moments of the first exports, with a reader that polls meanwhile, as a server does."""
+    """Kill exports fifty times at random moments while a reader polls like a server."""
     generator, whole, seen = np.random.default_rng(0), None, set()
     command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}

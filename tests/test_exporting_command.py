@@ -1,4 +1,4 @@
-"""`keras-residual export` and `verify`, as a user meets them."""
+"""Tests of the commands `keras-residual export` and `verify`."""
 
 import json
 import os
@@ -25,7 +25,7 @@ LABELS = ("red", "green", "blue")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run's directory, and the classifier in it."""
+    """Return the directory of a run and its classifier."""
     model = randomise(kr.ResNet20(input_shape=(32, 32, 3), classes=3, classifier_activation=None))
     prepare = kr.weights.Preprocess((32, 32), crop=0.9, interpolation="bilinear")
     classifier = Classifier(model, prepare, LABELS, "ResNet20")
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 
 def test_export_of_a_run(run, tmp_path, capsys):
-    """What is served says of an image what the classifier says of it."""
+    """The exported model predicts the same as the classifier."""
     folder, classifier = run
     target = tmp_path / "models" / "colours"
     assert main(["export", str(folder), str(target), "--top-k", "2"]) == 0
@@ -56,7 +56,7 @@ def test_export_of_a_run(run, tmp_path, capsys):
     with (target / "1" / "labels.txt").open("a") as file:
         file.write("more")
     assert main(["verify", str(target / "1")]) == 2
-    assert "labels.txt is not the file that was exported" in capsys.readouterr().err
+    assert "labels.txt was changed or deleted after the export" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_another_format(run, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:In int8:UserWarning")  # that random weights agree for less than nine tenths
 def test_int8(run, tmp_path, capsys):
-    """By a folder of images, one of which is none."""
+    """int8 conversion with a folder of images that contains an invalid file."""
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     folder, classifier = run
     photos = tmp_path / "photos"
@@ -169,7 +169,7 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
         (["export", ".", "x.onnx", "--top-k", "3"], "must be exported without --top-k"),
         (["export", ".", "models/x", "--int8", "."], "Only a LiteRT file"),
         (["export", "runs/typo", "models/x"], "no run, directory or file 'runs/typo'"),
-        (["verify", "missing"], "no exported version"),
+        (["verify", "missing"], "must be the directory of an exported version"),
         (["serve", "missing"], "missing"),
     ],
 )

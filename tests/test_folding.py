@@ -1,4 +1,4 @@
-"""Folding batch normalisation: the numbers stay, the normalisations go; what cannot be folded says why."""
+"""Tests of folding: outputs are equal, normalisations are removed, and the reasons are given for those kept."""
 
 import keras
 import numpy as np
@@ -26,7 +26,7 @@ def norms(model):
 
 
 def reasons(inputs, outputs):
-    """A model's reasons to keep a normalisation, after the check that it still computes the same."""
+    """Return a model's folding report after checking that the folded model has the same outputs."""
     model = randomise(keras.Model(inputs, outputs))
     x = noise((2, *inputs.shape[1:]))
     folded = fold_batch_norm(model)
@@ -64,7 +64,7 @@ def test_pre_activation_networks_keep_those_after_the_addition():
 
 
 def test_every_kind_of_layer():
-    """Biases, groups, weight standardisation, depthwise, dense; signals, images, volumes; each way round."""
+    """Fold into layers of all types and ranks, before and after the normalisation."""
     kinds = [
         ((12, 16), keras.layers.Conv1D(8, 3, 2)),
         ((12, 16), kr.layers.Conv1D(8, 3, groups=4, padding="same")),
@@ -142,7 +142,7 @@ def test_a_branch_beside_the_norm_is_refused():
     inputs = keras.Input((8, 8, 16))
     x = keras.layers.Conv2D(8, 3, name="conv")(inputs)
     report = reasons(inputs, [keras.layers.BatchNormalization(name="norm")(x), x][0] + x)
-    assert report.kept == {"norm": "conv is used beside it, too"}
+    assert report.kept == {"norm": "the output of conv is also used elsewhere"}
     twice = keras.layers.BatchNormalization(name="norm", axis=-1)
     inputs = keras.Input((8, 8, 16))
     x = twice(keras.layers.Conv2D(16, 1)(inputs))
@@ -168,7 +168,7 @@ def test_another_axis_is_refused():
 def test_strict():
     inputs = keras.Input((8, 8, 16))
     model = keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(padded(inputs)))
-    with pytest.raises(ValueError, match="norm stays: pad is a ZeroPadding2D"):
+    with pytest.raises(ValueError, match="norm is kept: pad is a ZeroPadding2D"):
         fold_batch_norm(model, strict=True)
 
 
@@ -225,7 +225,7 @@ def test_a_compiled_model_with_a_subclassed_one_beside_it():
         def call(self, x):
             return x
 
-    with pytest.raises(ValueError, match="Functional and built Sequential"):
+    with pytest.raises(ValueError, match="Functional or a built Sequential"):
         fold_batch_norm(Custom(name="mine"))
     model = kr.ResNet20(input_shape=(16, 16, 3))
     model.compile("adam", "sparse_categorical_crossentropy")

@@ -1,4 +1,4 @@
-"""Walking and rebuilding graphs: once for folding, pruning, export, averages, costs and diagnostics."""
+"""Tests of walking and rebuilding graphs."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ PACKAGE = Path(kr.__file__).parent
 
 
 def test_one_home():
-    """Nobody else walks Keras' records, clones a model or touches the recursion limit."""
+    """No other module walks Keras' nodes, clones a model or changes the recursion limit."""
     words = ("setrecursionlimit", "clone_model", "_nodes_by_depth", "_inbound_nodes", "_keras_history[")
     found = {
         path.relative_to(PACKAGE).as_posix()
@@ -32,7 +32,7 @@ def test_one_home():
 
 
 def small():
-    """Models inside, one of them called twice, a layer that is used twice, an operation, statistics, a generator."""
+    """Build a model with nested models, shared layers, an operation, statistics and a generator."""
     inputs = keras.Input((6,), name="columns")
     normal = keras.layers.Normalization(mean=[1.0] * 6, variance=[2.0] * 6, name="normal")
     learned = keras.layers.Normalization(name="learned")
@@ -101,9 +101,9 @@ class Uncopyable(keras.layers.Layer):
 
 def test_what_cannot_be_rebuilt_is_explained():
     inputs = keras.Input((4,))
-    with pytest.raises(ValueError, match="'wide', a Uncopyable, which cannot be"):
+    with pytest.raises(ValueError, match="'wide', a Uncopyable, which is not"):
         graph.rebuilt(keras.Model(inputs, Uncopyable(3, name="wide")(inputs)))
-    with pytest.raises(ValueError, match="Only a Functional or built Sequential"):
+    with pytest.raises(ValueError, match="must be a Functional or a built Sequential"):
         graph.rebuilt(keras.Sequential([keras.layers.Dense(4)]))
 
 

@@ -119,7 +119,7 @@ def test_an_upward_import_is_found(part, line, found, tmp_path):
     "path", [p for p in MODULES if part_of(p) in CORE], ids=lambda p: p.relative_to(PACKAGE).as_posix()
 )
 def test_the_core_is_backend_neutral(path):
-    """`primitives` is the one core module that touches TensorFlow."""
+    """`primitives` is the only core module that imports TensorFlow."""
     foreign = {name.split(".")[0] for name in imports(path)} & {"tensorflow", "jax", "torch", "timm"}
     if part_of(path) == "weights":  # it reads torch's files, for those who have torch
         foreign -= {"torch"}
@@ -143,9 +143,9 @@ def test_every_family_registers():
 
 
 def test_walks():
-    """The two walks in CONTRIBUTING: at most eight files each, and all of them exist."""
+    """The two walkthroughs in CONTRIBUTING.md name at most eight files each, and all of them exist."""
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    text = text.partition("## Two walks")[2].partition("\n## ")[0]
+    text = text.partition("## Code walkthroughs")[2].partition("\n## ")[0]
     walks = [re.findall(r"^\d\. `(.+?)`", walk, re.MULTILINE) for walk in re.split(r"^From ", text, flags=re.M)[1:]]
     assert len(walks) == 2
     for walk in walks:

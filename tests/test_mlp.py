@@ -1,4 +1,4 @@
-"""Residual networks of dense layers: sizes, options, dropout where the paper has it, training."""
+"""Tests of residual networks of dense layers: sizes, options, dropout as in the paper, training."""
 
 import keras
 import numpy as np
@@ -38,7 +38,7 @@ def test_hidden_follows_the_width():
     [("dropout", "fc2's bias alone is left of the branch"), ("residual_dropout", "the stream alone is left")],
 )
 def test_both_dropouts_are_in_the_branch(option, kept):
-    """At a rate near 1 everything after the layer is nothing: what is left says where the layer stands."""
+    """At a rate near 1 everything after the dropout is zero, which shows its position."""
     options = {"dropout": 0.0, "residual_dropout": 0.0, option: 1 - 1e-12}
     model = tools.randomise(
         kr.TabularResNet(input_shape=(6,), width=8, depth=1, include_top=False, norm=no_norm, **options)
@@ -58,23 +58,23 @@ def no_norm(x, *, name, zero_init=False):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"width": 0}, "width is a positive integer. Received: 0"),
-        ({"depth": 2.5}, "depth is a positive integer. Received: 2.5"),
-        ({"hidden": "wide"}, "hidden is a positive integer. Received: 'wide'"),
-        ({"dropout": 1.0}, "dropout is a probability, 0 <= dropout < 1. Received: 1.0"),
-        ({"residual_dropout": -0.1}, "residual_dropout is a probability"),
-        ({"input_shape": (28, 28, 1)}, "input_shape must be one sample's shape without the batch, (features,)"),
+        ({"width": 0}, "`width` must be a positive integer; got 0"),
+        ({"depth": 2.5}, "`depth` must be a positive integer; got 2.5"),
+        ({"hidden": "wide"}, "`hidden` must be a positive integer; got 'wide'"),
+        ({"dropout": 1.0}, "`dropout` must be a probability, 0 <= dropout < 1; got 1.0"),
+        ({"residual_dropout": -0.1}, "`residual_dropout` must be a probability"),
+        ({"input_shape": (28, 28, 1)}, "`input_shape` must be the shape of one sample without the batch, (features,)"),
     ],
 )
 def test_errors_say_what_to_do(options, said):
-    with pytest.raises(ValueError, match="Received") as error:
+    with pytest.raises(ValueError, match="must be") as error:
         kr.ResidualMLP(**options)
     assert said in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["ResidualMLP", pytest.param("TabularResNet", marks=pytest.mark.slow)])
 def test_learns_a_function_that_is_not_linear(name):
-    """The parity of two signs: a linear model is right half of the time."""
+    """Learn the parity of two signs, where a linear model is correct half of the time."""
     x = tools.noise((512, 8))
     y = (x[:, 0] * x[:, 1] > 0).astype("int32")
     model = kr.create(name, input_shape=(8,), classes=2, width=32, depth=2, dropout=0.0)

@@ -1,4 +1,4 @@
-"""What the frame offers families that none here needs yet: heads, ranks, networks without classifier, tags."""
+"""Tests of features of `Network` that no family needs yet: heads, ranks, networks without classifier, tags."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ class Voters(Tower):
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch):
-    """Rows of these tests stay among themselves."""
+    """Isolate the registry, so that rows of these tests are not visible to others."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(registry, "_names", dict(registry._names))
 
@@ -155,7 +155,7 @@ def test_a_row_of_images_alone():
     build, entry = register(TowerConfig("Images", ranks=(2,)))
     assert build(input_shape=(None, None, 3)).output_shape == (None, 10), "dynamic, and 2-D"
     for shape in ((16, 3), (16, 16, 16, 3)):
-        with pytest.raises(ValueError, match="Images: input_shape must be") as caught:
+        with pytest.raises(ValueError, match="Images: `input_shape` must be") as caught:
             build(input_shape=shape)
         assert "batch, (H, W, C), with a known C" in str(caught.value)
         assert str(shape) in str(caught.value)
@@ -235,6 +235,6 @@ def test_a_run_keeps_its_tag(tmp_path):
 
 
 def test_a_tag_must_change_fields_of_the_row():
-    with pytest.raises(ValueError, match=r"fields of TowerConfig. Received: epsilom for 'a'"):
+    with pytest.raises(ValueError, match=r"fields of TowerConfig; got epsilom for 'a'"):
         register(TowerConfig("Wrong", tags={"a": {"epsilom": 1e-3}}))
     assert "Wrong" not in registry.entries()

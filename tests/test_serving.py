@@ -1,4 +1,4 @@
-"""The local server, asked by clients that nobody here wrote: urllib, TensorFlow Serving's messages, Intel's client."""
+"""Tests of the local server with independent clients: urllib, TensorFlow Serving's messages, Intel's client."""
 
 import base64
 import contextlib
@@ -97,7 +97,7 @@ def server(models):
 
 
 def rest(server, path, body=None, method=None):
-    """Status and decoded answer."""
+    """Send a REST request and return the status and the decoded response."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{server.rest_port}{path}", data, method=method)
     try:
@@ -216,24 +216,24 @@ def test_status_and_metadata(server):
         ("/v1/models/net:predict", b"", 400, "JSON Parse error"),
         ("/v1/models/net:predict", b"\xff", 400, "JSON Parse error"),
         ("/v1/models/net:predict", b"[" * 100_000, 400, "JSON Parse error"),
-        ("/v1/models/net:predict", [], 400, "no object"),
+        ("/v1/models/net:predict", [], 400, "must be a JSON object"),
         ("/v1/models/net:predict", {}, 400, "'instances' and 'inputs'"),
         ("/v1/models/net:predict", {"instances": []}, 400, "at least one"),
         ("/v1/models/net:predict", {"instances": 5}, 400, "at least one"),
-        ("/v1/models/net:predict", {"instances": [[1, 2], [3]]}, 400, "not a float32 tensor"),
-        ("/v1/models/net:predict", {"instances": [["a"]]}, 400, "not a float32 tensor"),
-        ("/v1/models/net:predict", {"instances": [None]}, 400, "not a float32 tensor"),
-        ("/v1/models/net:predict", {"instances": [True]}, 400, "not a float32 tensor"),
-        ("/v1/models/net:predict", {"instances": [[[1.0, 2.0]]]}, 400, "(?, 12, 16); received float32 (1, 1, 2)"),
+        ("/v1/models/net:predict", {"instances": [[1, 2], [3]]}, 400, "must be a float32 tensor"),
+        ("/v1/models/net:predict", {"instances": [["a"]]}, 400, "must be a float32 tensor"),
+        ("/v1/models/net:predict", {"instances": [None]}, 400, "must be a float32 tensor"),
+        ("/v1/models/net:predict", {"instances": [True]}, 400, "must be a float32 tensor"),
+        ("/v1/models/net:predict", {"instances": [[[1.0, 2.0]]]}, 400, "(?, 12, 16); got float32 (1, 1, 2)"),
         ("/v1/models/net:predict", {"inputs": {"x": [1]}}, 400, "Missing named input: inputs"),
         ("/v1/models/net:predict", {"instances": [{"x": [1]}]}, 400, "Missing but required: {inputs}"),
         ("/v1/models/net:predict", {"instances": [{"inputs": 1}, {"x": 1}]}, 400, "same inputs"),
         ("/v1/models/net:predict", {"signature_name": "no", "instances": [1]}, 400, 'Serving signature key "no" not'),
         ("/v1/models/net:predict", {"signature_name": 3, "instances": [1]}, 400, "string"),
-        ("/v1/models/colours:predict", {"signature_name": "serving_uint8", "inputs": [256]}, 400, "0 to 255"),
-        ("/v1/models/colours:predict", {"signature_name": "serving_uint8", "inputs": [0.5]}, 400, "no uint8"),
+        ("/v1/models/colours:predict", {"signature_name": "serving_uint8", "inputs": [256]}, 400, "0 and 255"),
+        ("/v1/models/colours:predict", {"signature_name": "serving_uint8", "inputs": [0.5]}, 400, "not a uint8"),
         ("/v1/models/colours:predict", {"signature_name": "serving_bytes", "inputs": [{"b64": "?"}]}, 400, "string"),
-        ("/v1/models/colours:predict", {"signature_name": "serving_bytes", "inputs": [1]}, 400, "neither text nor"),
+        ("/v1/models/colours:predict", {"signature_name": "serving_bytes", "inputs": [1]}, 400, "must be text"),
         ("/v1/models/colours:classify", {"signature_name": "classify", "examples": []}, 400, "at least one"),
         ("/v1/models/colours:classify", {"signature_name": "classify", "examples": [{"a": {}}]}, 400, 'feature "a"'),
         ("/v1/models/colours:classify", {"signature_name": "classify", "examples": [{"a": [1, 0.5]}]}, 400, '"a"'),
@@ -269,17 +269,14 @@ def test_errors(server, path, body, status, words):
 
 
 def test_a_body_that_is_too_large(server):
-    """The sender hears why, although it has not finished; memory does not grow by what it sends."""
+    """The client gets the error although it is still sending, and the server's memory does not grow."""
     resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     connection = http.client.HTTPConnection("127.0.0.1", server.rest_port, timeout=60)
     connection.request("POST", "/v1/models/net:predict", (bytes(1 << 20) for _ in range(100)), encode_chunked=True)
     response = connection.getresponse()
     assert response.status == 413
-    assert (
-        json.loads(response.read())["error"]
-        == "The request has 104,857,600 bytes; the largest that is taken has 2,000,000"
-    )
+    assert json.loads(response.read())["error"] == "The request must have at most 2,000,000 bytes; got 104,857,600"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kilobytes"
     assert rest(server, "/v1/models/net")[0] == 200
 
@@ -412,9 +409,9 @@ def test_grpc_classify_status_and_metadata(server):
         (predict_request("net", noise((1, 12, 16)), version=7), "NOT_FOUND", "Specific(net, 7)"),
         (predict_request("net", noise((1, 12, 16)), "no"), "FAILED_PRECONDITION", 'signature key "no" not found'),
         (predict_request("net", noise((1, 12, 16)), name="x"), "INVALID_ARGUMENT", "Sent extra: {x}"),
-        (predict_request("net", noise((1, 12, 15))), "INVALID_ARGUMENT", "received float32 (1, 12, 15)"),
-        (predict_request("net", noise((1, 12, 16)).astype("float64")), "INVALID_ARGUMENT", "received float64"),
-        (predict_request("net", [b"a"]), "INVALID_ARGUMENT", "received string"),
+        (predict_request("net", noise((1, 12, 15))), "INVALID_ARGUMENT", "got float32 (1, 12, 15)"),
+        (predict_request("net", noise((1, 12, 16)).astype("float64")), "INVALID_ARGUMENT", "got float64"),
+        (predict_request("net", [b"a"]), "INVALID_ARGUMENT", "got string"),
         (predict_request("", noise((1, 12, 16))), "INVALID_ARGUMENT", "no name"),
     ],
 )
@@ -440,7 +437,7 @@ def test_grpc_damaged_and_large_requests(server):
         request.inputs["inputs"].dtype = 1 if kind == "float_val" else 7
         request.inputs["inputs"].ClearField("tensor_content")
         request.inputs["inputs"].tensor_shape.dim[0].size = 10**12
-        with pytest.raises(grpc.RpcError, match=r"not a whole tensor: (4,000,000,000,000 bytes|1 strings)"):
+        with pytest.raises(grpc.RpcError, match=r"not a valid tensor: (4,000,000,000,000 bytes|1 strings)"):
             stub(server).Predict(request, timeout=30)
     request = predict_request("net", noise((1, 12, 16)))
     request.output_filter.append("no")
@@ -547,7 +544,7 @@ def test_a_new_version_takes_over_without_a_lost_request(tmp_path, caplog):
         wait(lambda: model.versions[2].state is State.AVAILABLE)
         assert rest(server, "/v1/models/colours:predict", {"instances": x.tolist()})[1]["predictions"][0][0] == 2.0
     said = [record.getMessage().partition(": ")[0] for record in caplog.records if "serving" in record.name]
-    # Each is said to be there, then the one before it to have ended.
+    # Each version is logged as loaded, then the previous one as unloaded.
     taking_over = [f"colours version {number}" for number in (1, 2, 1, 3, 2)]
     assert said[:6] == [*taking_over, "colours version 4 cannot be served"]
 
@@ -579,7 +576,7 @@ def test_a_version_in_use_is_not_unloaded(models):
 
 
 def test_a_version_that_was_still_being_copied(models, tmp_path):
-    """It is tried again when there is more of it, and only then."""
+    """A failed version is retried only after its files have changed."""
     from keras_residual.serving.models import Model
 
     folder = shutil.copytree(models / "net", tmp_path / "net")
@@ -605,7 +602,7 @@ def test_a_version_that_was_still_being_copied(models, tmp_path):
 
 
 def test_nothing_to_serve(tmp_path):
-    with pytest.raises(ValueError, match="holds no SavedModel"):
+    with pytest.raises(ValueError, match="must contain VERSION"):
         Server(tmp_path, rest_port=0, grpc_port=0)
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"junk")

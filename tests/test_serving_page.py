@@ -1,4 +1,4 @@
-"""The page at `/`, in a real browser without a screen."""
+"""Tests of the page at `/` in a headless browser."""
 
 import base64
 import shutil
@@ -61,7 +61,7 @@ def test_an_image_gets_its_labels(browser, tmp_path):
         content = base64.b64encode((tmp_path / "blue.png").read_bytes()).decode()
         browser.execute_script(DROP, browser.find_element(By.ID, "drop"), content)
         shown("blau")
-        shown("One image at a time: dropped.png is the first of 2.")
+        shown("Only one image is classified at a time: dropped.png, the first of 2.")
         assert browser.find_elements(By.TAG_NAME, "tr")[0].text.startswith("blau")
         picture = browser.find_element(By.ID, "image")
         WebDriverWait(browser, 20).until(lambda _: picture.get_property("naturalWidth") == 40)

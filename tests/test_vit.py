@@ -41,9 +41,9 @@ def test_any_multiple_of_the_patch_at_any_rank(shape):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((224, 230, 3), "sizes must be multiples of the patch, 16; got (224, 230). Resize the images to (224, 224)."),
+        ((224, 230, 3), "multiples of the patch size, 16; got (224, 230). Resize the images to (224, 224)."),
         ((7, 100, 3), "got (7, 100). Resize the images to (16, 96)."),
-        ((None, None, 3), "its input size must be known"),
+        ((None, None, 3), "must not be None"),
     ],
 )
 def test_other_sizes_are_explained(shape, said):
@@ -57,7 +57,7 @@ ALIASES = [(alias, size) for e in ROWS for alias, size in e.config.aliases]
 
 @pytest.mark.parametrize(("alias", "size"), ALIASES, ids=lambda a: str(a))
 def test_alias_stands_for_its_size(alias, size):
-    """`create` gives the network at the alias's image size; here a narrow one with one block."""
+    """`create` builds the network at the alias's image size, here with one narrow block."""
     entry = models.find(alias)
     assert registry.resolve(alias) == (entry.config.name, size)
     row = dataclasses.replace(entry.config, width=16, heads=2, hidden=16, depth=1)

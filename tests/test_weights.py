@@ -446,7 +446,7 @@ def test_no_classifier_gives_pooled_features(hub):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**CONFIG, "architecture": "swin_tiny_patch4_window7_224"}, "not here"),
+        ({**CONFIG, "architecture": "swin_tiny_patch4_window7_224"}, "unknown architecture"),
         ({**CONFIG, "model_args": {"depth_multiplier": 2}}, "depth_multiplier"),
         ({"num_classes": 5}, "architecture"),
         ({**CONFIG, "pretrained_cfg": {"input_size": "large"}}, "config.json"),

@@ -1,4 +1,4 @@
-"""An existing file that holds no readable weights is named by what it is, with what to do; nothing in it is run."""
+"""Tests of the messages about files without readable weights: their type and what to do. Nothing in them is run."""
 
 import collections
 import io
@@ -22,14 +22,14 @@ STATE_DICT = "save_file(model.state_dict()"
 
 
 class Global:
-    """What a pickle writes for a class of a library that is not installed here."""
+    """Stand-in for a class of a library that is not installed."""
 
     def __init__(self, module, name, *arguments):
         self.module, self.name, self.arguments = module, name, arguments
 
 
 class Pickler(pickle._Pickler):
-    """Writes `Global` as torch's protocol 2 writes a class, called with its arguments."""
+    """Pickler that writes `Global` as a call of a class, as torch does with protocol 2."""
 
     dispatch = pickle._Pickler.dispatch.copy()
 
@@ -66,14 +66,19 @@ def torch_zip(thing, **more):
 
 
 def old_torch(thing):
-    """The form before torch 1.6: four pickles one after the other, then the numbers."""
+    """Write the format before torch 1.6: four pickles in a row, then the numbers."""
     facts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, thing)
     return b"".join(map(pickled, facts)) + bytes(100)
 
 
-# name of the file, content, what it is, what to do
+# name of the file, content, expected type and advice in the message
 FILES = {
-    "html": ("model.safetensors", b"\n<!DOCTYPE html><html>Log in</html>", "an HTML page", "Download the file itself"),
+    "html": (
+        "model.safetensors",
+        b"\n<!DOCTYPE html><html>Log in</html>",
+        "an HTML page",
+        "Download the weights file itself",
+    ),
     "html as torch": ("model.pth", b"<html>404</html>", "an HTML page", "Download"),
     "lfs": (
         "model.safetensors",
@@ -83,7 +88,7 @@ FILES = {
     ),
     "empty": ("model.pth", b"", "an empty file", "again"),
     "text": ("model.safetensors", b"# Weights\nare elsewhere\n", "a text file", "again"),
-    "json": ("config.json", b'{"architecture": "resnet18"}', "a JSON text", "weights beside it"),
+    "json": ("config.json", b'{"architecture": "resnet18"}', "a JSON file", "weights file next to it"),
     "onnx": ("net.onnx", b"\x08\x07\x12\x07pytorch\x1a\x052.1.0" + bytes(range(200)), "an ONNX model", BY_NAME),
     "tflite": ("net.tflite", b"\x1c\x00\x00\x00TFL3" + bytes(50), "TFLite", BY_NAME),
     "gguf": ("net.gguf", b"GGUF\x03\x00\x00\x00" + bytes(50), "GGUF", BY_NAME),
@@ -95,13 +100,13 @@ FILES = {
     "zip": ("model.zip", zipped({"a/readme": "x"}), "a ZIP archive", "Unpack"),
     "cut zip": ("model.pth", torch_zip(STATE)[:-30], "damaged ZIP", "again"),
     "image": ("model.bin", b"\x89PNG\r\n\x1a\n" + bytes(50), "a PNG image", "again"),
-    "unknown": ("model.weights", b"\xfe\xed" * 50, "of a kind not known here", BY_NAME),
+    "unknown": ("model.weights", b"\xfe\xed" * 50, "a file of unknown type", BY_NAME),
     "pickle": ("paper.pkl", pickle.dumps({"w": np.ones(3)}), "is a pickle.", BY_NAME),
     "own pickle": ("paper.pkl", pickled({"w": OWN}), "train.Namespace", BY_NAME),
-    "network": ("whole.pt", torch_zip(NETWORK), "a whole network, pickled", STATE_DICT),
+    "network": ("whole.pt", torch_zip(NETWORK), "a pickled network", STATE_DICT),
     "network of old": ("whole.pth", old_torch(NETWORK), "torchvision.models.resnet.ResNet", STATE_DICT),
-    "network in .bin": ("pytorch_model.bin", torch_zip({"model": NETWORK}), "a whole network", STATE_DICT),
-    "network in .ckpt": ("last.ckpt", torch_zip({"module": NETWORK, "lr": 1}), "a whole network", STATE_DICT),
+    "network in .bin": ("pytorch_model.bin", torch_zip({"model": NETWORK}), "a pickled network", STATE_DICT),
+    "network in .ckpt": ("last.ckpt", torch_zip({"module": NETWORK, "lr": 1}), "a pickled network", STATE_DICT),
     "torchscript": ("net.pt", torch_zip(STATE, **{"model/constants.pkl": b"x"}), "TorchScript", STATE_DICT),
     "checkpoint": ("last.ckpt", torch_zip({"state_dict": STATE, "args": OWN}), "train.Namespace", STATE_DICT),
     "state dict": ("model.pth", torch_zip(STATE), "a torch pickle", STATE_DICT),
@@ -138,7 +143,7 @@ def test_a_file_is_named_by_its_content(case, victim, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("case", ["html", "network", "state dict", "unknown", "onnx"])
 def test_a_file_where_a_checkpoint_is_wanted(case, tmp_path, capsys):
-    """A file is no repository: it is told what a file lacks."""
+    """The message says what a file lacks compared with a repository."""
     name, content, what, _ = FILES[case]
     (tmp_path / name).write_bytes(content)
     assert main(["export", str(tmp_path / name), str(tmp_path / "served")]) == 2
@@ -149,7 +154,7 @@ def test_a_file_where_a_checkpoint_is_wanted(case, tmp_path, capsys):
 
 
 class FakeTorch(types.ModuleType):
-    """torch, as its safe mode refuses a file."""
+    """torch whose safe mode refuses every file."""
 
     __version__ = "2.10.0"
 
@@ -179,7 +184,7 @@ def test_content_decides_not_the_suffix(name, victim, tmp_path):
 
 def test_a_directory_says_what_it_has(victim, tmp_path):
     (tmp_path / "mine.safetensors").write_bytes(save(state_of(victim)))
-    with pytest.raises(FileNotFoundError, match=r"Name one of its files instead: mine\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"Pass one of its files instead: mine\.safetensors"):
         kr.load_weights(victim, tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
     with pytest.raises(FileNotFoundError, match="It is a SavedModel"):
@@ -188,7 +193,7 @@ def test_a_directory_says_what_it_has(victim, tmp_path):
 
 def test_keras_files_by_position(victim, tmp_path):
     victim.save_weights(tmp_path / "a.weights.h5")
-    with pytest.raises(WeightsError, match=r"Keras' own model\.load_weights"):
+    with pytest.raises(WeightsError, match=r"by position, .* model\.load_weights"):
         kr.load_weights(victim, tmp_path / "a.weights.h5")
 
 
@@ -196,7 +201,7 @@ def test_keras_files_by_position(victim, tmp_path):
 
 
 class Network:
-    """The Hub as nobody may reach for it."""
+    """Network access that always fails, and records what was requested."""
 
     def __init__(self, monkeypatch):
         self.asked = []
@@ -215,11 +220,11 @@ SWIN = "timm/swin_tiny_patch4_window7_224.ms_in1k"
 def test_an_architecture_that_is_not_here_is_told_before_the_network(source, monkeypatch, tmp_path, capsys):
     hub = Network(monkeypatch)
     for ask in (kr.from_pretrained, lambda source: kr.ResNet20(weights=source)):
-        with pytest.raises(WeightsError, match="'swin_tiny_patch4_window7_224', which is not here"):
+        with pytest.raises(WeightsError, match=r"must be one of this package.*'swin_tiny_patch4_window7_224'"):
             ask(source)
     for command in (["export", source, str(tmp_path / "x")], ["convert", source, str(tmp_path / "x.safetensors")]):
         assert main(command) == 2
-        assert "is not here" in capsys.readouterr().err
+        assert "must be one of this package" in capsys.readouterr().err
     assert not hub.asked
 
 

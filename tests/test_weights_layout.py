@@ -1,4 +1,4 @@
-"""A layer of our own states where a timm state dict has its variables; Keras' own layers have one rule by type."""
+"""Tests of the mapping to timm's state dict: rules by type for Keras' layers, `stored` for other layers."""
 
 import keras
 import numpy as np
@@ -14,14 +14,14 @@ from .tools import distance, noise, randomise
 
 
 class StarScale(layers.SkipInit):
-    """A scalar that timm stores as an array of one, as StarReLU's."""
+    """Layer with a scalar that timm stores as an array of one element, like StarReLU's."""
 
     def stored(self, variable):
         return ".scale", (1,)
 
 
 class Affine(keras.layers.Layer):
-    """ResMLP's: two numbers for each channel, stored as for a sequence."""
+    """ResMLP's layer with two numbers per channel, stored in the shape of a sequence."""
 
     def build(self, input_shape):
         self.alpha = self.add_weight(shape=(input_shape[-1],), name="alpha")
@@ -35,7 +35,7 @@ class Affine(keras.layers.Layer):
 
 
 class GainedConv(layers.Conv2D):
-    """NFNet's: a gain for each output channel; kernel and bias are stored as any convolution's."""
+    """NFNet's convolution with a gain per output channel; kernel and bias are stored as usual."""
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -119,7 +119,7 @@ def test_another_shape_is_refused(key, shape, tmp_path):
     save_file({**state_of(network(2)), key: noise(shape)}, tmp_path / "a.safetensors")
     with pytest.raises(WeightsError) as caught:
         kr.load_weights(model, tmp_path / "a.safetensors")
-    assert caught.value.report.misshapen == (f"{key} {shape} for {SHAPES[key]}",)
+    assert caught.value.report.misshapen == (f"{key} {shape}, expected {SHAPES[key]}",)
     assert unchanged(model, before)
 
 
@@ -128,7 +128,7 @@ def test_a_keras_file_of_another_width_is_refused(tmp_path):
     keras.Model(inputs, Affine(name="affine")(inputs)).save(tmp_path / "a.keras")
     inputs = keras.Input((4, 4, 6))
     model = keras.Model(inputs, Affine(name="affine")(inputs))
-    with pytest.raises(WeightsError, match=r"misshapen \(2\): affine.alpha \(5,\) for \(1, 1, 6\)"):
+    with pytest.raises(WeightsError, match=r"misshapen \(2\): affine.alpha \(5,\), expected \(1, 1, 6\)"):
         kr.load_weights(model, tmp_path / "a.keras")
 
 
@@ -143,7 +143,7 @@ class Transposing(Affine):
         (
             Transposing,
             ValueError,
-            r"Transposing.stored .*'affine'.* must .*\(1, 2, 3\) for a variable of \(6,\)",
+            r"Transposing.stored .*'affine'.* must .*\(1, 2, 3\) for a variable of shape \(6,\)",
         ),
         (keras.layers.EinsumDense, TypeError, "EinsumDense .*'affine'.* `stored`"),
     ],

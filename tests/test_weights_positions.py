@@ -1,4 +1,4 @@
-"""Position embeddings go from the grid they were trained on to the model's: stated, given, or refused."""
+"""Tests of resampling position embeddings from a stated, given or unknown grid to the model's grid."""
 
 import numpy as np
 import pytest
@@ -21,13 +21,13 @@ def vit(shape, seed=None, name="ViTTiny16", **options):
 
 
 def patches(model):
-    """The grid part of the position embeddings, `(height, width, channels)`."""
+    """Return the grid part of the position embeddings, `(height, width, channels)`."""
     layer = model.get_layer("pos_embed")
     return np.asarray(layer.value)[0, layer.prefix :].reshape(*layer.grid, -1)
 
 
 def by_pillow(image, grid):
-    """An independent bicubic, antialiased resampling: Pillow's, of each channel as a float image."""
+    """Resample each channel with Pillow, an independent bicubic, antialiased implementation."""
     channels = np.moveaxis(image, -1, 0)
     done = [Image.fromarray(c, mode="F").resize(grid[::-1], Image.Resampling.BICUBIC) for c in channels]
     return np.stack([np.asarray(c) for c in done], -1)
@@ -44,7 +44,7 @@ def archive(model, folder):
 
 
 def run_directory(model, folder):
-    """As a run of fine-tuning is, by which one trains on with another size."""
+    """Write the weights like a fine-tuning run, for training at another size."""
     height, width, _ = model.input_shape[1:]
     labels = tuple(map(str, range(10)))
     classifier = kr.Classifier(model, kr.weights.Preprocess((height, width)), labels, "ViTTiny16")
@@ -58,7 +58,7 @@ def file_of_a_run(model, folder):
 
 
 def bare(model, folder, name="a.safetensors"):
-    """As timm saves it: nothing but arrays."""
+    """Write only arrays, like timm."""
     save_file(state_of(model), folder / name)
     return folder / name
 
@@ -83,7 +83,7 @@ def test_the_grid_is_known(write, old, new, tmp_path):
     path = write(source, tmp_path)
     model = vit(new, seed=2)
     before = snapshot(model)
-    with pytest.raises(WeightsError, match=r"misshapen.*pos_embed .* on a grid of \d x \d for"):
+    with pytest.raises(WeightsError, match=r"misshapen.*pos_embed .* on a grid of \d x \d, expected"):
         kr.load_weights(model, path)
     assert unchanged(model, before)
     report = kr.load_weights(model, path, adapt=Adapt(size=True))
@@ -150,7 +150,7 @@ def test_register_tokens_have_no_place_on_the_grid(tmp_path):
 
 
 def test_signals_have_one_axis(tmp_path):
-    """A count along one axis tells the grid, so nothing is asked for; volumes are as images are."""
+    """For signals the number of patches determines the grid; volumes need it like images."""
     source, model = vit((96, 4), seed=1), vit((96, 4))
     kr.load_weights(model, state_of(source))
     np.testing.assert_array_equal(patches(model), patches(source))
@@ -163,7 +163,7 @@ def test_signals_have_one_axis(tmp_path):
     "given", [{"pretrained_cfg": {"input_size": [3, 64, 48]}}, {"model_args": {"img_size": [64, 48]}}]
 )
 def test_a_repository_states_its_size(hub, given):
-    """Where it differs from timm's default, in one of two places."""
+    """The size is stated in one of two places if it differs from timm's default."""
     source = kr.ViTTiny16(input_shape=TALL, classes=5, classifier_activation=None)
     usual = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 224, 224]}}
     config = {**CONFIG, **usual, **given}
@@ -183,7 +183,7 @@ def test_a_grid_of_another_count():
     model = vit(EVEN)
     with pytest.raises(ValueError, match="as many patches"):
         kr.load_weights(model, state_of(model), grid=(3, 4))
-    with pytest.raises(ValueError, match="ResNet18 has none"):
+    with pytest.raises(ValueError, match="None for ResNet18"):
         kr.load_weights(tiny(), {}, grid=(3, 4))
 
 

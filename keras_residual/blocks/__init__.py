@@ -1,9 +1,9 @@
-"""The blocks residual networks are made of: functions from Functional-API tensors to tensors.
+"""Building blocks of residual networks: functions of Functional-API tensors.
 
-Every block of every family, convolutional or Transformer, ends in `residual`, the one equation of this
-package: `activation(shortcut + drop_path(scale(branch)))`. Tensors are channels last, `(N, *spatial, C)`; the rank
-of a convolution, pooling or normalisation is the tensor's. `name` prefixes the names of the layers that a block
-creates; left out, a fresh one is made up.
+Every block, convolutional or Transformer, ends in `residual`, which computes
+`activation(shortcut + drop_path(scale(branch)))`. Tensors are channels last, `(N, *spatial, C)`. Convolutions, poolings
+and normalisations are 1-D, 2-D or 3-D, depending on the rank of the tensor. `name` is the prefix of the names of the
+layers that a block creates; without it, a unique prefix is generated.
 """
 
 from keras_residual.blocks.channel_attention import efficient_channel_attention, squeeze_excite

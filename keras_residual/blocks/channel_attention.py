@@ -1,4 +1,4 @@
-"""Gates that scale the channels of a branch."""
+"""Channel attention: gates that scale the channels of a branch."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def squeeze_excite(
 
     Args:
         x: A tensor `(N, *spatial, C)`.
-        reduced: Channels between the two layers; `None` for `ratio * C`, rounded to a multiple of `divisor`.
-        ratio: Share of C between the layers.
-        divisor: What the rounded number of channels is a multiple of.
-        bias: Whether the layers have a bias.
-        activation: Between the layers; `None` for linear.
+        reduced: Channels between the two layers; defaults to `ratio * C`, rounded to a multiple of `divisor`.
+        ratio: Channels between the layers as a fraction of C.
+        divisor: Divisor of the rounded number of channels.
+        bias: If true, the layers have biases.
+        activation: Activation between the layers; `None` for linear.
         gate: Activation of the gate.
-        names: Names of the two layers below the prefix.
+        names: Names of the two layers, appended to the prefix.
         name: Prefix of the layers' names.
 
     Returns:
-        A tensor of the shape of `x`.
+        A tensor of the same shape as `x`.
     """
     name = fresh_name(name, "se")
     if reduced is None:
@@ -59,7 +59,7 @@ def squeeze_excite(
 
 
 def efficient_channel_attention(x: Tensor, *, name: str | None = None) -> Tensor:
-    """ECA (Wang et al. 2020): gates from a short 1-D convolution across the channels' means."""
+    """Scale each channel by a gate from a 1-D convolution across the channels' means (Wang et al. 2020, ECA)."""
     name, rank, channels = fresh_name(name, "eca"), spatial_rank(x, "eca"), x.shape[-1]
     size = int(abs(math.log2(channels) + 1) / 2)
     gate = pooling("GlobalAverage", rank)(name=f"{name}.pool")(x)

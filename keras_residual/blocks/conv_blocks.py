@@ -1,4 +1,4 @@
-"""The blocks of convolutional networks."""
+"""Blocks of convolutional networks."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ def basic(
     zero_init: bool = True,
     name: str | None = None,
 ) -> Tensor:
-    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left): `(N, *spatial, C)` ->
-    `(N, *ceil(spatial / stride), filters)`."""
+    """Apply two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left).
+
+    Maps `(N, *spatial, C)` to `(N, *ceil(spatial / stride), filters)`. Arguments as in `bottleneck`.
+    """
     name = fresh_name(name, "basic")
     y = _basic_branch(x, filters, stride, downsample, norm, activation, zero_init, name)
     y = _attended(y, attention, name)
@@ -62,9 +64,9 @@ def plain_basic(
     name: str | None = None,
     **residual_only: Any,
 ) -> Tensor:
-    """`basic` without its skip: the plain network that residual learning is compared with (He et al. 2016).
+    """Apply a `basic` block without skip connection, for the plain networks that He et al. 2016 compare with.
 
-    Options that only a residual block has (`shortcut`, `drop_path`, `zero_init`) are accepted and mean nothing.
+    Options of residual blocks (`shortcut`, `drop_path`, `zero_init`) are accepted and ignored.
     """
     name = fresh_name(name, "plain")
     y = _basic_branch(x, filters, stride, None, norm, activation, False, name)
@@ -115,28 +117,29 @@ def bottleneck(
     zero_init: bool = True,
     name: str | None = None,
 ) -> Tensor:
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, figure 5 right): `(N, *spatial, C)` ->
-    `(N, *ceil(spatial / stride), filters)`.
+    """Apply 1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, figure 5 right).
+
+    Maps `(N, *spatial, C)` to `(N, *ceil(spatial / stride), filters)`.
 
     Args:
         x: The block's input.
         filters: Output channels.
-        stride: Step of the block.
-        width: Channels inside; `filters // 4` if `None`.
+        stride: Stride of the block.
+        width: Channels of the 3x3 convolution; defaults to `filters // 4`.
         groups: Groups of the 3x3 convolution (ResNeXt).
-        reduce_first: Divides the first convolution's channels (SENet-154).
-        stride_in: Which convolution strides: `"3x3"` (v1.5) or `"1x1"` (the first, as in the paper).
-        shortcut: Used where the shape changes.
+        reduce_first: Divisor of the first convolution's channels (SENet-154).
+        stride_in: Convolution that has the stride: `"3x3"` (v1.5) or `"1x1"` (the first one, as in the paper).
+        shortcut: Shortcut if the block changes the shape.
         attention: Channel attention at the end of the branch.
-        downsample: Anti-aliased subsampling in place of the 3x3 convolution's stride.
+        downsample: Anti-aliased subsampling that replaces the stride of the 3x3 convolution.
         norm: Normalisation after each convolution.
-        activation: After each normalisation and after the addition.
+        activation: Activation after each normalisation except the last, and after the addition.
         drop_path: Stochastic-depth rate.
-        zero_init: Start the last normalisation's scale at 0.
+        zero_init: If true, initialize the scale of the last normalisation to 0.
         name: Prefix of the layers' names.
     """
     if stride_in not in ("3x3", "1x1"):
-        raise ValueError(f"stride_in is '3x3' (v1.5) or '1x1' (the original v1). Received: {stride_in!r}.")
+        raise ValueError(f"`stride_in` must be '3x3' (v1.5) or '1x1' (the original v1); got {stride_in!r}.")
     name = fresh_name(name, "bottleneck")
     require_sizes(name, filters=filters, stride=stride)
     width = width or filters // 4
@@ -181,11 +184,12 @@ def preact_basic(
     name: str | None = None,
     norms: str = "bn",
 ) -> Tensor:
-    """Norm, activation, 3x3 convolution, twice, and a shortcut that nothing touches (He et al. 2016b, figure 1b).
+    """Apply a pre-activation block: twice norm, activation and 3x3 convolution (He et al. 2016b, figure 1b).
 
-    Where the shape changes, the first norm and activation are shared by branch and projection, as in the paper.
-    `dropout` between the convolutions is Wide ResNet's (Zagoruyko & Komodakis 2016). `conv` makes every convolution,
-    as `convolution` does; `shortcut` projects, by default with one of 1x1; `norms` begins the norms' names.
+    The shortcut is the identity. If the shape changes, it is a projection of the output of the first norm and
+    activation, as in the paper: `shortcut`, by default a 1x1 convolution. `dropout` is applied between the
+    convolutions, as in Wide ResNets (Zagoruyko & Komodakis 2016). `conv` creates the convolutions, with the arguments
+    of `convolution`. `norms` is the prefix of the names of the norms.
     """
     name = fresh_name(name, "preact")
     require_rate(dropout, "dropout")
@@ -210,7 +214,7 @@ def preact_bottleneck(
     name: str | None = None,
     norms: str = "bn",
 ) -> Tensor:
-    """Pre-activation bottleneck of 1x1, 3x3 and 1x1 convolutions (He et al. 2016b); see `preact_basic`."""
+    """Apply a pre-activation bottleneck of 1x1, 3x3 and 1x1 convolutions (He et al. 2016b); see `preact_basic`."""
     name = fresh_name(name, "preact")
     require_sizes(name, filters=filters, stride=stride)
     width = filters // 4
@@ -257,17 +261,19 @@ def convnext(
     drop_path: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """`x + drop_path(scale * mlp(norm(depthwise(x))))` (Liu et al. 2022, figure 4): `(N, *spatial, C)` -> the same.
+    """Apply a ConvNeXt block, `x + drop_path(scale * mlp(norm(depthwise(x))))` (Liu et al. 2022, figure 4).
+
+    The output has the shape of the input, `(N, *spatial, C)`.
 
     Args:
         x: The block's input.
         kernel: Size of the depthwise convolution.
-        hidden: Channels inside the MLP; four times C if `None`.
-        feed_forward: `mlp`, also the default, or with options, such as `partial(mlp, response_norm=True)` of
-            ConvNeXt V2.
+        hidden: Hidden channels of the MLP; defaults to four times C.
+        feed_forward: `mlp`, the default, or `mlp` with options, such as ConvNeXt V2's
+            `partial(mlp, response_norm=True)`.
         norm: Normalisation before the MLP.
         activation: Activation of the MLP.
-        scale: LayerScale's initial value; `None` for no LayerScale.
+        scale: Initial value of LayerScale; `None` for no LayerScale.
         drop_path: Stochastic-depth rate.
         name: Prefix of the layers' names.
     """

@@ -1,4 +1,4 @@
-"""The one equation, `activation(shortcut + drop_path(scale(branch)))`, and what it is made of."""
+"""The residual equation, `activation(shortcut + drop_path(scale(branch)))`, and its parts."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ def residual(
     activation: Activation = None,
     name: str | None = None,
 ) -> Tensor:
-    """`activation(shortcut + drop_path(scale(branch)))`: the end of every residual block (He et al. 2016, eq. 1-2).
+    """Return `activation(shortcut + drop_path(scale(branch)))`, with which every residual block ends.
+
+    Source: He et al. 2016, equations 1 and 2.
 
     Args:
-        shortcut: `h(x)`, of shape `(N, ..., C)`: the input itself, or its projection.
-        branch: `F(x)`, of exactly the same shape.
-        scale: What multiplies the branch: a fixed number, or a layer such as `layers.LayerScale()` (CaiT) or
+        shortcut: `h(x)`, of shape `(N, ..., C)`: the block's input or its projection.
+        branch: `F(x)`, of the same shape.
+        scale: Multiplier of the branch: a fixed number, or a layer such as `layers.LayerScale()` (CaiT) or
             `layers.SkipInit()` (SkipInit, ReZero).
         drop_path: Stochastic depth (Huang et al. 2016): the probability that a sample skips the branch in training.
-        activation: `f`, applied to the sum. `None` keeps the stream linear, as in pre-activation networks.
+        activation: `f`, applied to the sum. `None` keeps the residual stream linear, as in pre-activation networks.
         name: Prefix of the layers' names.
 
     Returns:
-        A tensor of the common shape.
+        A tensor of the same shape.
 
     Raises:
-        TypeError: If a layer, a model or anything else that is no tensor comes where a tensor belongs.
+        TypeError: If `shortcut` or `branch` is a layer, a model or anything else than a tensor.
         ValueError: If the shapes differ, the rate is not in [0, 1), or the activation is unknown.
     """
     name = fresh_name(name, "residual")
@@ -46,7 +48,7 @@ def residual(
         raise ValueError(explain_mismatch(tuple(shortcut.shape), tuple(branch.shape), name))
     if isinstance(scale, (str, type)):
         raise TypeError(
-            f"{name}: `scale` is a number or a layer, such as keras_residual.layers.LayerScale(). Received: {scale!r}."
+            f"{name}: `scale` must be a number or a layer, such as keras_residual.layers.LayerScale(); got {scale!r}."
         )
     if callable(scale):
         branch = scale(branch)
@@ -58,23 +60,26 @@ def residual(
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
-    """Stochastic-depth rates of `depth` blocks, growing linearly from 0 to `last` (Huang et al. 2016, section 3)."""
+    """Return the stochastic-depth rates of `depth` blocks, which grow linearly from 0 to `last`.
+
+    Source: Huang et al. 2016, section 3.
+    """
     require_rate(last, "drop_path")
     return [last * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def _drop_path(x: Tensor, rate: float, name: str) -> Tensor:
     require_rate(rate, "drop_path")
-    # The layer stays at rate 0, so that the graph never depends on the rate.
+    # Add the layer even if the rate is 0, so that the graph does not depend on the rate.
     noise_shape = (None,) + (1,) * (len(x.shape) - 1)
     return keras.layers.Dropout(rate, noise_shape=noise_shape, name=f"{name}.drop_path")(x)
 
 
 def activate(x: Tensor, activation: Activation, *, name: str) -> Tensor:
-    """Applies an activation by name or function; `None` returns `x`.
+    """Apply an activation given by name or as a function; `None` returns `x`.
 
     Raises:
-        ValueError: If Keras and this package know no activation of that name.
+        ValueError: If neither Keras nor this package has an activation with that name.
     """
     if activation is None:
         return x
@@ -88,7 +93,7 @@ def activate(x: Tensor, activation: Activation, *, name: str) -> Tensor:
     if not callable(function) or isinstance(function, type):
         known = {n for n in dir(keras.activations) if n[0] != "_"} - {"get", "serialize", "deserialize"}
         raise ValueError(
-            f"{name}: an activation is a function or one of the known names. Received: {activation!r}. "
-            f"Known: {', '.join(sorted({*known, *own}))}."
+            f"{name}: the activation must be a function or one of {', '.join(sorted({*known, *own}))}; got "
+            f"{activation!r}."
         )
     return keras.layers.Activation(function, name=name)(x)

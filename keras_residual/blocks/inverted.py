@@ -1,4 +1,4 @@
-"""The blocks of mobile networks: depthwise convolutions between pointwise ones, as in MobileNet and EfficientNet."""
+"""Blocks of mobile networks, with depthwise and pointwise convolutions, as in MobileNet and EfficientNet."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def depthwise_separable(
     drop_path: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Convolve depthwise, then pointwise (Howard et al. 2017, MobileNet): `(N, *spatial, C)` -> `(N, *spatial,
-    filters)`.
+    """Apply a depthwise and a pointwise convolution with a skip connection (Howard et al. 2017, MobileNet).
 
-    timm: `DepthwiseSeparableConv`. Arguments as in `inverted_residual`; `pointwise_activation` activates the output, as
-    in MobileNet itself, whose blocks have no skip.
+    Maps `(N, *spatial, C)` to `(N, *ceil(spatial / stride), filters)`. This is timm's `DepthwiseSeparableConv`.
+    Arguments as in `inverted_residual`. With `pointwise_activation` the output is activated, as in the original
+    MobileNet, whose blocks have no skip connections.
     """
     name = fresh_name(name, "depthwise_separable")
     use = _convolutions(filters, stride, se, norm, padding, name)
@@ -68,24 +68,24 @@ def inverted_residual(
     drop_path: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Expand, convolve depthwise, project (Sandler et al. 2018, MobileNetV2): `(N, *spatial, C)` -> `(N, *spatial,
-    filters)`.
+    """Expand, convolve depthwise and project, with a skip connection (Sandler et al. 2018, MobileNetV2).
 
-    timm: `InvertedResidual`; EfficientNet's MBConv. Nothing is activated after the projection and the addition.
+    Maps `(N, *spatial, C)` to `(N, *ceil(spatial / stride), filters)`. This is timm's `InvertedResidual` and
+    EfficientNet's MBConv. No activation follows the projection or the addition.
 
     Args:
         x: The block's input.
         filters: Output channels.
         kernel: Size of the depthwise convolution.
         stride: Step of the depthwise convolution.
-        expansion: The inner channels are this multiple of the input's, rounded by `make_divisible`.
-        hidden: The inner channels outright, as in pruned networks; `None` for `expansion`.
-        se: Channel attention after the depthwise convolution; it also gets the number of the block's input channels,
-            of which EfficientNet's width is a share. `None` for none.
+        expansion: Inner channels as a multiple of the input channels, rounded by `make_divisible`.
+        hidden: Number of inner channels, as in pruned networks; `None` to use `expansion`.
+        se: Channel attention after the depthwise convolution, or `None`. It also receives the number of the block's
+            input channels, because EfficientNet's hidden width is a fraction of it.
         norm: Normalisation after each convolution.
-        activation: After each normalisation but the last.
-        skip: Whether to add the input where neither size nor channels change.
-        padding: Of every convolution, as in `convolution`.
+        activation: Activation after each normalisation except the last.
+        skip: If true, add the input if the block keeps its size and channels.
+        padding: Padding of every convolution, as in `convolution`.
         drop_path: Stochastic-depth rate.
         name: Prefix of the layers' names.
     """
@@ -118,11 +118,11 @@ def edge_residual(
     drop_path: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Expand by a full convolution, then project (Tan & Le 2021, Fused-MBConv): `(N, *spatial, C)` -> `(N, *spatial,
-    filters)`.
+    """Expand by a full convolution and project, with a skip connection (Tan & Le 2021, Fused-MBConv).
 
-    timm: `EdgeResidual`. Arguments as in `inverted_residual`. `group_size` divides the inner channels into groups
-    (mobilenet_edgetpu_v2); `downsample` is anti-aliased subsampling in place of the stride (mobilenetv4).
+    Maps `(N, *spatial, C)` to `(N, *ceil(spatial / stride), filters)`. This is timm's `EdgeResidual`. Arguments as in
+    `inverted_residual`. `group_size` divides the inner channels into groups (mobilenet_edgetpu_v2). `downsample` is
+    anti-aliased subsampling that replaces the stride (mobilenetv4).
     """
     name = fresh_name(name, "edge_residual")
     use = _convolutions(filters, stride, se, norm, padding, name)
@@ -130,7 +130,7 @@ def edge_residual(
     require_sizes(name, hidden=hidden, group_size=group_size or 1)
     if hidden % (group_size or 1):
         raise ValueError(
-            f"{name}: the inner channels must be a multiple of group_size. Received: {hidden} channels, "
+            f"{name}: the number of inner channels must be a multiple of `group_size`; got {hidden} channels and "
             f"group_size={group_size}."
         )
     step, groups = 1 if downsample else stride, hidden // group_size if group_size else 1
@@ -146,7 +146,7 @@ def edge_residual(
 def _convolutions(
     filters: int, stride: int, se: SqueezeExcite | None, norm: Norm, padding: Padding, name: str
 ) -> Callable[..., Tensor]:
-    """Return `conv_norm` with what all convolutions of a block have in common."""
+    """Return `conv_norm` with the options shared by all convolutions of a block."""
     require_sizes(name, filters=filters, stride=stride)
     require_function(norm, "norm", name)
     if se is not None:

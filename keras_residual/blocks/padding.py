@@ -1,4 +1,4 @@
-"""Padding of convolutions and pooling: which libraries pad how, and what it means for a kernel."""
+"""Padding of convolutions and poolings by the rules of torch, TensorFlow or explicit widths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def kernel_sizes(kernel: Any, rank: int, name: str) -> tuple[int, ...]:
     sizes = tuple(kernel) if isinstance(kernel, (tuple, list)) else (kernel,) * rank
     if len(sizes) != rank:
         raise ValueError(
-            f"{name}: kernel must be one size or one per spatial axis. Received: kernel={kernel!r} for {rank} axes."
+            f"{name}: `kernel` must be one size or one per spatial axis; got kernel={kernel!r} for {rank} axes."
         )
     for size in sizes:
         require_sizes(name, kernel=size)
@@ -24,7 +24,7 @@ def kernel_sizes(kernel: Any, rank: int, name: str) -> tuple[int, ...]:
 
 
 def keeps_size(widths: Widths, kernel: tuple[int, ...], dilation: int) -> bool:
-    """Return True if padding is the same on both sides and keeps the size where the stride is 1."""
+    """Return True if the padding is equal on both sides and keeps the size at stride 1."""
     pairs = zip(widths, kernel, strict=True)
     return all(before == after and before + after == dilation * (size - 1) for (before, after), size in pairs)
 
@@ -34,7 +34,7 @@ def is_zero(widths: Widths) -> bool:
 
 
 def padding_widths(padding: Any, kernel: tuple[int, ...], dilation: int, name: str) -> Widths | None:
-    """Return what is added before and after each axis; `None` where that depends on the input's size ("same")."""
+    """Return the padding before and after each axis, or `None` if it depends on the input size ("same")."""
     if padding == "same":
         return None
     if padding == "valid":
@@ -42,9 +42,9 @@ def padding_widths(padding: Any, kernel: tuple[int, ...], dilation: int, name: s
     if padding is None:
         if any(size % 2 == 0 for size in kernel):
             raise ValueError(
-                f"{name}: an even kernel has no middle, so its padding must be given. Received: kernel={kernel}, "
-                "padding=None. Use 'same' (TensorFlow's rule), 'valid', an integer, or pairs such as "
-                "((0, 1), (0, 1)). To cut an image into patches use blocks.patches."
+                f"{name}: `padding` must be given for an even kernel, which cannot be padded symmetrically; got "
+                f"kernel={kernel}, padding=None. Use 'same' (TensorFlow's rule), 'valid', an integer, or pairs such as "
+                "((0, 1), (0, 1)). To cut an image into patches, use blocks.patches."
             )
         widths = (dilation * (size - 1) // 2 for size in kernel)
         return tuple((width, width) for width in widths)
@@ -56,8 +56,8 @@ def _explicit(padding: Any, rank: int, name: str) -> Widths:
     pairs = isinstance(widths, (tuple, list)) and all(isinstance(w, (tuple, list)) and len(w) == 2 for w in widths)
     if not pairs or len(widths) != rank or not all(_is_width(w) for pair in widths for w in pair):
         raise ValueError(
-            f"{name}: padding must be None (symmetric), 'same', 'valid', an integer, or a pair of integers per "
-            f"spatial axis, such as {((0, 1),) * rank} for a zero after each. Received: {padding!r} for {rank} axes."
+            f"{name}: `padding` must be None (symmetric), 'same', 'valid', an integer, or a pair of integers per "
+            f"spatial axis, such as {((0, 1),) * rank} for a zero after each; got {padding!r} for {rank} axes."
         )
     return tuple((before, after) for before, after in widths)
 

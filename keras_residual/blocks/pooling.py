@@ -1,4 +1,4 @@
-"""Pooling; the rank is the tensor's."""
+"""Pooling of 1-D, 2-D or 3-D tensors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from keras_residual.blocks.rules import Tensor, pooling, require_sizes, spatial_
 def max_pool(
     x: Tensor, size: int = 3, stride: int = 2, *, padding: Padding = None, ceil: bool = False, name: str
 ) -> Tensor:
-    """Max pooling; padding never wins, also where activations are negative.
+    """Apply max pooling. Padded values are never the maximum, even if all activations are negative.
 
     Args:
         x: A tensor `(N, *spatial, C)`.
         size: Size of the windows along each axis.
         stride: Step along each axis.
-        padding: As in `convolution`; `None` is symmetric, of an even size one step less.
-        ceil: torch's ceil mode, as in SENet and VoVNet: a last window may begin within the image and end beyond it.
+        padding: As in `convolution`; `None` pads `(size - 1) // 2` on both sides.
+        ceil: If true, use torch's ceil mode, as in SENet and VoVNet: the last window may extend beyond the image.
         name: Name of the layer.
     """
     rank = spatial_rank(x, name)
@@ -28,8 +28,8 @@ def max_pool(
     if ceil:
         if widths is None or size < stride:
             raise ValueError(
-                f"{name}: ceil mode takes padding other than 'same' and windows not smaller than the stride. Received: "
-                f"padding={padding!r}, size={size}, stride={stride}."
+                f"{name}: with ceil=True, padding must not be 'same' and the size must not be smaller than the stride; "
+                f"got padding={padding!r}, size={size}, stride={stride}."
             )
         widths = tuple((before, after + stride - 1) for before, after in widths)
     if widths is None:
@@ -42,14 +42,15 @@ def max_pool(
 def average_pool(
     x: Tensor, stride: int = 2, *, size: int | None = None, padding: Padding = "valid", name: str
 ) -> Tensor:
-    """Average pooling; without options plain anti-aliased subsampling.
+    """Apply average pooling. By default the windows do not overlap, for anti-aliased subsampling.
 
     Args:
         x: A tensor `(N, *spatial, C)`.
         stride: Step along each axis.
-        size: Size of the windows along each axis; `None` for `stride`.
-        padding: As in `convolution`. `"same"` averages what a window covers; of size and stride 2 that is torch's ceil
-            mode, of an odd size and stride 1 `count_include_pad=False`. Other padding counts as zeros.
+        size: Size of the windows along each axis; defaults to `stride`.
+        padding: As in `convolution`. `"same"` averages only the values inside the image, which equals torch's ceil mode
+            for size and stride 2, and `count_include_pad=False` for an odd size and stride 1. Other padding counts as
+            zeros.
         name: Name of the layer.
     """
     rank, size = spatial_rank(x, name), size or stride
@@ -61,5 +62,5 @@ def average_pool(
 
 
 def blur_pool(x: Tensor, stride: int = 2, *, name: str) -> Tensor:
-    """Binomial 3x3 blur, then subsampling (Zhang 2019); see `layers.BlurPool`."""
+    """Apply a binomial 3x3 blur, then subsample (Zhang 2019); see `layers.BlurPool`."""
     return layers.BlurPool(stride, name=name)(x)

@@ -1,4 +1,4 @@
-"""What blocks have in common: the kinds of functions they take, and the rules they hold their inputs to."""
+"""Types of the functions that blocks take as arguments, and validation of blocks' inputs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import keras
 
 from keras_residual import layers
 
-Tensor = Any  # a KerasTensor while a model is built; backends' tensors work too
+Tensor = Any  # a KerasTensor while a model is built; backend tensors work too
 Activation = str | Callable[[Any], Any] | None
 
 
 class Norm(Protocol):
-    """A normalisation: `norm(x, name=..., zero_init=False)`."""
+    """Normalisation: `norm(x, name=..., zero_init=False)`."""
 
     def __call__(self, x: Tensor, *, name: str, zero_init: bool = False) -> Tensor: ...
 
 
 class Shortcut(Protocol):
-    """A shortcut that may change shape: `shortcut(x, filters, stride=..., norm=..., name=...)`."""
+    """Shortcut that may change the shape: `shortcut(x, filters, stride=..., norm=..., name=...)`."""
 
     def __call__(self, x: Tensor, filters: int, *, stride: int, norm: Norm, name: str) -> Tensor: ...
 
 
 class PreactShortcut(Protocol):
-    """A projection of what the first norm and activation put out: `shortcut(y, filters, stride=..., conv=...)`."""
+    """Shortcut of a pre-activation block, applied after the first norm and activation.
+
+    It is called as `shortcut(y, filters, stride=..., conv=..., name=...)`.
+    """
 
     def __call__(self, y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor: ...
 
@@ -40,24 +43,24 @@ class Attention(Protocol):
 
 
 class SqueezeExcite(Protocol):
-    """Channel attention within a block whose input has that many channels: `se(x, channels, name=...)`."""
+    """Channel attention inside a block; `channels` are those of the block's input: `se(x, channels, name=...)`."""
 
     def __call__(self, x: Tensor, channels: int, *, name: str) -> Tensor: ...
 
 
 class Downsample(Protocol):
-    """Anti-aliased subsampling in place of a stride: `downsample(x, stride, name=...)`."""
+    """Anti-aliased subsampling that replaces a stride: `downsample(x, stride, name=...)`."""
 
     def __call__(self, x: Tensor, stride: int, *, name: str) -> Tensor: ...
 
 
 def make_divisible(channels: float, divisor: int = 8, *, limit: float = 0.9) -> int:
-    """Round a number of channels to a multiple of `divisor`, as MobileNets do.
+    """Round a number of channels to a multiple of `divisor`, as in MobileNets.
 
     Args:
-        channels: The number to round, such as a width times a multiplier.
-        divisor: What the result is a multiple of, and its least value.
-        limit: The result is never below this share of `channels`: the next multiple is taken instead.
+        channels: Number to round, such as a width times a multiplier.
+        divisor: Divisor of the result, and its smallest value.
+        limit: Smallest accepted ratio of the result to `channels`; below it, round up to the next multiple.
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < limit * channels else rounded
@@ -80,23 +83,23 @@ def spatial_rank(x: Tensor, name: str) -> int:
     rank = len(x.shape) - 2
     if rank not in (1, 2, 3):
         raise ValueError(
-            f"{name}: convolutions take (N, steps, C), (N, H, W, C) or (N, D, H, W, C). Received: shape "
-            f"{tuple(x.shape)}. Networks for vectors are built from dense layers: see ResidualMLP."
+            f"{name}: the shape must be (N, steps, C), (N, H, W, C) or (N, D, H, W, C) for a convolution; got "
+            f"{tuple(x.shape)}. For vectors, use a network of dense layers, such as ResidualMLP."
         )
     return rank
 
 
 def require_sizes(name: str, **sizes: Any) -> None:
-    for what, size in sizes.items():
+    for argument, size in sizes.items():
         if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-            raise ValueError(f"{name}: {what} is one positive integer. Received: {what}={size!r}.")
+            raise ValueError(f"{name}: `{argument}` must be one positive integer; got {argument}={size!r}.")
 
 
-def require_function(value: Any, what: str, name: str) -> None:
+def require_function(value: Any, argument: str, name: str) -> None:
     if not callable(value) or isinstance(value, (type, keras.layers.Layer)):
         raise TypeError(
-            f"{name}: `{what}` is a function that makes a new layer each time it is called, such as "
-            f"{_FUNCTIONS[what]}. Received: {value!r}."
+            f"{name}: `{argument}` must be a function that creates a new layer each time it is called, such as "
+            f"{_FUNCTIONS[argument]}; got {value!r}."
         )
 
 
@@ -109,24 +112,24 @@ _FUNCTIONS = {
 }
 
 
-def require_rate(rate: float, what: str) -> None:
+def require_rate(rate: float, argument: str) -> None:
     if not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
-        raise ValueError(f"{what} is a probability, 0 <= {what} < 1. Received: {rate!r}.")
+        raise ValueError(f"`{argument}` must be a probability, 0 <= {argument} < 1; got {rate!r}.")
 
 
-def require_tensor(x: Any, what: str, name: str) -> None:
+def require_tensor(x: Any, argument: str, name: str) -> None:
     if isinstance(x, (keras.layers.Layer, type)):
         kind = "Sequential model" if isinstance(x, keras.Sequential) else type(x).__name__
         raise TypeError(
-            f"{name}: `{what}` must be a tensor. Received: a {kind}. A residual block is a function of its input, "
-            "called on a tensor of the Functional API; a Sequential model has no place for a skip. Write:\n"
+            f"{name}: `{argument}` must be a tensor; got a {kind}. Call residual blocks on tensors of the Functional "
+            "API, because a Sequential model cannot contain skip connections:\n"
             "    inputs = keras.Input((224, 224, 3))\n"
             "    x = keras_residual.blocks.basic(inputs, 64)\n"
             "    model = keras.Model(inputs, x)"
         )
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise TypeError(
-            f"{name}: `{what}` must be a tensor, such as keras.Input(...) or a layer's output. Received: {x!r}."
+            f"{name}: `{argument}` must be a tensor, such as keras.Input(...) or the output of a layer; got {x!r}."
         )
 
 
@@ -140,17 +143,20 @@ def explain_mismatch(shortcut: tuple[Any, ...], branch: tuple[Any, ...], name: s
         } - {1}
         if steps == {0}:
             advice.append(
-                "the branch is larger than its input: give the shortcut an upsampling, or remove the branch's"
+                "upsample the shortcut like the branch, or remove the upsampling from the branch, which is larger than "
+                "the block's input"
             )
         elif steps:
             stride = max(steps)
-            advice.append(f"give the shortcut the branch's stride: blocks.projection(x, {branch[-1]}, stride={stride})")
-            advice.append("pad the branch's convolutions if they shrink the image ('same', not 'valid')")
+            advice.append(
+                f"give the shortcut the same stride as the branch: blocks.projection(x, {branch[-1]}, stride={stride})"
+            )
+            advice.append("use padding='same' instead of 'valid' if the branch's convolutions shrink the image")
     else:
-        advice.append("shortcut and branch differ in rank: flatten or pool after the addition, not before it")
+        advice.append("flatten or pool after the addition instead of before it, because the ranks differ")
     return (
-        f"{name}: shortcut and branch must have the same shape to be added. Received: shortcut {shortcut}, branch "
-        f"{branch}. To do: {'; '.join(advice)}."
+        f"{name}: shortcut and branch must have the same shape to be added; got shortcut {shortcut} and branch "
+        f"{branch}. To fix it: {'; '.join(advice)}."
     )
 
 

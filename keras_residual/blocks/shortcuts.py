@@ -1,4 +1,4 @@
-"""Shortcuts, `h(x)`: what a block adds its branch to."""
+"""Shortcuts `h(x)`, to which blocks add their branches."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from keras_residual.blocks.rules import Norm, Tensor, fresh_name, pooling, spati
 
 
 def identity(x: Tensor, filters: int, *, stride: int = 1, norm: Norm = batch_norm, name: str = "") -> Tensor:
-    """`h(x) = x`: the shortcut of every block that keeps the shape."""
+    """Return `x`: the shortcut of every block that keeps the shape."""
     return x
 
 
 def projection(
     x: Tensor, filters: int, *, stride: int = 1, norm: Norm = batch_norm, name: str | None = None, kernel: int = 1
 ) -> Tensor:
-    """`h(x) = W x`, a strided 1x1 convolution and a norm: the shortcut where the shape changes (He et al. 2016, B).
+    """Apply a strided 1x1 convolution and a norm (He et al. 2016, option B).
 
-    `kernel` is the size where it subsamples: at stride 1 the convolution is 1x1 whatever `kernel` is, as timm has it.
+    This is the shortcut of blocks that change the shape. `kernel` is the size of the convolution if the stride is
+    larger than 1. As in timm, the convolution is always 1x1 at stride 1.
     """
     kernel = kernel if stride > 1 else 1
     name = fresh_name(name, "projection")
@@ -29,10 +30,10 @@ def projection(
 def pooled_projection(
     x: Tensor, filters: int, *, stride: int = 1, norm: Norm = batch_norm, name: str | None = None
 ) -> Tensor:
-    """Average pooling, then a 1x1 convolution: no value of `x` is thrown away (He et al. 2019, ResNet-D)."""
+    """Apply average pooling, then a 1x1 convolution, which ignores no value of `x` (He et al. 2019, ResNet-D)."""
     name = fresh_name(name, "projection")
     if stride > 1:
-        # "same" is torch's ceil mode: windows that hang over the edge average what they cover.
+        # "same" equals torch's ceil mode: windows beyond the edge average only the values inside.
         x = average_pool(x, stride, padding="same", name=f"{name}.0")
     return conv_norm(x, filters, 1, norm=norm, name=name, names=("1", "2", "act"))
 
@@ -40,13 +41,14 @@ def pooled_projection(
 def padded_identity(
     x: Tensor, filters: int, *, stride: int = 1, norm: Norm = batch_norm, name: str | None = None
 ) -> Tensor:
-    """Subsampling, then zeros for the new channels: a shortcut without parameters (He et al. 2016, option A)."""
+    """Subsample and fill new channels with zeros: a shortcut without parameters (He et al. 2016, option A)."""
     name, rank = fresh_name(name, "shortcut"), spatial_rank(x, "padded_identity")
     if stride > 1:
         x = pooling("Max", rank)(1, stride, name=f"{name}.subsample")(x)
     missing = filters - x.shape[-1]
     if missing < 0:
         raise ValueError(
-            f"{name}: zeros can only add channels. Received: {x.shape[-1]} channels, filters={filters}. Use projection."
+            f"{name}: `filters` must not be smaller than the number of input channels, because padding can only add "
+            f"channels; got {x.shape[-1]} channels and filters={filters}. Use blocks.projection."
         )
     return ops.pad(x, [(0, 0)] * (rank + 1) + [(missing // 2, missing - missing // 2)]) if missing else x

@@ -1,4 +1,4 @@
-"""The pre-norm blocks of Transformers, and the two layers of which ConvNeXt has one half."""
+"""Pre-norm Transformer blocks: attention and MLPs. ConvNeXt uses the MLPs too."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from keras_residual.blocks.rules import (
 
 
 def dense(x: Tensor, units: int, *, bias: bool = True, name: str) -> Tensor:
-    """A dense layer on the last axis, initialised as Vision Transformers are."""
+    """Apply a dense layer to the last axis, initialized as in Vision Transformers."""
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     return keras.layers.Dense(units, use_bias=bias, kernel_initializer=initializer, name=name)(x)
 
 
 def pointwise(x: Tensor, units: int, *, bias: bool = True, name: str) -> Tensor:
-    """`dense`, stored as the 1x1 convolution that timm makes of it; see `layers.PointwiseDense`."""
+    """Apply a dense layer that timm stores as a 1x1 convolution; see `layers.PointwiseDense`."""
     initializer = keras.initializers.TruncatedNormal(stddev=0.02)
     return layers.PointwiseDense(units, use_bias=bias, kernel_initializer=initializer, name=name)(x)
 
@@ -47,16 +47,16 @@ def attention(
     dropout: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Multi-head self-attention (Vaswani et al. 2017) of `(N, L, C)`, with one matrix for query, key and value.
+    """Apply multi-head self-attention (Vaswani et al. 2017) with one matrix for query, key and value.
 
     Args:
         x: Tokens `(N, L, C)`.
-        heads: Number of heads; divides C.
-        qkv_bias: Whether the first projection has a bias.
-        proj_bias: Whether the last projection has a bias.
+        heads: Number of heads, a divisor of C.
+        qkv_bias: If true, the projection to query, key and value has a bias.
+        proj_bias: If true, the output projection has a bias.
         qk_norm: Normalisation of each head's query and key (Dehghani et al. 2023).
-        causal: Whether a token sees only itself and the tokens before it.
-        dropout: Rate of dropout after the last projection.
+        causal: If true, a token attends only to itself and to earlier tokens.
+        dropout: Dropout rate after the output projection.
         name: Prefix of the layers' names.
     """
     name = fresh_name(name, "attention")
@@ -65,12 +65,12 @@ def attention(
     require_sizes(name, heads=heads)
     if len(x.shape) != 3:
         raise ValueError(
-            f"{name}: attention takes a sequence, (N, L, C). Received: shape {tuple(x.shape)}. Of an image make one by "
-            "keras.layers.Reshape((height * width, channels)), or blocks.patches and a Reshape."
+            f"{name}: the input of attention must be a sequence, (N, L, C); got shape {tuple(x.shape)}. Convert an "
+            "image with keras.layers.Reshape((height * width, channels)), or with blocks.patches and a Reshape."
         )
     if x.shape[-1] % heads:
         raise ValueError(
-            f"{name}: the channels must be a multiple of the number of heads. Received: {x.shape[-1]} channels, "
+            f"{name}: the number of channels must be a multiple of the number of heads; got {x.shape[-1]} channels and "
             f"heads={heads}."
         )
     q, k, v = layers.SplitHeads(heads, name=f"{name}.heads")(
@@ -93,9 +93,9 @@ def mlp(
     dropout: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Two dense layers on the last axis: `(..., C)` -> `(..., hidden)` -> `(..., C)`.
+    """Apply two dense layers to the last axis: `(..., C)` -> `(..., hidden)` -> `(..., C)`.
 
-    `linear` is `dense` or `pointwise`; `response_norm` puts a `layers.GlobalResponseNorm` before the second one.
+    `linear` is `dense` or `pointwise`. `response_norm` inserts a `layers.GlobalResponseNorm` before the second layer.
     """
     name = fresh_name(name, "mlp")
     require_tensor(x, "x", name)
@@ -117,9 +117,9 @@ def swiglu(
     dropout: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Gated MLP (Shazeer 2020): `fc2(silu(a) * b)`, where `fc1` gives `a` and `b` of `hidden // 2` channels each.
+    """Apply a gated MLP (Shazeer 2020): `fc2(silu(a) * b)`, where `fc1` outputs `a` and `b`.
 
-    With `gate_last`, `b` is the gate: `fc2(a * silu(b))`.
+    `a` and `b` have `hidden // 2` channels each. With `gate_last`, `b` is the gate: `fc2(a * silu(b))`.
     """
     name = fresh_name(name, "mlp")
     require_tensor(x, "x", name)
@@ -144,7 +144,7 @@ def split_swiglu(
     dropout: float = 0.0,
     name: str | None = None,
 ) -> Tensor:
-    """Gated MLP with a matrix for each half: `fc2(silu(fc1_g(x)) * fc1_x(x))`, both of `hidden` channels."""
+    """Apply a gated MLP with separate matrices of `hidden` channels: `fc2(silu(fc1_g(x)) * fc1_x(x))`."""
     name = fresh_name(name, "mlp")
     require_tensor(x, "x", name)
     require_rate(dropout, "dropout")
@@ -167,9 +167,9 @@ def attention_block(
     names: tuple[str, str, str] = ("norm1", "attn", "ls1"),
     **options: Any,
 ) -> Tensor:
-    """`x + drop_path(scale * attention(norm(x)))`: the first half of a pre-norm Transformer block.
+    """Apply the first half of a pre-norm Transformer block: `x + drop_path(scale * attention(norm(x)))`.
 
-    `scale` is LayerScale's initial value (`None`: no LayerScale); `options` go to `attention`.
+    `scale` is the initial value of LayerScale (`None` for no LayerScale). `options` are passed to `attention`.
     """
     name = fresh_name(name, "block")
     require_function(norm, "norm", name)
@@ -190,10 +190,10 @@ def mlp_block(
     names: tuple[str, str, str] = ("norm2", "mlp", "ls2"),
     **options: Any,
 ) -> Tensor:
-    """`x + drop_path(scale * mlp(norm(x)))`: the second half of a pre-norm Transformer block.
+    """Apply the second half of a pre-norm Transformer block: `x + drop_path(scale * mlp(norm(x)))`.
 
-    `feed_forward` is `mlp`, `swiglu` or `split_swiglu`; `scale` is LayerScale's initial value; `options` go to
-    `feed_forward`.
+    `feed_forward` is `mlp`, `swiglu` or `split_swiglu`. `scale` is the initial value of LayerScale (`None` for no
+    LayerScale). `options` are passed to `feed_forward`.
     """
     name = fresh_name(name, "block")
     require_function(norm, "norm", name)

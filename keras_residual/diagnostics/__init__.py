@@ -1,7 +1,7 @@
-"""Looking into residual networks: how gradients flow, what each block does, and whether its skip is one.
+"""Diagnostics of residual networks: gradient flow, importance of blocks, broken skip connections, saliency maps.
 
-Every function returns a result that prints as a table, keeps its `.rows`, and draws itself with `.plot(path)`. They
-work on the graph of any Functional Keras model, on TensorFlow and on JAX.
+Every function returns a result that prints as a table, has the table's `.rows`, and draws a figure with `.plot(path)`.
+They work on any Functional Keras model, on TensorFlow and JAX.
 """
 
 from keras_residual.diagnostics.check import Check, Fault, check_residual

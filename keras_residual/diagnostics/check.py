@@ -1,4 +1,4 @@
-"""Skip connections of any Functional model: where they are, and which are broken."""
+"""Detection of the skip connections of any Functional model, and of faults in them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["Check", "Fault", "check_residual"]
 
 @dataclasses.dataclass(frozen=True)
 class Check(Result):
-    """What `check_residual` returns.
+    """Result of `check_residual`.
 
     Attributes:
-        faults: What is wrong, from the input on.
+        faults: The faults that were found, ordered from the input to the output.
     """
 
     faults: tuple[Fault, ...] = ()
-    spans: tuple[tuple[int, int, int], ...] = ()  # of each row: places of start, end and last call
+    spans: tuple[tuple[int, int, int], ...] = ()  # per row: positions of start, end and last call
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if no fault was found."""
         return not self.faults
 
     def __str__(self) -> str:
@@ -82,30 +82,31 @@ class Check(Result):
 
 
 def check_residual(model: keras.Model) -> Check:
-    """Tells where a model's skip connections are, and which of them do not do what a skip connection is for.
+    """Find the skip connections of a model, and check each of them for common faults.
 
-    Works on any Functional model, whoever built it; models inside it are looked into. An addition is a residual block
-    if its sides are made of one tensor and one of them is no more than an identity or a projection. What layers do is
-    measured on noise where their type does not say it. Weights do not matter, but for the growth of a stream without
-    normalisation. A `Sequential` or a plain network is told to have none.
+    Works on any Functional model, including nested models. An addition is a residual block if its operands are computed
+    from the same tensor and one of them is only an identity or a projection. If the type of a layer does not determine
+    what it computes, it is measured on noise. The weights do not matter, except for detecting a residual stream that
+    grows because it lacks normalisation. For a `Sequential` model or a plain network, the result states that there are
+    no skip connections.
 
-    Faults it knows, each with its source: a shortcut that is scaled, dropped out, normalised, bypassed by an
-    activation, detached, projected where it need not be, or moved against its branch (cropped where the branch
-    strides); a branch that is missing, linear, never negative, cut off or frozen; two branches and no shortcut; a
-    concatenation in place of an addition; channels that are broadcast; an activation on the stream of a pre-activation
-    network; a stream that grows without normalisation.
+    The following faults are detected, each with a reference to the literature: a shortcut that is scaled, has dropout,
+    normalisation or an activation, is detached, is projected unnecessarily, or is misaligned with its branch (cropped
+    where the branch has a stride); a branch that is missing, linear, non-negative, detached or frozen; two branches and
+    no shortcut; a concatenation instead of an addition; channels that are broadcast; an activation on the residual
+    stream of a pre-activation network; a residual stream that grows without normalisation.
 
     Args:
         model: A Functional or built Sequential model.
 
     Returns:
-        One row for each addition of tensors with a common origin: `block`, the tensor it starts `from`, its `shortcut`
-        ("identity", "projection", "parameter-free", "gated"; "sum" for additions that are no residual blocks), how many
-        layers its `branch` has, its `verdict`. `.faults` says of each fault which layer, what is wrong and what to do;
-        `.healthy` is whether there is none.
+        A result with one row per addition of tensors with a common origin: `block`, the tensor `from` which it starts,
+        its `shortcut` ("identity", "projection", "parameter-free", "gated"; "sum" for additions that are not residual
+        blocks), the number of operations in its `branch`, and its `verdict`. `.faults` lists for each fault the layer,
+        what is wrong and how to fix it. `.healthy` is true if there are none.
 
     Raises:
-        ValueError: If the model is a subclassed or unbuilt one: it has no graph to look at.
+        ValueError: If the model is subclassed or not built, so that it has no graph.
     """
     structure = Structure(Graph(model))
     graph = structure.graph
@@ -119,43 +120,43 @@ def check_residual(model: keras.Model) -> Check:
             "block": block.name,
             "from": graph.name(block.start),
             "shortcut": block.kind,
-            "branch": f"{len(block.branch.calls)} operations, {len(block.branch.those('weights'))} with kernels",
+            "branch": f"{len(block.branch.calls)} operations, {len(block.branch.calls_with('weights'))} with kernels",
             "verdict": verdicts.get(block.name, "healthy"),
         }
         for block in structure.blocks
     ]
-    spans = [(_place(graph, block.start), block.call.number + 1, len(graph.calls)) for block in structure.blocks]
+    spans = [(_position(graph, block.start), block.call.number + 1, len(graph.calls)) for block in structure.blocks]
     for fault in found:
-        if fault.block not in {row["block"] for row in rows}:  # what should have been an addition
+        if fault.block not in {row["block"] for row in rows}:  # a concatenation instead of an addition
             call = graph.calls[order[fault.block]]
             rows.append({"block": fault.block, "from": "", "shortcut": "none", "branch": "", "verdict": fault.kind})
-            spans.append((_place(graph, min(call.inputs)), call.number + 1, len(graph.calls)))
+            spans.append((_position(graph, min(call.inputs)), call.number + 1, len(graph.calls)))
     return Check(_title(structure, found), rows, _notes(structure), tuple(found), tuple(spans))
 
 
 def _title(structure: Structure, found: list[Fault]) -> str:
     model, blocks = structure.graph.model, structure.residual
-    wrong = f"{len(found)} fault{'s' * (len(found) != 1)}" if found else "no fault"
+    wrong = f"{len(found)} fault{'s' * (len(found) != 1)}" if found else "no faults"
     if blocks:
         kinds = collections.Counter(block.kind for block in blocks)
         which = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         return f"{model.name}: {len(blocks)} skip connection{'s' * (len(blocks) != 1)} ({which}), {wrong}"
     if isinstance(model, keras.Sequential):
-        return f"{model.name}: no skip connection; a Sequential model has no place for one"
+        return f"{model.name}: no skip connection; a Sequential model cannot contain one"
     return f"{model.name}: no skip connection" + (f", {wrong}" if found else "")
 
 
 def _notes(structure: Structure) -> tuple[str, ...]:
     calls = structure.graph.calls
     joined = sum(type(call.operation).__name__ == "Concatenate" and len(call.inputs) > 1 for call in calls)
-    notes = [f"{joined} concatenations carry tensors past layers, too; they are no additions."] if joined else []
+    notes = [f"{joined} concatenations are not counted as skip connections; only additions are."] if joined else []
     base = {keras.Model, keras.Sequential}
     closed = [c.name for c in calls if isinstance(c.operation, keras.Model) and type(c.operation) not in base]
     if closed:
-        notes.append(f"Not looked into, as they are subclassed models: {', '.join(closed)}.")
+        notes.append(f"Subclassed models cannot be checked: {', '.join(closed)}.")
     return tuple(notes)
 
 
-def _place(graph: Graph, number: int) -> int:
+def _position(graph: Graph, number: int) -> int:
     maker = graph.maker[number]
     return maker.number + 1 if maker else 0

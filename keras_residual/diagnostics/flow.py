@@ -1,4 +1,4 @@
-"""How much of the gradient a block's input gets by the shortcut, and how much by the branch."""
+"""Gradient flow: the gradient at each block's input, split into its shortcut and branch parts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ Loss = Callable[[Any, Any], Any] | str | None
 
 @dataclasses.dataclass(frozen=True)
 class GradientFlow(Result):
-    """What `gradient_flow` returns.
+    """Result of `gradient_flow`.
 
     Attributes:
-        loss: The loss on the batch.
-        gradients: For each block its input's gradient, `{"input": ..., "shortcut": ..., "branch": ..., "beside": ...}`,
-            as arrays of the input's shape; `input` is the sum of the others. Empty for a network without blocks.
+        loss: Loss on the batch.
+        gradients: Gradient at each block's input, by the name of the block, as arrays of the input's shape:
+            `{"input": ..., "shortcut": ..., "branch": ..., "beside": ...}`. `input` is the sum of the others; `beside`
+            is the part of consumers outside the block. Empty for a network without blocks.
     """
 
     loss: float = float("nan")
@@ -39,7 +40,7 @@ class GradientFlow(Result):
         names = [row["block" if self.gradients else "layer"] for row in self.rows]
         if self.gradients:
             for key, style in (("shortcut", "o-"), ("branch", "s-"), ("input", "k--")):
-                label = {"input": "both: the block's input"}.get(key, f"by the {key}")
+                label = {"input": "total at the block's input"}.get(key, f"through the {key}")
                 axis.plot([row[key] or np.nan for row in self.rows], style, label=label, ms=4, lw=1.2)
             axis.legend()
         else:
@@ -48,7 +49,7 @@ class GradientFlow(Result):
             )
             axis.legend()
         axis.set_yscale("log")
-        axis.set_ylabel("norm of the loss's gradient")
+        axis.set_ylabel("norm of the gradient of the loss")
         axis.grid(alpha=0.3)
         name_places(axis, names)
         headline(figure, self.title)
@@ -56,34 +57,33 @@ class GradientFlow(Result):
 
 
 def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, training: bool = False) -> GradientFlow:
-    """Norms of the loss's gradient at every residual block: what comes by the shortcut, what by the branch.
+    """Measure the norm of the loss gradient at every residual block, split into shortcut and branch.
 
-    For `y = x + F(x)` the gradient at the block's input is `dL/dy + dL/dy dF/dx` (He et al. 2016b, "Identity Mappings
-    in Deep Residual Networks", eq. 5): the first part reaches every layer undiminished. Here both parts are taken in
-    one backward pass, as the gradients along the edges of the graph that leave the block's input; their sum *is* the
-    gradient there. Where something outside the block takes its input, too, its part is `beside`.
+    For `y = x + F(x)`, the gradient at the block's input is `dL/dy + dL/dy dF/dx` (He et al. 2016b, "Identity Mappings
+    in Deep Residual Networks", eq. 5). The first part reaches every layer undiminished. Both parts are computed in one
+    backward pass, as the gradients along the edges of the graph that leave the block's input. The gradient at the input
+    is their sum, plus the part of consumers outside the block (`beside`), if there are any.
 
     Args:
-        model: A Functional or built Sequential model. One without residual blocks gets a row for each layer with a
-            kernel, so that plain networks can stand beside residual ones.
-        x: A batch of inputs, or the list of a model's inputs.
-        y: Its targets: integer labels `(N,)`, of text and segmentation `(N, ...)`, unless the model was compiled with,
-            or `loss` is, something else.
-        loss: `loss(y, outputs)`, or the name of a loss of Keras. By default that of a compiled model; otherwise the
-            cross-entropy with integer labels, of logits or of probabilities as the model puts out.
-        training: Whether layers behave as in training (batch statistics, dropout). The model does not change.
+        model: A Functional or built Sequential model. If it has no residual blocks, the result has one row per layer
+            with a kernel, so that plain and residual networks can be compared.
+        x: A batch of inputs, or a list of inputs for a model with several inputs.
+        y: Targets of the batch: by default integer labels, `(N,)` or, for text and segmentation, `(N, ...)`; otherwise
+            the targets of the loss that `loss` or the compiled model specifies.
+        loss: Function `loss(y, outputs)` or name of a Keras loss. Defaults to the loss of a compiled model, otherwise
+            to the cross-entropy with integer labels of the model's logits or probabilities.
+        training: If true, layers run in training mode (batch statistics, dropout). The model is not changed.
 
     Returns:
-        The norms over the whole batch, by block in forward order: at its `output` (the sum), by `shortcut` and by
-        `branch` at its input, and at its `input`. `print` it, `.plot(path)` it; the gradients themselves are in
-        `.gradients`.
+        A result with the norms over the batch, one row per block in forward order: at its `output` (the sum), through
+        `shortcut` and `branch` at its input, and in total at its `input`. The gradients are in `.gradients`.
 
     Raises:
-        ValueError: If the model is a subclassed or unbuilt one, or labels and outputs do not go together.
+        ValueError: If the model is subclassed or not built, or if labels and outputs do not match.
     """
     graph = Graph(model)
     blocks = Structure(graph).residual
-    edges: dict[tuple[int, int], int] = {}  # (call, tensor) -> place among the taps
+    edges: dict[tuple[int, int], int] = {}  # (call, tensor) -> index into `taps`
     nodes = {block.end for block in blocks}
     for block in blocks:
         for call in graph.users[block.start]:
@@ -91,13 +91,13 @@ def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, trai
     plain = [] if blocks else _layers(graph)
     nodes |= {call.outputs[0] for call in plain}
     where = {number: len(edges) + i for i, number in enumerate(sorted(nodes))}
-    with keras.StatelessScope():  # the statistics that training would move stay as they are
+    with keras.StatelessScope():  # discards updates of running statistics
         values = graph.run(x, [*(number for _, number in edges), *where], training=training)
     taps = [ops.zeros_like(values[number]) for number in (*(number for _, number in edges), *where)]
     measure = _loss(graph, loss, y)
 
     def total(taps: list[Any]) -> Any:
-        """The loss, with a zero added at every place whose gradient is wanted."""
+        """Return the loss, after adding a zero tensor (tap) wherever a gradient is needed."""
 
         def edit(call: Call, number: int, value: Any) -> Any:
             if number in where:
@@ -142,30 +142,30 @@ def gradient_flow(model: keras.Model, x: Any, y: Any, *, loss: Loss = None, trai
     for call in plain:
         norm = float(np.linalg.norm(slopes[where[call.outputs[0]]]))
         rows.append({"layer": call.name, "output": norm})
-    kept = _kept(rows, "input" if blocks else "output")
+    change = _first_over_last(rows, "input" if blocks else "output")
     what = f"{len(blocks)} residual blocks" if blocks else "no residual block"
     return GradientFlow(
-        f"Gradient flow of {model.name}: {what}, loss {value:.3f}{kept}", rows, (), loss=value, gradients=found
+        f"Gradient flow of {model.name}: {what}, loss {value:.3f}{change}", rows, (), loss=value, gradients=found
     )
 
 
-def _kept(rows: list[dict[str, Any]], key: str) -> str:
+def _first_over_last(rows: list[dict[str, Any]], key: str) -> str:
     if len(rows) < 2 or not rows[-1][key]:
         return ""
-    return f"; first over last: {rows[0][key] / rows[-1][key]:.3g}"
+    return f", gradient of first / last {'block' if key == 'input' else 'layer'} {rows[0][key] / rows[-1][key]:.3g}"
 
 
 def _layers(graph: Graph) -> list[Call]:
-    """The layers with kernels, for networks without blocks."""
+    """Return the calls of layers with kernels, for networks without blocks."""
     calls = (call for call in graph.calls if isinstance(call.operation, keras.Layer))
     return [call for call in calls if any(len(v.shape) >= 2 for v in call.operation.trainable_variables)]
 
 
 def logits_of(graph: Graph) -> tuple[int, Call | None]:
-    """The tensor that holds a classifier's logits, and the layer with the softmax that computes them, if one does.
+    """Return the number of the tensor of a classifier's logits, and the layer that contains the softmax, if any.
 
-    A model that ends in `Activation("softmax")` or `Softmax` has its logits before it; `Dense(activation="softmax")`
-    computes them inside.
+    If a model ends in `Activation("softmax")` or `Softmax`, the logits are its input. If it ends in
+    `Dense(activation="softmax")`, the logits exist only inside that layer, and the tensor is its output.
     """
     number = graph.outputs[0]
     maker = graph.maker[number]
@@ -176,20 +176,20 @@ def logits_of(graph: Graph) -> tuple[int, Call | None]:
         function = getattr(operation, "activation", None)
         if function is not None and keras.activations.get(function) is keras.activations.softmax:
             return (maker.inputs[0], None) if isinstance(operation, keras.layers.Activation) else (number, maker)
-        if not isinstance(operation, keras.layers.Identity) and not _nothing(operation):
+        if not isinstance(operation, keras.layers.Identity) and not _is_linear(operation):
             break
         number = maker.inputs[0]
         maker = graph.maker[number]
     return graph.outputs[0], None
 
 
-def _nothing(operation: Any) -> bool:
+def _is_linear(operation: Any) -> bool:
     linear = getattr(operation, "activation", None) is keras.activations.linear
     return linear and isinstance(operation, keras.layers.Activation)
 
 
 def default_loss(graph: Graph) -> Callable[[Any, Any], Any]:
-    """The cross-entropy with integer labels, of what the model puts out: logits, or probabilities."""
+    """Return the cross-entropy with integer labels for the model's outputs, logits or probabilities."""
     from_logits = logits_of(graph) == (graph.outputs[0], None)
 
     def cross_entropy(y: Any, outputs: Any) -> Any:
@@ -203,19 +203,19 @@ def check_labels(y: Any, outputs: Any) -> Any:
     """Return class numbers as an array, one for each vector of the outputs.
 
     Raises:
-        ValueError: If they are no numbers of the outputs' classes.
+        ValueError: If they are not valid class numbers for the outputs.
     """
     shape = tuple(outputs.shape)
     labels = class_numbers(ops.convert_to_numpy(y), known=True, rank=len(shape) - 1)
     try:
         require_class_numbers(labels, shape[-1], "y", shape[:-1])
     except ValueError as error:
-        raise ValueError(f"{error} For other targets give loss=, a function of targets and outputs.") from None
+        raise ValueError(f"{error} For other targets, pass loss=, a function of targets and outputs.") from None
     return labels.astype("int32")
 
 
 def _loss(graph: Graph, loss: Loss, y: Any) -> Callable[[list[Any]], Any]:
-    """The loss of a list of outputs."""
+    """Return the loss as a function of a list of outputs."""
     trained = getattr(graph.model, "loss", None) if getattr(graph.model, "compiled", False) else None
     if loss is None and (isinstance(trained, str) or callable(trained)):
         loss = trained

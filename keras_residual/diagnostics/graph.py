@@ -1,4 +1,4 @@
-"""A Functional model as a flat list of calls: to look at, and to run with changes in its middle."""
+"""Functional models as flat lists of calls, which can be analysed and run with modifications."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Edit = Callable[["Call", int, Any], Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """One use of a layer or operation.
+    """One call of a layer or operation.
 
     Attributes:
-        number: Place among the graph's calls.
+        number: Index among the graph's calls.
         operation: The layer, or the operation of `keras.ops`.
-        name: The operation's name, after the names of the models it lies in: `"backbone/conv1"`; the second use of a
-            layer is `"backbone/conv1:2"`.
-        operands: Numbers of the tensors it takes, in the order of its arguments.
-        inputs: The same, each tensor once.
-        outputs: Numbers of the tensors it gives.
+        name: Operation name, prefixed with the names of the enclosing models, such as `"backbone/conv1"`. The second
+            call of a layer is `"backbone/conv1:2"`.
+        operands: Numbers of the input tensors, in the order of the arguments.
+        inputs: Numbers of the input tensors without repetition.
+        outputs: Numbers of the output tensors.
     """
 
     number: int
@@ -37,14 +37,14 @@ class Call:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     _arguments: Any
-    _keys: tuple[int, ...]  # what Keras' record of the arguments calls the inputs
+    _keys: tuple[int, ...]  # keys of the inputs in Keras' record of the arguments
 
     def arguments(self, values: list[Any]) -> tuple[Any, Any]:
-        """What the operation is called with: values in place of its inputs, and everything else as it was."""
+        """Return the arguments of the call with its input tensors replaced by `values`."""
         return self._arguments.fill_in(dict(zip(self._keys, values, strict=True)))
 
     def __call__(self, values: list[Any], training: bool = False) -> list[Any]:
-        """Runs the operation on values in place of its inputs."""
+        """Run the operation with its input tensors replaced by `values`."""
         args, kwargs = self.arguments(values)
         if getattr(self.operation, "_call_has_training_arg", False):
             kwargs = {**kwargs, "training": training}
@@ -52,21 +52,21 @@ class Call:
 
 
 class Graph:
-    """The calls of a model from inputs to outputs; models inside it are opened, too.
+    """The calls of a model from inputs to outputs, including those in nested models.
 
-    Tensors have numbers that grow from the inputs to the outputs: what a tensor is made of has smaller ones.
+    Tensors are numbered from the inputs to the outputs, so that a tensor has a larger number than its ancestors.
 
     Attributes:
         model: The model.
-        calls: The calls, in an order in which they can be run.
+        calls: The calls in topological order.
         tensors: The symbolic tensors (shape and dtype), by number.
-        maker: The call that makes a tensor, by number; `None` for the model's inputs.
-        users: The calls that take a tensor, by number.
+        maker: The call that produces each tensor, by number; `None` for the model's inputs.
+        users: The calls that consume each tensor, by number.
         inputs: Numbers of the model's inputs.
-        outputs: Numbers of its outputs.
+        outputs: Numbers of the model's outputs.
 
     Raises:
-        ValueError: If the model is no graph: a subclassed one, or a `Sequential` that is not built.
+        ValueError: If the model has no graph, because it is subclassed or an unbuilt `Sequential`.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -75,17 +75,17 @@ class Graph:
         self.tensors: list[Any] = []
         self.maker: list[Call | None] = []
         self.users: list[list[Call]] = []
-        whole = functional(model)
-        if whole is None:
+        graph = functional(model)
+        if graph is None:
             raise ValueError(
-                "What is connected to what is known of Functional and built Sequential models. Received: "
-                f"{getattr(model, 'name', model)!r}, a {type(model).__name__}. Write it with keras.Input and "
-                "keras.Model(inputs, outputs), or give a Sequential its input shape."
+                "The model must be a Functional or a built Sequential model, whose graph of layers is known; got "
+                f"{getattr(model, 'name', model)!r}, a {type(model).__name__}. Define it with keras.Input and "
+                "keras.Model(inputs, outputs), or start a Sequential with keras.Input(shape)."
             )
         self._uses: dict[str, int] = {}
-        self.inputs = [self._tensor(tensor, None) for tensor in whole.inputs]
-        self.outputs = self._open(whole, self.inputs, "")
-        # Bit n of ancestors[m]: tensor m is made of tensor n, or is it.
+        self.inputs = [self._tensor(tensor, None) for tensor in graph.inputs]
+        self.outputs = self._open(graph, self.inputs, "")
+        # Bit n of ancestors[m] is set if n is m or an ancestor of m.
         self.ancestors: list[int] = []
         for number, maker in enumerate(self.maker):
             mask = 1 << number
@@ -112,7 +112,7 @@ class Graph:
             else:
                 first = len(self.tensors)
                 keys, numbered = tuple(dict.fromkeys(map(id, given))), tuple(dict.fromkeys(taken))
-                if len(keys) != len(numbered):  # two symbolic tensors of a nested model stand for one outside
+                if len(keys) != len(numbered):  # two symbolic tensors of a nested model are the same tensor outside
                     numbered = tuple(numbers[key] for key in keys)
                 name = prefix + operation.name
                 use = self._uses[name] = self._uses.get(name, 0) + 1
@@ -136,11 +136,11 @@ class Graph:
     # ------------------------------------------------------------------------------------------------------- looking
 
     def comes_from(self, number: int, source: int) -> bool:
-        """Whether a tensor is made of another one (or is it)."""
+        """Return True if `source` is the tensor or one of its ancestors."""
         return bool(self.ancestors[number] >> source & 1)
 
     def between(self, source: int, target: int) -> list[int]:
-        """The tensors on the ways from one tensor to another, without the first, with the last, in order."""
+        """Return the tensors on all paths from one tensor to another, in order, including only the last of the two."""
         mask = self.ancestors[target] >> source + 1
         found, number = [], source + 1
         while mask:
@@ -150,7 +150,7 @@ class Graph:
         return found
 
     def passes(self, source: int, through: int) -> bool:
-        """Whether every way from a tensor to the outputs goes through another one."""
+        """Return True if every path from a tensor to the outputs goes through another tensor."""
         todo, seen = [source], {source, through}
         while todo:
             number = todo.pop()
@@ -162,7 +162,7 @@ class Graph:
         return True
 
     def name(self, number: int) -> str:
-        """The name of what makes a tensor."""
+        """Return the name of the call or input that produces a tensor."""
         maker = self.maker[number]
         return maker.name if maker else self.tensors[number].name
 
@@ -178,18 +178,18 @@ class Graph:
         edit: Edit | None = None,
         replace: Mapping[int, int] | None = None,
     ) -> dict[int, Any]:
-        """Computes tensors.
+        """Compute tensors.
 
         Args:
-            inputs: The model's inputs; may be left out where `known` has all that is needed.
-            want: Numbers of the tensors to return; the model's outputs if `None`.
-            training: What layers are told.
-            known: Values that need not be computed.
-            edit: `edit(call, number, value)` gives the value that a call takes in place of tensor `number`.
-            replace: Number -> number of the tensor whose value stands in its place.
+            inputs: The model's inputs; optional if `known` contains all necessary values.
+            want: Numbers of the tensors to return; defaults to the model's outputs.
+            training: Value of the layers' `training` argument.
+            known: Values of tensors, which are not computed.
+            edit: `edit(call, number, value)` returns the value that a call receives for its input tensor `number`.
+            replace: Tensors to replace by other tensors, by number.
 
         Returns:
-            Number -> value.
+            The values, by number.
         """
         want, replace = list(self.outputs if want is None else want), dict(replace or {})
         values: dict[int, Any] = dict(known or {})
@@ -197,8 +197,8 @@ class Graph:
             given = tree.flatten(inputs)
             if len(given) != len(self.inputs):
                 raise ValueError(
-                    f"A batch holds each of the model's inputs: {len(self.inputs)} for {self.model.name}. Received: "
-                    f"{len(given)}. Give a list of them."
+                    f"A batch must contain all inputs of the model, {len(self.inputs)} for {self.model.name}; got "
+                    f"{len(given)}. Pass a list of the inputs."
                 )
             for number, value in zip(self.inputs, given, strict=True):
                 values.setdefault(number, ops.convert_to_tensor(value, self.tensors[number].dtype))
@@ -210,14 +210,14 @@ class Graph:
             values.update(zip(call.outputs, call(given, training), strict=True))
             for number in {replace.get(n, n) for n in call.inputs}:
                 left[number] -= 1
-                if not left[number]:  # activations of large images are large
+                if not left[number]:  # free the memory
                     del values[number]
         return {number: values[replace.get(number, number)] for number in want}
 
     def _needed(
         self, want: list[int], values: Mapping[int, Any], replace: Mapping[int, int]
     ) -> tuple[list[Call], dict[int, int]]:
-        """The calls to run, and how often each tensor is still taken; wanted ones once more."""
+        """Return the calls to run, and the number of remaining uses of each tensor, including the final result."""
         calls: set[int] = set()
         left: dict[int, int] = {}
         todo = [replace.get(number, number) for number in want]
@@ -229,7 +229,9 @@ class Graph:
             if number in values or (maker is not None and maker.number in calls):
                 continue
             if maker is None:
-                raise ValueError(f"{self.model.name}: no value for the input {self.tensors[number].name!r}.")
+                raise ValueError(
+                    f"{self.model.name}: a value must be given for the input {self.tensors[number].name!r}."
+                )
             calls.add(maker.number)
             for given in {replace.get(n, n) for n in maker.inputs}:
                 left[given] = left.get(given, 0) + 1
@@ -238,16 +240,16 @@ class Graph:
 
 
 def _inputs(node: Any) -> list[Any]:
-    """What a model inside is called on, without the mask, which Keras hands on with the tensors when it runs."""
+    """Return the tensors that a nested model is called on, without masks, which Keras attaches to the tensors."""
     args, kwargs = node.arguments.args, node.arguments.kwargs
     given = args[0] if args else next(iter(kwargs.values()), None)
     return [tensor for tensor in tree.flatten(given) if isinstance(tensor, keras.KerasTensor)]
 
 
 def gradients(function: Callable[[list[Any]], Any], values: list[Any], scope: Any = None) -> tuple[Any, list[Any]]:
-    """A scalar function of tensors and its gradient by each of them; zeros where it does not depend on one.
+    """Return the value of a scalar function of tensors, and its gradient for each tensor (zeros if independent).
 
-    Variables stay as they are, whatever `function` assigns to them (statistics, seeds); `scope` may give them values.
+    Assignments to variables in `function` (statistics, seeds) are discarded. `scope` may set values of variables.
     """
     scope = keras.StatelessScope() if scope is None else scope
     backend = keras.backend.backend()
@@ -265,4 +267,4 @@ def gradients(function: Callable[[list[Any]], Any], values: list[Any], scope: An
 
         with scope:
             return jax.value_and_grad(function)(values)
-    raise RuntimeError(f"Gradients are taken on TensorFlow and JAX. Received: KERAS_BACKEND={backend}.")
+    raise RuntimeError(f"The Keras backend must be TensorFlow or JAX for gradients; got KERAS_BACKEND={backend}.")

@@ -1,4 +1,4 @@
-"""Where a network looks: Grad-CAM of convolutional ones, attention roll-out of Transformers, drawn on the image."""
+"""Saliency maps: Grad-CAM for convolutional networks, attention rollout for Vision Transformers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ImageMaps(Result):
-    """What `grad_cam` and `attention_rollout` return.
+    """Result of `grad_cam` and `attention_rollout`.
 
     Attributes:
-        maps: `(N, H, W)`, of the inputs' size, 0 to 1; all 0 where nothing speaks for the class.
-        images: What they are drawn on, `(N, H, W, C)` of 0 to 1.
+        maps: Maps `(N, H, W)` of the inputs' size with values of 0 to 1; all 0 if nothing supports the class.
+        images: Images to draw the maps on, `(N, H, W, C)` with values of 0 to 1.
     """
 
     maps: Any = None
@@ -72,25 +72,26 @@ def grad_cam(
     labels: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> ImageMaps:
-    """Where in an image a convolutional network sees a class: Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2).
+    """Compute Grad-CAM maps of the image regions that support a class (Selvaraju et al. 2017, eq. 1 and 2).
 
-    The feature maps before the pooling, weighted by the mean gradient of the class's logit, and what is positive of
-    their sum; enlarged to the image.
+    A map is the positive part of the sum of the last feature maps, weighted by the mean gradient of the class's logit,
+    and resized to the image.
 
     Args:
-        model: A Functional classifier of images.
-        images: Its inputs `(N, H, W, C)`, prepared as for training.
-        classes: A class for each image; the likeliest if `None`.
-        layer: The layer whose output is looked at; by default the last feature map all of the network goes through.
-        shown: What to draw on, `(N, H, W, C)` of any size and range; the inputs if `None`.
+        model: A Functional image classifier with convolutional feature maps.
+        images: Inputs of the model `(N, H, W, C)`, preprocessed as for training.
+        classes: A class for each image; defaults to the predicted classes.
+        layer: Name of the layer whose output is analysed; defaults to the last feature map that the entire network
+            passes through.
+        shown: Images to draw the maps on, `(N, H, W, C)` of any size and range; defaults to the inputs.
         labels: Names of the classes.
         names: Names of the images.
 
     Returns:
-        `.maps`, and a row for each image with the class, its probability and where the map is highest.
+        A result with `.maps`, and one row per image with the class, its probability and the position of the maximum.
 
     Raises:
-        ValueError: If the network has no feature maps; for Vision Transformers there is `attention_rollout`.
+        ValueError: If the network has no feature maps. For Vision Transformers, use `attention_rollout`.
     """
     graph = Graph(model)
     place = _feature_map(graph, layer)
@@ -100,7 +101,7 @@ def grad_cam(
     chosen = logits.argmax(-1) if classes is None else np.asarray(classes)
     if chosen.shape != (len(images),) or not 0 <= chosen.min() <= chosen.max() < logits.shape[-1]:
         raise ValueError(
-            f"classes holds a number of 0 to {logits.shape[-1] - 1} for each of the {len(images)} images. Received: "
+            f"`classes` must have a number of 0 to {logits.shape[-1] - 1} for each of the {len(images)} images; got "
             f"{classes!r}."
         )
 
@@ -122,25 +123,26 @@ def attention_rollout(
     labels: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> ImageMaps:
-    """Which patches the output of a Vision Transformer attends to: attention roll-out (Abnar & Zuidema 2020, eq. 1).
+    """Compute the attention of a Vision Transformer's output to the patches by attention rollout.
 
-    The attention of each layer, averaged over the heads, half and half with the identity for the shortcut; the product
-    over all layers. It is read where the classifier reads: at the class token, or at all tokens that it pools, by the
-    weight of the gradient there; through the attention of a pooling head where there is one.
+    The rollout is the product over all layers of the attention, averaged over the heads and averaged with the identity
+    for the shortcut (Abnar & Zuidema 2020, eq. 1). It is evaluated at the tokens that the classifier uses: at the
+    class token, or at all pooled tokens, weighted by their gradients, or through the attention of a pooling head.
 
     Args:
-        model: A Functional Vision Transformer, of this package or with `keras.layers.MultiHeadAttention`.
-        images: Its inputs `(N, H, W, C)`, prepared as for training.
-        shown: What to draw on, `(N, H, W, C)` of any size and range; the inputs if `None`.
+        model: A Functional Vision Transformer of this package, or one with `keras.layers.MultiHeadAttention`.
+        images: Inputs of the model `(N, H, W, C)`, preprocessed as for training.
+        shown: Images to draw the maps on, `(N, H, W, C)` of any size and range; defaults to the inputs.
         labels: Names of the classes.
         names: Names of the images.
 
     Returns:
-        `.maps`, and a row for each image with the likeliest class, its probability and where the map is highest.
+        A result with `.maps`, and one row per image with the predicted class, its probability and the position of the
+        maximum.
 
     Raises:
-        ValueError: If the network has no self-attention over one sequence of patches; for convolutional networks there
-            is `grad_cam`.
+        ValueError: If the network has no self-attention over one sequence of patches. For convolutional networks, use
+            `grad_cam`.
     """
     graph = Graph(model)
     images = np.asarray(images, "float32")
@@ -151,9 +153,8 @@ def attention_rollout(
     lengths = {a.shape[1] for a in square}
     if len(lengths) != 1:
         raise ValueError(
-            f"Attention is rolled out over layers of self-attention to one and the same tokens. Received: "
-            f"{model.name!r}, with {len(square)} such layers of lengths {sorted(lengths)}. For "
-            "convolutional networks use grad_cam."
+            f"The model must have layers of self-attention over sequences of the same length; got {model.name!r} with "
+            f"{len(square)} such layers, of lengths {sorted(lengths)}. For convolutional networks, use grad_cam."
         )
     (length,) = lengths
     rolled = np.eye(length)[None]
@@ -168,7 +169,7 @@ def attention_rollout(
         rows = np.einsum("nk,nkl->nl", _read(graph, images, chosen, length), rolled)
     grid = _grid(graph, length)
     heat = rows[:, -math.prod(grid) :].reshape(-1, *grid)
-    title = f"Attention roll-out of {model.name} over {len(square)} layers"
+    title = f"Attention rollout of {model.name} over {len(square)} layers"
     return _drawn(title, heat, images, logits, chosen, shown, labels, names)
 
 
@@ -176,7 +177,7 @@ def attention_rollout(
 
 
 def _feature_map(graph: Graph, layer: str | None) -> int:
-    """The tensor whose channels are weighted."""
+    """Return the number of the feature map to analyse."""
     maps = [
         call.outputs[0]
         for call in graph.calls
@@ -188,16 +189,16 @@ def _feature_map(graph: Graph, layer: str | None) -> int:
     else:
         maps = [number for number in maps if graph.passes(graph.inputs[0], number)]
     if not maps:
-        what = f"layer {layer!r}" if layer else "layer that all of the network goes through"
+        which = f"layer {layer!r}" if layer else "layer that the entire network passes through"
         raise ValueError(
-            f"Grad-CAM looks at a feature map (N, H, W, C) of more than one position. Received: {graph.model.name!r}, "
-            f"in which no {what} puts one out. For Vision Transformers use attention_rollout; otherwise name the layer."
+            f"Grad-CAM needs a feature map (N, H, W, C) with more than one position; {graph.model.name!r} has no "
+            f"{which} that outputs one. For Vision Transformers, use attention_rollout; otherwise pass layer=NAME."
         )
     return maps[-1]
 
 
 def _logits(graph: Graph, images: Any, known: dict[int, Any]) -> Any:
-    """The classifier's outputs before their softmax, where they have one (Selvaraju et al. 2017, section 3)."""
+    """Return the classifier's outputs before the softmax, if it has one (Selvaraju et al. 2017, section 3)."""
     number, dense = logits_of(graph)
     if dense is None or not isinstance(dense.operation, keras.layers.Dense):
         return graph.run(images, [number], known=known)[number]
@@ -207,13 +208,12 @@ def _logits(graph: Graph, images: Any, known: dict[int, Any]) -> Any:
 
 
 def _classifier(graph: Graph, images: Array) -> Array:
-    """The logits `(N, classes)`."""
+    """Return the logits `(N, classes)`."""
     logits = _numpy(_logits(graph, images, {}))
     if logits.ndim != 2:
         raise ValueError(
-            "Maps are drawn for the classes of a classifier, which puts out (N, classes). Received: "
-            f"{graph.model.name!r}, which puts out {logits.shape}. Give the part of it that does: keras.Model(inputs, "
-            "outputs)."
+            f"The model must be a classifier with outputs (N, classes); got {graph.model.name!r} with outputs of shape "
+            f"{logits.shape}. Pass the part of the model that classifies: keras.Model(inputs, outputs)."
         )
     return logits
 
@@ -224,7 +224,7 @@ def _of_classes(logits: Any, chosen: Array) -> Any:
 
 
 def _attention(call: Call, values: list[Any]) -> Array:
-    """The attention `(N, queries, keys)` of a layer, averaged over its heads."""
+    """Compute the attention `(N, queries, keys)` of a layer, averaged over its heads."""
     if isinstance(call.operation, layers.Attend):
         q, k, _ = (_numpy(value) for value in values)
         scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
@@ -238,7 +238,7 @@ def _attention(call: Call, values: list[Any]) -> Array:
 
 
 def _read(graph: Graph, images: Any, chosen: Array, length: int) -> Array:
-    """How much the classifier reads of each token, `(N, L)`, by its gradient after the last block."""
+    """Return the weight of each token for the classifier, `(N, L)`, from the gradient after the last block."""
     ends = [block.end for block in Structure(graph).residual if graph.tensors[block.end].shape[1:2] == (length,)]
     start = graph.run(images, [ends[-1]])[ends[-1]]
 
@@ -255,7 +255,7 @@ def _grid(graph: Graph, length: int) -> tuple[int, int]:
         grid = getattr(call.operation, "grid", None)
         if grid is not None and len(grid) == 2:
             return grid[0], grid[1]
-    side = math.isqrt(length)  # some tokens before a square of patches
+    side = math.isqrt(length)  # other tokens followed by a square of patches
     return side, side
 
 
@@ -288,9 +288,7 @@ def _drawn(
             }
         )
     pictures = [_picture(image) for image in (images if shown is None else shown)]
-    return ImageMaps(
-        title, rows, ("`above half`: the share of the image where the map is above 0.5.",), large, pictures
-    )
+    return ImageMaps(title, rows, ("`above half`: fraction of the image where the map is above 0.5.",), large, pictures)
 
 
 def _picture(image: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Shallower networks: blocks taken out, the rest as it was."""
+"""Pruning of residual blocks."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Pruned", "prune_blocks"]
 
 @dataclasses.dataclass(frozen=True)
 class Pruned(Result):
-    """What `prune_blocks` returns.
+    """Result of `prune_blocks`.
 
     Attributes:
-        model: The shallower model, with copies of the weights; not compiled.
-        accuracy: Its accuracy on the data; `None` without labels.
-        accuracy_before: That of the whole model.
+        model: The pruned model, with copies of the weights; not compiled.
+        accuracy: Accuracy of the pruned model on the data; `None` without labels.
+        accuracy_before: Accuracy of the original model.
     """
 
     model: Any = None
@@ -42,7 +42,7 @@ class Pruned(Result):
             places = [i for i, row in enumerate(self.rows) if row["block is"].startswith(word)]
             axis.bar(places, [heights[i] for i in places], color=colour, label=word)
         if any("output change" in row for row in self.rows):
-            axis.set_ylabel("output change without the block alone")
+            axis.set_ylabel("output change without this block")
         else:
             axis.set_yticks([])
         axis.grid(axis="y", alpha=0.3)
@@ -54,25 +54,24 @@ class Pruned(Result):
 
 
 def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = None, *, batch_size: int = 16) -> Pruned:
-    """Takes residual blocks out of a model: a shallower one, which needs no training to work to some degree.
+    """Remove residual blocks from a model. Residual networks lose little accuracy even without retraining.
 
-    Where a block is taken out, its input goes on in its place (Veit et al. 2016, section 4.1). Blocks that change the
-    shape cannot be taken out and stay, and so do those whose addition is used more than once. The model itself is not
-    touched.
+    A removed block is replaced by its input (Veit et al. 2016, section 4.1). Blocks that change the shape, or whose
+    addition is used more than once, cannot be removed. The original model is not changed.
 
     Args:
         model: A Functional model with residual blocks.
-        keep: Names of the blocks to keep, as `check_residual` and `residual_report` list them, or how many: then those
-            go whose loss moves the output least, each by itself, on the data.
-        data: Inputs, inputs and labels, or batches, as `residual_report` takes them; needed for a number. With labels,
-            accuracy is measured before and after.
-        batch_size: Samples in a batch of arrays.
+        keep: Names of the blocks to keep, as listed by `check_residual` and `residual_report`, or their number. With a
+            number, the blocks whose individual removal changes the output least are removed first.
+        data: Inputs, inputs and labels, or batches, as for `residual_report`. Required if `keep` is a number. With
+            labels, accuracy is measured before and after.
+        batch_size: Batch size if `data` are arrays.
 
     Returns:
-        `.model`, `.accuracy`, `.accuracy_before`, and one row for each block.
+        A result with `.model`, `.accuracy`, `.accuracy_before`, and one row per block.
 
     Raises:
-        ValueError: If there is no such block, fewer can be taken out than asked for, or a layer cannot be copied.
+        ValueError: If a block does not exist, if too few blocks can be removed, or if a layer cannot be copied.
     """
     graph = Graph(model)
     blocks = Structure(graph).residual
@@ -83,9 +82,9 @@ def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = No
         least = len(blocks) - len(free)
         if data is None or not least <= keep <= len(blocks) or isinstance(keep, bool):
             raise ValueError(
-                f"keep as a number needs data to choose by, and {least} to {len(blocks)} blocks of {model.name} can "
-                f"stay ({least} change the shape or are used more than once). Received: keep={keep!r}, "
-                f"data={'none' if data is None else 'given'}."
+                f"`keep` must be {least} to {len(blocks)} for {model.name} ({least} of its {len(blocks)} blocks cannot "
+                "be removed), and `data` must be given to choose the blocks; got "
+                f"keep={keep!r}, data={'None' if data is None else 'given'}."
             )
         rows, *_ = lesions(graph, blocks, batches(data, batch_size))
         moved = {row["block"]: row["output change"] for row in rows}
@@ -95,8 +94,8 @@ def prune_blocks(model: keras.Model, keep: int | Collection[str], data: Any = No
         kept, known = set(keep), {block.name for block in blocks}
         if kept - known:
             raise ValueError(
-                f"keep names residual blocks of {model.name}. Received: {sorted(kept - known)}, which it does not "
-                f"have. It has: {', '.join(block.name for block in blocks) or 'none'}."
+                f"`keep` must contain names of residual blocks of {model.name}; got {sorted(kept - known)}. Its blocks "
+                f"are: {', '.join(block.name for block in blocks) or 'none'}."
             )
         removed = {block.name for block in free} - kept
     shallower = _without(model, {id(b.call.operation): _position(b) for b in free if b.name in removed})
@@ -124,12 +123,12 @@ def _removable(graph: Graph, block: Block) -> bool:
 
 
 def _position(block: Block) -> int:
-    """Which of the addition's arguments is the shortcut."""
+    """Return the index of the shortcut among the addition's arguments."""
     return block.call.operands.index(block.shortcut.operand)
 
 
 def _without(model: Any, removed: dict[int, int]) -> keras.Model:
-    """A copy of a model in which some additions give one of their arguments on."""
+    """Return a copy of a model in which some additions are replaced by one of their arguments."""
 
     def call(old: Any, new: Any, *args: Any, **kwargs: Any) -> Any:
         if id(old) in removed:

@@ -1,4 +1,4 @@
-"""What each block adds, what is lost without it, and how long the paths are that carry the gradient."""
+"""Contribution of each residual block, effect of removing it, and effective depth of a network."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from keras_residual.diagnostics.structure import Block, Structure
 __all__ = ["ResidualReport", "batches", "lesions", "residual_report"]
 
 Array = np.ndarray[Any, Any]
-_LENGTHS = 9  # path lengths that are sampled; those between them are interpolated
-_SAMPLES = 8  # images whose gradients are taken
+_LENGTHS = 9  # number of sampled path lengths; the others are interpolated
+_SAMPLES = 8  # images to compute gradients of
 
 
 @dataclasses.dataclass(frozen=True)
 class ResidualReport(Result):
-    """What `residual_report` returns.
+    """Result of `residual_report`.
 
     Attributes:
-        effective_depth: The mean number of branches on a path, paths weighted by the gradient they carry.
-        path_share: The share of the gradient carried by all paths of 0, 1, 2 ... branches.
-        accuracy: Of the whole network; `None` without labels.
+        effective_depth: Mean number of branches on a path, where paths are weighted by their gradient.
+        path_share: Fraction of the gradient that all paths of 0, 1, 2 ... branches carry.
+        accuracy: Accuracy of the complete network; `None` without labels.
     """
 
     effective_depth: float = float("nan")
@@ -44,7 +44,7 @@ class ResidualReport(Result):
         names, places = [row["block"] for row in self.rows], range(len(self.rows))
         ratio.bar(places, [row["branch / stream"] for row in self.rows], color="tab:blue")
         ratio.set_title("norm of branch / stream", fontsize=10)
-        # Few samples may lose no accuracy at all; the output moves always.
+        # With few samples the accuracy may not change at all, but the output always does.
         key = "accuracy lost" if any(row.get("accuracy lost") for row in self.rows) else "output change"
         drop.bar(places, [row[key] for row in self.rows], color="tab:red")
         drop.set_title(f"{key} without the block", fontsize=10)
@@ -70,39 +70,39 @@ class ResidualReport(Result):
 def residual_report(
     model: keras.Model, data: Any, *, paths: int = 27, batch_size: int = 16, seed: int = 0
 ) -> ResidualReport:
-    """What each residual block adds to the stream, what is lost without it, and the network's effective depth.
+    """Measure the contribution of each residual block, the effect of removing it, and the network's effective depth.
 
-    - `branch / stream`: the norm of what the branch adds, over that of the shortcut; the mean over the samples.
-    - dropped: the network runs with this block's branch taken away and nothing trained anew (the lesion study of Veit
-      et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", section 4.1): how far the
-      output moves, relative to its norm, and with labels how much accuracy is lost.
-    - effective depth: n blocks are 2^n paths, each through some of the branches. Paths of each length are sampled, the
-      gradient is sent back along each of them alone, and its norm at the first block times the number of such paths
-      says what that length contributes (section 4.3, figure 6 there). Lengths between the sampled ones are
-      interpolated, in the logarithm. Outputs without labels stand for themselves: the class that is predicted, or
-      half their square.
+    - `branch / stream`: norm of the branch divided by the norm of the shortcut, averaged over the samples.
+    - `output change` and `accuracy lost`: effect of removing the block's branch without retraining (the lesion study of
+      Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", section 4.1). The
+      change of the output is relative to its norm; the accuracy needs labels.
+    - effective depth: n blocks form 2^n paths, each through a subset of the branches. For sampled paths of each length,
+      the gradient is propagated along the path alone. Its norm at the first block, times the number of paths of that
+      length, is the contribution of the length (ibid., section 4.3 and figure 6). Lengths between the sampled ones are
+      interpolated logarithmically. Without labels, the gradient is that of the predicted class, or of half the squared
+      output if the model is not a classifier.
 
     Args:
         model: A Functional model with residual blocks.
         data: Inputs `(N, ...)`, a tuple of inputs and integer labels `(N,)`, or an iterable of such batches, for
-            example a list or a `tf.data.Dataset`. Of a model with several inputs, inputs are the list of them.
-        paths: How many paths are sampled, in all.
-        batch_size: Samples in a batch of arrays.
-        seed: Of the paths.
+            example a list or a `tf.data.Dataset`. For a model with several inputs, the inputs are a list.
+        paths: Total number of paths to sample.
+        batch_size: Batch size if `data` are arrays.
+        seed: Random seed for sampling paths.
 
     Returns:
-        One row for each block; `.effective_depth`, `.path_share`, `.accuracy`.
+        A result with one row per block, and `.effective_depth`, `.path_share` and `.accuracy`.
 
     Raises:
-        ValueError: If the model has no residual blocks, or is no graph.
+        ValueError: If the model has no residual blocks or no graph.
     """
     graph = Graph(model)
     structure = Structure(graph)
     blocks = [block for block in structure.residual if _fixed_shape(graph, block)]
     if not blocks:
         raise ValueError(
-            f"A residual report needs residual blocks. Received: {model.name!r}, which has none. "
-            "check_residual(model) tells what it has; gradient_flow works on plain networks, too."
+            f"The model must have residual blocks; got {model.name!r}, which has none. Use check_residual(model) to "
+            "find faulty skip connections, or gradient_flow, which also works on plain networks."
         )
     rows, accuracy, count, (x, labels) = lesions(graph, blocks, batches(data, batch_size))
     chain = [block for block in structure.chain if block.trunk] or blocks
@@ -113,7 +113,7 @@ def residual_report(
     return ResidualReport(
         f"{model.name}: effective depth {depth:.1f} of {len(chain)} blocks{measured}, {count} samples",
         rows,
-        (f"95 % of the gradient comes by paths of {low} to {high} branches (Veit et al. 2016).",),
+        (f"95 % of the gradient flows through paths of {low} to {high} branches (Veit et al. 2016).",),
         depth,
         tuple(map(float, share)),
         accuracy,
@@ -123,11 +123,11 @@ def residual_report(
 def lesions(
     graph: Graph, blocks: list[Block], data: Iterator[tuple[Any, Any]]
 ) -> tuple[list[dict[str, Any]], float | None, int, tuple[Any, Any]]:
-    """The network without each of some blocks.
+    """Run the network with each of the given blocks removed in turn.
 
     Returns:
-        A row for each block; the whole network's accuracy (`None` without labels); the number of samples; the first
-        batch of inputs and labels.
+        One row per block; the accuracy of the complete network (`None` without labels); the number of samples; the
+        first batch of inputs and labels.
 
     Raises:
         ValueError: If there are no samples.
@@ -158,7 +158,7 @@ def lesions(
             own["moved"] += float((_norms(without - outputs) / np.maximum(_norms(outputs), 1e-12)).sum())
             own["right"] += _right(without, labels)
     if sample is None:
-        raise ValueError("data holds at least one sample. Received: none.")
+        raise ValueError("`data` must contain at least one sample; got none.")
     rows = []
     for block in blocks:
         own = sums[block.name]
@@ -169,14 +169,14 @@ def lesions(
 
 
 def _right(outputs: Array, labels: Any) -> float:
-    """How many samples are right; of a sample with many labels, as a pixel has one each, the share that is."""
+    """Count correct samples; a sample with one label per pixel counts as its fraction of correct pixels."""
     if labels is None:
         return 0.0
     return float((outputs.argmax(-1) == labels).reshape(len(outputs), -1).mean(1).sum())
 
 
 def batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """Batches of inputs and labels, `None` where there are none."""
+    """Yield batches of inputs and labels; labels are `None` if there are none."""
     if isinstance(data, tuple) or hasattr(data, "ndim"):
         x, y = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
         for first in range(0, len(tree.flatten(x)[0]), batch_size):
@@ -188,7 +188,7 @@ def batches(data: Any, batch_size: int) -> Iterator[tuple[Any, Any]]:
 
 
 def _part(x: Any, place: slice) -> Any:
-    """Some of the samples, of each of a model's inputs."""
+    """Select samples from each of a model's inputs."""
     return tree.map_structure(lambda value: value[place], x)
 
 
@@ -200,7 +200,7 @@ def _fixed_shape(graph: Graph, block: Block) -> bool:
 def _path_share(
     graph: Graph, chain: list[Block], x: Any, labels: Any, paths: int, generator: np.random.Generator
 ) -> Array:
-    """The share of the gradient that paths of each length carry, from one batch."""
+    """Return the fraction of the gradient that paths of each length carry, measured on one batch."""
     x = _part(x, slice(_SAMPLES))
     count, start = len(chain), chain[0].start
     value = graph.run(x, [start])[start]
@@ -212,7 +212,8 @@ def _path_share(
         norms = []
         for _ in range(draws):
             chosen = set(generator.choice(count, length, replace=False).tolist())
-            # Through the branch of the chosen blocks and past all others: the other side lets no gradient through.
+            # The path goes through the branches of the chosen blocks and the shortcuts of the others, so the gradient
+            # is stopped on the opposite side of each block.
             stops = {
                 (block.call.number, (block.shortcut if i in chosen else block.branch).operand)
                 for i, block in enumerate(chain)
@@ -235,7 +236,7 @@ def _path_share(
 
 
 def _score(graph: Graph, labels: Any) -> Callable[[Any], Any]:
-    """What is differentiated: the loss of labels, of the predicted class, or half the square of outputs."""
+    """Return the function to differentiate: the loss of labels or predicted classes, or half the squared output."""
     cross_entropy = default_loss(graph)
 
     def score(outputs: Any) -> Any:
@@ -251,6 +252,6 @@ def _numpy(value: Any) -> Array:
 
 
 def _norms(value: Any) -> Array:
-    """The norm of each sample."""
+    """Return the norm of each sample."""
     value = _numpy(value)
     return np.linalg.norm(value.reshape(len(value), -1), axis=1)

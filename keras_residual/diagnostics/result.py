@@ -1,4 +1,4 @@
-"""What every diagnosis returns: a table to print, its rows to go on with, a picture to write."""
+"""Base class for the results of diagnostics: a printable table, its rows, and a figure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Result"]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A diagnosis. `print(result)` shows the table, `result.plot("a.png")` writes the picture.
+    """Result of a diagnosis. `print(result)` prints the table, `result.plot("a.png")` saves the figure.
 
     Attributes:
-        title: What was looked at, and what was found, in a line.
-        rows: One dict for each row of the table, all with the same keys.
-        notes: What is said below the table.
+        title: One line with the model and the main findings.
+        rows: One dict per row of the table, all with the same keys.
+        notes: Lines printed below the table.
     """
 
     title: str
@@ -43,16 +43,16 @@ class Result:
         return "\n".join([*lines, *self.notes])
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the picture, a PNG, and returns its path."""
+        """Save the figure as a PNG and return its path."""
         figures.save(self.figure(), Path(path))
         return Path(path)
 
     def figure(self) -> Any:
-        """The picture as a `matplotlib.figure.Figure`."""
+        """Return the figure as a `matplotlib.figure.Figure`."""
         raise NotImplementedError
 
     def write_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the rows, one line each, and returns the path."""
+        """Write the rows to a CSV file and return its path."""
         header = list(self.rows[0]) if self.rows else []
         write_table(Path(path), header, ([row[key] for key in header] for row in self.rows))
         return Path(path)
@@ -65,13 +65,13 @@ def _text(value: Any) -> str:
 
 
 def headline(figure: Any, text: str) -> None:
-    """Finish a figure: set its title, broken into lines that fit, and draw all of its text as it is written."""
+    """Finish a figure: set its title, wrapped to the width of the figure, and disable math mode in its text."""
     figure.suptitle(textwrap.fill(literal(text), int(10 * figure.get_figwidth())), fontsize=11)
     figures.as_written(figure)
 
 
 def name_places(axis: Any, names: list[str], most: int = 40) -> None:
-    """Names along the x-axis; of many every second, third ..."""
+    """Label the x-axis with names; of more than `most` names, show every second, third and so on."""
     every = -(-len(names) // most) if names else 1
     places = range(0, len(names), every)
     axis.set_xticks(places, [names[i] for i in places], rotation=90, fontsize=8)

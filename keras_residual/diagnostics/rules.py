@@ -1,4 +1,4 @@
-"""What can be wrong with a skip connection: one function for each fault that `check_residual` knows."""
+"""Rules of `check_residual`: one function per fault of a skip connection."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from keras_residual.diagnostics.structure import Block, Path, Steps, Structure, 
 
 __all__ = ["Fault", "faults"]
 
-GROWTH = 10.0  # by this factor a stream may grow without a normalisation
+GROWTH = 10.0  # largest acceptable growth of a residual stream without normalisation
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """A fault of a skip connection.
 
     Attributes:
-        kind: In a word or two, such as "scaled shortcut".
-        layer: The layer to look at, with the names of the models it lies in.
-        block: The block's name; its addition's.
-        wrong: What is wrong there.
-        advice: What to do.
-        source: Who has shown that it does harm.
+        kind: Short name, such as "scaled shortcut".
+        layer: Name of the layer that causes it, prefixed with the names of the enclosing models.
+        block: Name of the block.
+        wrong: Explanation of the fault.
+        advice: How to fix it.
+        source: Publication that shows the harm.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Fault:
 
 
 def faults(structure: Structure) -> list[Fault]:
-    """What is wrong with a model: of each block the first rule that finds something, then what concerns the whole."""
+    """Return the faults of a model: the first that is found in each block, then those of the entire model."""
     found: list[Fault] = []
     for block in structure.blocks:
         if block.trunk or block.residual:
@@ -64,9 +64,9 @@ def _broadcast(structure: Structure, block: Block) -> Iterator[Fault]:
                 "broadcast channels",
                 block.call.name,
                 block.name,
-                f"It adds one channel, of {structure.graph.name(path.operand)}, to all {end}: the addition broadcasts "
-                "without an error.",
-                "Give both sides the same number of channels, the shortcut by a 1x1 projection.",
+                f"The single channel of {structure.graph.name(path.operand)} is added to all {end} channels, because "
+                "the addition broadcasts without an error.",
+                "Use the same number of channels on both sides; project the shortcut with a 1x1 convolution.",
                 "He et al. 2016, eq. 2",
             )
     shapes = [tensors[number].shape[1:-1] for number in (block.start, block.shortcut.operand, block.end)]
@@ -75,33 +75,32 @@ def _broadcast(structure: Structure, block: Block) -> Iterator[Fault]:
             "broadcast positions",
             block.call.name,
             block.name,
-            f"The shortcut is pooled to {shapes[1]} and added to every one of {shapes[2]} positions: the addition "
-            "broadcasts, and nothing of the stream's own place is carried on.",
-            "Add the block's input itself; context that is pooled belongs into the branch.",
+            f"The shortcut is pooled to {shapes[1]} and broadcast to {shapes[2]} positions, so that all information "
+            "about positions is lost.",
+            "Add the block's input instead, and use pooled context in the branch.",
             "He et al. 2016, eq. 1",
         )
 
 
-def _nothing_beside(structure: Structure, block: Block) -> Iterator[Fault]:
+def _missing_branch(structure: Structure, block: Block) -> Iterator[Fault]:
     if block.kind != "self":
         return
     if block.shortcut.operand == block.branch.operand:
         yield Fault(
-            "a tensor added to itself",
+            "tensor added to itself",
             block.call.name,
             block.name,
-            f"Both sides are {structure.graph.name(block.shortcut.operand)}: the sum is a multiple of it, nothing is "
-            "learned.",
-            "Add the branch's last tensor to the block's input.",
+            f"Both sides are {structure.graph.name(block.shortcut.operand)}, so the sum is only a multiple of it.",
+            "Add the output of the branch to the block's input.",
             "He et al. 2016, eq. 1",
         )
     else:
         yield Fault(
-            "a skip past nothing",
+            "missing branch",
             block.call.name,
             block.name,
-            f"No layer on either side changes {structure.graph.name(block.start)}: both are identities.",
-            "Put the branch's layers between the block's input and one side of the addition.",
+            f"Both sides are identities of {structure.graph.name(block.start)}; there is no layer to skip.",
+            "Insert the layers of the branch between the block's input and one side of the addition.",
             "He et al. 2016, eq. 1",
         )
 
@@ -112,9 +111,12 @@ def _detached(structure: Structure, block: Block) -> Iterator[Fault]:
         if not stops:
             continue
         if any(structure.nature(call).detached for call in stops):
-            wrong, advice = f"No gradient passes it: the {side} is cut off from training.", "Remove it."
+            wrong, advice = f"It stops the gradient, so the {side} is not trained.", "Remove it."
         else:
-            wrong, advice = f"Its output does not depend on its input: the {side} is dead.", "Remove it, or its zero."
+            wrong, advice = (
+                f"Its output does not depend on its input, so the {side} is dead.",
+                "Remove it, or the factor 0 in it.",
+            )
         source = "He et al. 2016b, eq. 5" if side == "shortcut" else "Veit et al. 2016, section 4.3"
         kind = f"{'detached' if 'gradient' in wrong else 'dead'} {side}"
         yield Fault(kind, stops[0].name, block.name, wrong, advice, source)
@@ -127,11 +129,11 @@ def _misaligned(structure: Structure, block: Block) -> Iterator[Fault]:
     reshaped = [call for call in path.calls if type(call.operation).__name__ == "Reshape"]
     if reshaped and not turned and len(shapes[0]) == len(shapes[1]) and shapes[0][1:-1] != shapes[1][1:-1]:
         yield Fault(
-            "shortcut out of place",
+            "misaligned shortcut",
             reshaped[0].name,
             block.name,
-            f"The shortcut is reshaped from {shapes[0][1:]} to {shapes[1][1:]}: its numbers stay in their order, "
-            "and so come to lie at other positions and channels than they belong to.",
+            f"The shortcut is reshaped from {shapes[0][1:]} to {shapes[1][1:]}, which moves values to other positions "
+            "and channels.",
             "Project the shortcut with a 1x1 convolution of the branch's stride.",
             "He et al. 2016, section 3.3",
         )
@@ -139,32 +141,32 @@ def _misaligned(structure: Structure, block: Block) -> Iterator[Fault]:
     shortcut, branch = (_step(structure, block, side) for side in (block.shortcut, block.branch))
     if shortcut is None or branch is None or np.allclose(shortcut, branch):
         return
-    crop = path.those("crops")
+    crop = path.calls_with("crops")
     where = crop[0] if crop else (path.calls[-1] if path.calls else block.call)
-    words = [_words(steps) for steps in (branch, shortcut)]
+    strides = [_describe(steps) for steps in (branch, shortcut)]
     yield Fault(
-        "shortcut out of place",
+        "misaligned shortcut",
         where.name,
         block.name,
-        f"The branch subsamples by {words[0]}, the shortcut by {words[1]}, and is then cut or padded to fit: "
-        "positions are added that do not belong together.",
-        f"Project the shortcut with a 1x1 convolution of stride {words[0]}.",
+        f"The branch subsamples by {strides[0]} and the shortcut by {strides[1]}, and the sizes are made equal by "
+        "cropping or padding, so that values of different positions are added.",
+        f"Project the shortcut with a 1x1 convolution of stride {strides[0]}.",
         "He et al. 2016, section 3.3",
     )
 
 
-def _words(steps: Steps) -> str:
+def _describe(steps: Steps) -> str:
     return " x ".join(f"{step:g}" for step in (steps[:1] if len(set(steps)) == 1 else steps))
 
 
 def _step(structure: Structure, block: Block, path: Path) -> Steps | None:
-    """By how much a side subsamples along each axis; `None` where that is not known."""
+    """Return the subsampling factor of a side along each axis, or `None` if it is unknown."""
     steps: dict[int, Steps | None] = {block.start: (1.0,) * (len(structure.graph.tensors[block.start].shape) - 2)}
     for call in path.calls:
         own = structure.nature(call).stride
         given = [steps[number] for number in call.inputs if number in steps]
         known = [step for step in given if step is not None]
-        # Gates are pooled: beside them a product keeps the other side's place.
+        # Gates are pooled, so a product keeps the positions of its other factor.
         sure = own is not None and known and (len(given) > 1 or len(known) == len(given)) and len(own) == len(known[0])
         after = tuple(a * b for a, b in zip(own or (), known[0], strict=True)) if sure else None
         steps |= dict.fromkeys(call.outputs, after)
@@ -174,66 +176,66 @@ def _step(structure: Structure, block: Block, path: Path) -> Steps | None:
 def _no_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     if block.kind != "sum":
         return
-    graph, acts = structure.graph, block.shortcut.those("activation")
+    graph, acts = structure.graph, block.shortcut.calls_with("activation")
     after = (call for call in graph.calls if graph.comes_from(call.outputs[0], block.end))
     if block.branch.rank <= 3 or not any(structure.nature(call).weights for call in after):
-        return  # the heads of an ensemble are added on purpose
+        return  # the heads of an ensemble are added intentionally
     above = (call for call in graph.calls if graph.comes_from(block.start, call.outputs[0]))
     if not any(structure.nature(call).weights for call in above):
-        return  # two networks of one input, put together
-    if _views(block) or any(_there_and_back(path) for path in (block.shortcut, block.branch)):
+        return  # two networks with the same input
+    if _shares_weights(block) or any(_resamples(path) for path in (block.shortcut, block.branch)):
         return
     changes = graph.tensors[block.start].shape != graph.tensors[block.end].shape
-    if changes and len(block.shortcut.those("weights")) == 1 < len(block.branch.those("weights")) and acts:
-        yield _activated(block, acts[-1])
+    if changes and len(block.shortcut.calls_with("weights")) == 1 < len(block.branch.calls_with("weights")) and acts:
+        yield _activated_shortcut(block, acts[-1])
         return
     yield Fault(
         "no shortcut",
         block.call.name,
         block.name,
-        f"Both sides compute something of {graph.name(block.start)}: neither is an identity or a linear projection, so "
-        "that no gradient comes past the layers.",
-        "Add the block's input itself; where the shape changes, its 1x1 projection.",
+        f"Neither side is an identity or a linear projection of {graph.name(block.start)}, so no gradient can bypass "
+        "the layers.",
+        "Add the block's input, or its 1x1 projection if the shape changes.",
         "He et al. 2016b, section 2",
     )
 
 
-def _views(block: Block) -> bool:
-    """Whether one network sees the input in two ways: both sides have the same weights."""
-    layers = [{id(call.operation) for call in path.those("weights")} for path in (block.shortcut, block.branch)]
+def _shares_weights(block: Block) -> bool:
+    """Return True if both sides share their weights (one network applied twice)."""
+    layers = [{id(call.operation) for call in path.calls_with("weights")} for path in (block.shortcut, block.branch)]
     return layers[0] == layers[1]
 
 
-def _there_and_back(path: Path) -> bool:
-    """Whether a side goes to a lower resolution and comes back: scales are put together (Newell et al. 2016)."""
+def _resamples(path: Path) -> bool:
+    """Return True if a side subsamples and upsamples, as in networks that merge scales (Newell et al. 2016)."""
     steps = [step for nature in path.natures for step in nature.stride or ()]
     return any(step > 1 for step in steps) and any(step < 1 for step in steps)
 
 
-def _activated(block: Block, call: Call) -> Fault:
+def _activated_shortcut(block: Block, call: Call) -> Fault:
     return Fault(
         "activation on the shortcut",
         call.name,
         block.name,
-        "The skip path goes through it: what it cuts off is lost to all later blocks, and so is its gradient.",
-        "Take the shortcut before it, or move it into the branch or behind the addition.",
+        "The skip path passes through it, so values that it clips, and their gradients, are lost to all later blocks.",
+        "Start the shortcut before it, or move it into the branch or after the addition.",
         "He et al. 2016b, section 3 and 4.1",
     )
 
 
-def _bent(structure: Structure, block: Block) -> Iterator[Fault]:
+def _modified_shortcut(structure: Structure, block: Block) -> Iterator[Fault]:
     path, graph = block.shortcut, structure.graph
     if block.kind not in ("identity", "projection", "parameter-free"):
         return
     for call, nature in zip(path.calls, path.natures, strict=True):
         if nature.activation:
-            yield _activated(block, call)
+            yield _activated_shortcut(block, call)
         elif nature.dropout:
             yield Fault(
                 "dropout on the shortcut",
                 call.name,
                 block.name,
-                f"It drops {nature.dropout:.0%} of the stream in training, at this block and so for all later ones.",
+                f"It drops {nature.dropout:.0%} of the residual stream in training, for this and all later blocks.",
                 "Move it into the branch.",
                 "He et al. 2016b, section 3.1, table 1",
             )
@@ -242,8 +244,8 @@ def _bent(structure: Structure, block: Block) -> Iterator[Fault]:
                 "normalisation on the shortcut",
                 call.name,
                 block.name,
-                "The skip path is scaled anew at every block, and its gradient with it.",
-                "Normalise in the branch; leave the shortcut an identity.",
+                "It rescales the skip path and its gradient at every block.",
+                "Normalise in the branch, and keep the shortcut an identity.",
                 "He et al. 2016b, section 4.1",
             )
 
@@ -258,9 +260,9 @@ def _scaled(structure: Structure, block: Block) -> Iterator[Fault]:
             "shortcut added twice",
             block.call.name,
             block.name,
-            f"{structure.graph.name(block.start)} reaches the sum {twice:g} times, by itself and within another side: "
-            f"over n such blocks stream and gradient grow by {twice:g}^n.",
-            "Add the block's input once.",
+            f"{structure.graph.name(block.start)} is contained {twice:g} times in the sum, so over n such blocks the "
+            f"residual stream and its gradient grow by {twice:g}^n.",
+            "Add the block's input only once.",
             "He et al. 2016b, eq. 6",
         )
         return
@@ -272,14 +274,15 @@ def _scaled(structure: Structure, block: Block) -> Iterator[Fault]:
         "scaled shortcut",
         where.name,
         block.name,
-        f"The shortcut is multiplied by {scale:.3g}: over n such blocks stream and gradient change by {scale:.3g}^n.",
-        "Leave the shortcut as it is; scale the branch, if at all.",
+        f"The shortcut is multiplied by {scale:.3g}, so over n such blocks the residual stream and its gradient change "
+        f"by {scale:.3g}^n.",
+        "Do not scale the shortcut; scale the branch if necessary.",
         "He et al. 2016b, eq. 6 and table 1",
     )
 
 
 def _linear_branch(structure: Structure, block: Block) -> Iterator[Fault]:
-    kernels = block.branch.those("weights")
+    kernels = block.branch.calls_with("weights")
     if block.kind != "identity" or not block.branch.linear or not kernels:
         return
     if all("Depthwise" in type(call.operation).__name__ for call in kernels):  # a position encoding (Chu et al. 2021)
@@ -288,8 +291,8 @@ def _linear_branch(structure: Structure, block: Block) -> Iterator[Fault]:
         "linear branch",
         kernels[-1].name,
         block.name,
-        "The branch has no activation: input and branch together are one linear layer.",
-        "Put an activation between two of the branch's layers.",
+        "The branch has no activation, so the block is a single linear layer.",
+        "Insert an activation between two layers of the branch.",
         "He et al. 2016, section 3.2",
     )
 
@@ -303,11 +306,12 @@ def _positive_branch(structure: Structure, block: Block) -> Iterator[Fault]:
     if number not in natures or not natures[number].positive or block.branch.coefficient < 0:
         return
     yield Fault(
-        "branch never negative",
+        "non-negative branch",
         structure.graph.name(number),
         block.name,
-        "The branch ends in an activation that gives no negative values: the stream can only grow.",
-        "End the branch in a linear layer or a normalisation; activate behind the addition, or before the branch.",
+        "The branch ends in an activation without negative values, so the residual stream can only grow.",
+        "End the branch in a linear layer or a normalisation, and apply activations after the addition or at the start "
+        "of the branch.",
         "He et al. 2016b, section 4.1, figure 4c",
     )
 
@@ -321,24 +325,24 @@ def _activated_stream(structure: Structure, block: Block) -> Iterator[Fault]:
     if not any(nature.norm for nature in before):
         return
     graph = structure.graph
-    maker = _back(structure, block.start)
+    maker = _producer(structure, block.start)
     if maker is None or not structure.nature(maker).activation or structure.nature(maker).weights:
         return
-    above = _back(structure, maker.inputs[0])
+    above = _producer(structure, maker.inputs[0])
     if above is not None and above.number in {other.call.number for other in structure.residual}:
         yield Fault(
             "activation on the stream",
             maker.name,
             block.name,
-            f"The blocks normalise and activate first, and yet the sum of {above.name} is activated before "
-            f"{graph.name(block.end)} adds to it: the skip path is no identity.",
-            "Remove it; one norm and activation after the last block are enough.",
+            f"These are pre-activation blocks, but the sum {above.name} is activated before {graph.name(block.end)} "
+            "adds to it, so the skip path is not an identity.",
+            "Remove it. One norm and activation after the last block are sufficient.",
             "He et al. 2016b, section 4.1",
         )
 
 
-def _back(structure: Structure, number: int) -> Call | None:
-    """What makes a tensor, past what changes nothing."""
+def _producer(structure: Structure, number: int) -> Call | None:
+    """Return the call that produces a tensor, skipping identities."""
     maker = structure.graph.maker[number]
     while maker is not None and len(maker.inputs) == 1 and structure.nature(maker).kind == "identity":
         maker = structure.graph.maker[maker.inputs[0]]
@@ -347,24 +351,24 @@ def _back(structure: Structure, number: int) -> Call | None:
 
 _RULES: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (
     _broadcast,
-    _nothing_beside,
+    _missing_branch,
     _detached,
     _misaligned,
     _no_shortcut,
-    _bent,
+    _modified_shortcut,
     _scaled,
     _linear_branch,
     _positive_branch,
     _activated_stream,
 )
-# Where the block's input is used elsewhere, too, or more than two sides are added, these still hold.
-_ANYWHERE: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (_detached, _bent, _scaled)
+# Rules that also apply if the block's input is used elsewhere or if more than two sides are added.
+_ANYWHERE: tuple[Callable[[Structure, Block], Iterator[Fault]], ...] = (_detached, _modified_shortcut, _scaled)
 
 
 # ------------------------------------------------------------------------------------------ rules for the whole model
 
 
-def _projected(structure: Structure) -> Iterator[Fault]:
+def _unnecessary_projection(structure: Structure) -> Iterator[Fault]:
     tensors = structure.graph.tensors
     same = [b for b in structure.residual if b.trunk and tensors[b.start].shape == tensors[b.end].shape]
     projected = [block for block in same if block.kind == "projection"]
@@ -372,17 +376,17 @@ def _projected(structure: Structure) -> Iterator[Fault]:
         return
     for block in projected:
         yield Fault(
-            "projection without need",
-            block.shortcut.those("weights")[0].name,
+            "unnecessary projection",
+            block.shortcut.calls_with("weights")[0].name,
             block.name,
-            f"The shortcut is projected although the shape stays {tensors[block.end].shape[1:]}, as in "
-            f"{len(projected)} of {len(same)} such blocks: no path is an identity.",
-            "Project only where the shape changes.",
+            f"The shortcut is projected although the shape {tensors[block.end].shape[1:]} does not change, as in "
+            f"{len(projected)} of {len(same)} such blocks, so there is no identity path.",
+            "Use projections only in blocks that change the shape.",
             "He et al. 2016, section 4.1 (C); 2016b, table 1 (1x1 convolution)",
         )
 
 
-def _dropped(structure: Structure) -> Iterator[Fault]:
+def _stream_dropout(structure: Structure) -> Iterator[Fault]:
     ends = {block.end for block in structure.residual}
     same = [block for block in structure.residual if block.kind == "identity" and block.trunk]
     found = []
@@ -398,14 +402,14 @@ def _dropped(structure: Structure) -> Iterator[Fault]:
             maker = structure.graph.maker[number]
         if rate and number in ends:
             found.append((block, rate, where))
-    if len(found) < 2 or 2 * len(found) < len(same):  # one, between two parts of a network, is somebody's choice
+    if len(found) < 2 or 2 * len(found) < len(same):  # a single one between two parts of a network may be intended
         return
     for block, rate, where in found:
         yield Fault(
             "dropout on the stream",
             where,
             block.name,
-            f"The sum of the block before is dropped out: {rate:.0%} of the stream are lost in training at each block.",
+            f"It drops {rate:.0%} of the previous block's sum, and thus of the residual stream, in training.",
             "Move it into the branch, before the addition.",
             "He et al. 2016b, section 3.1, table 1",
         )
@@ -416,7 +420,7 @@ def _frozen(structure: Structure) -> Iterator[Fault]:
         return any(getattr(call.operation, "trainable_variables", ()) for call in calls)
 
     def frozen(block: Block) -> bool:
-        return not trains(block.branch.calls) and bool(block.branch.those("weights"))
+        return not trains(block.branch.calls) and bool(block.branch.calls_with("weights"))
 
     graph = structure.graph
     others = [block for block in structure.residual if not frozen(block)]
@@ -425,10 +429,10 @@ def _frozen(structure: Structure) -> Iterator[Fault]:
         if frozen(block) and trains(above) and others:
             yield Fault(
                 "frozen branch",
-                block.branch.those("weights")[0].name,
+                block.branch.calls_with("weights")[0].name,
                 block.name,
-                "No layer of the branch is trainable, although layers before it and other blocks are.",
-                "Set trainable = True on the branch's layers and compile again; freeze from the input on, if at all.",
+                "No layer of the branch is trainable, but layers before it and other blocks are.",
+                "Set trainable = True for the branch's layers and compile again. To freeze layers, start at the input.",
                 "Veit et al. 2016: every branch is a path of the ensemble",
             )
 
@@ -452,12 +456,12 @@ def _concatenated(structure: Structure) -> Iterator[Fault]:
             continue
         if signature(structure.path(first, second)) in known and graph.passes(first, call.outputs[0]):
             yield Fault(
-                "concatenation in place of an addition",
+                "concatenation instead of addition",
                 call.name,
                 call.name,
-                f"{graph.name(first)} and a branch like those that other blocks add are put side by side: the channels "
-                "double, and no skip connection is left.",
-                "Use keras.layers.Add, and give the layers behind it their width back.",
+                f"{graph.name(first)} and a branch like those of other blocks are concatenated, which doubles the "
+                "channels and is not a skip connection.",
+                "Use keras.layers.Add, and restore the width of the following layers.",
                 "He et al. 2016, eq. 1",
             )
 
@@ -471,7 +475,7 @@ def _growing(structure: Structure) -> Iterator[Fault]:
         calm = between is None or any(
             structure.nature(maker).norm for maker in map(graph.maker.__getitem__, between) if maker
         )
-        if _tamed(structure, block):
+        if _is_bounded(structure, block):
             last = -1
             continue
         if last < 0 or calm:
@@ -488,17 +492,18 @@ def _growing(structure: Structure) -> Iterator[Fault]:
         if after > GROWTH * max(before, 1e-12) or not np.isfinite(after):
             yield Fault(
                 "growing stream",
-                run[0].branch.those("weights")[-1].name if run[0].branch.weights else run[0].call.name,
+                run[0].branch.calls_with("weights")[-1].name if run[0].branch.weights else run[0].call.name,
                 run[0].name,
-                f"No branch from here to {run[-1].name} is normalised or scaled: over {len(run)} blocks the stream's "
-                f"deviation grows {after / max(before, 1e-12):.3g}-fold, with the weights as they are.",
-                "Normalise in each branch, or begin it at zero (zero_init, layers.SkipInit).",
+                f"No branch from here to {run[-1].name} is normalised or scaled, and with the current weights the "
+                f"standard deviation of the residual stream grows {after / max(before, 1e-12):.3g}-fold over "
+                f"{len(run)} blocks.",
+                "Normalise in each branch, or initialize each branch to zero (zero_init, layers.SkipInit).",
                 "Zhang et al. 2019 (Fixup), section 2; De & Smith 2020",
             )
 
 
-def _tamed(structure: Structure, block: Block) -> bool:
-    """Whether something keeps the branch small: a norm, a scale, or a last kernel that is still zero."""
+def _is_bounded(structure: Structure, block: Block) -> bool:
+    """Return True if the branch is kept small by a norm, a scale, or a last kernel of zeros."""
     kinds = ("LayerScale", "SkipInit", "Standardized", "SpectralNorm")
     for call, nature in zip(block.branch.calls, block.branch.natures, strict=True):
         name = type(call.operation).__name__
@@ -506,11 +511,17 @@ def _tamed(structure: Structure, block: Block) -> bool:
             return True
     if abs(block.branch.coefficient) < 1 or block.kind == "gated":
         return True
-    kernels = block.branch.those("weights")
+    kernels = block.branch.calls_with("weights")
     maker = structure.graph.maker[block.start]
     above = structure.nature(maker).norm if maker and len(maker.inputs) == 1 else False
     last = [v for v in kernels[-1].operation.weights if len(v.shape) >= 2] if kernels else []
     return above or any(not np.asarray(ops.convert_to_numpy(v)).any() for v in last)
 
 
-_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (_projected, _dropped, _frozen, _concatenated, _growing)
+_WHOLE: tuple[Callable[[Structure], Iterator[Fault]], ...] = (
+    _unnecessary_projection,
+    _stream_dropout,
+    _frozen,
+    _concatenated,
+    _growing,
+)

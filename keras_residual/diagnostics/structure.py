@@ -1,7 +1,7 @@
-"""Where the residual blocks of a graph are: additions whose two sides begin at one tensor.
+"""Detection of residual blocks in a graph: additions whose operands are computed from the same tensor.
 
-Nothing here trusts a name. What an operation does is read off its type where Keras documents it, and measured on noise
-elsewhere: an `Average`, a `Lambda`, or the scaled addition of somebody's Inception-ResNet are what they compute.
+Names are not used. What an operation computes follows from its type, if Keras documents it. Otherwise it is measured on
+noise, for example for an `Average`, a `Lambda`, or the scaled addition of an Inception-ResNet.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from keras_residual.diagnostics.graph import Call, Graph, gradients
 __all__ = ["Block", "Nature", "Path", "Steps", "Structure", "noise"]
 
 Array = np.ndarray[Any, Any]
-Steps = tuple[float, ...]  # along each spatial axis
-# Layers with an `activation`, linear otherwise.
+Steps = tuple[float, ...]  # subsampling factor along each spatial axis
+# Prefixes of layers that are linear except for their `activation`.
 _ACTIVATED = ("Conv", "Dense", "EinsumDense", "SeparableConv", "DepthwiseConv", "StandardizedConv", "PointwiseDense")
 _LINEAR = (
     "BatchNorm",
@@ -35,27 +35,26 @@ _LINEAR = (
     "Permute",
     "GetItem",
 )
-_SEEN = 4  # samples of noise an operation is measured on
+_NOISE_SAMPLES = 4  # samples of noise for measuring an operation
 
 
 @dataclasses.dataclass(frozen=True)
 class Nature:
-    """What one operation does to the tensor it takes.
+    """Properties of an operation, as a function of its input tensor.
 
     Attributes:
-        kind: "identity", "scale" (times one number), "linear" (affine), "nonlinear", or "constant" (does not depend on
-            its input, or lets no gradient through).
-        scale: The number, of a scale.
-        activation: Whether it is an activation: elementwise, not linear, without more than slopes to learn.
-        norm: Whether it normalises.
-        dropout: The rate at which it drops values; 0 for everything else.
-        weights: Whether it has a kernel: weights that mix channels or positions.
-        positive: Whether its results are never below zero.
-        stride: By how much it subsamples along each spatial axis; below 1 where it enlarges, `None` where that is not
-            known.
-        crops: Whether it cuts a window out.
-        detached: Whether it is a constant only for the gradient.
-        zero: Whether it is the constant 0.
+        kind: "identity", "scale" (multiplication by a number), "linear" (affine), "nonlinear", or "constant"
+            (independent of its input, or without gradient).
+        scale: The factor, if the kind is "scale".
+        activation: True for activations: elementwise, nonlinear, with no trained parameters except slopes.
+        norm: True for normalisations.
+        dropout: Rate at which it drops values; 0 if it does not.
+        weights: True if it has a kernel, that is, weights that mix channels or positions.
+        positive: True if its outputs are never negative.
+        stride: Subsampling factor along each spatial axis, below 1 for upsampling; `None` if unknown.
+        crops: True if it crops.
+        detached: True if its value depends on its input but its gradient is zero.
+        zero: True if it is the constant 0.
     """
 
     kind: str
@@ -73,13 +72,13 @@ class Nature:
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """One side of an addition: what lies between the tensor where the sides part and the addition.
+    """One side of an addition: the calls between the common ancestor of all sides and the operand.
 
     Attributes:
         operand: Number of the tensor that is added.
-        coefficient: What the addition multiplies it by.
-        calls: The calls on the way, in order.
-        natures: What each of them does.
+        coefficient: Factor by which the addition multiplies the operand.
+        calls: The calls on the path, in order.
+        natures: Properties of each call.
     """
 
     operand: int
@@ -87,35 +86,35 @@ class Path:
     calls: tuple[Call, ...]
     natures: tuple[Nature, ...]
 
-    def those(self, what: str) -> list[Call]:
-        """The calls with an attribute of `Nature`."""
-        return [call for call, nature in zip(self.calls, self.natures, strict=True) if getattr(nature, what)]
+    def calls_with(self, attribute: str) -> list[Call]:
+        """Return the calls for which the given attribute of `Nature` is true."""
+        return [call for call, nature in zip(self.calls, self.natures, strict=True) if getattr(nature, attribute)]
 
     def of_kind(self, *kinds: str) -> list[Call]:
         return [call for call, nature in zip(self.calls, self.natures, strict=True) if nature.kind in kinds]
 
     @property
     def weights(self) -> bool:
-        return bool(self.those("weights"))
+        return bool(self.calls_with("weights"))
 
     @property
     def linear(self) -> bool:
-        """Whether it is an affine function of where it begins."""
+        """True if the side is an affine function of the common ancestor."""
         return not self.of_kind("nonlinear", "constant")
 
     @property
     def identity(self) -> bool:
-        """Whether it gives at inference what it takes, up to a factor."""
+        """True if the side is the identity at inference, up to a factor."""
         return not self.of_kind("linear", "nonlinear", "constant")
 
     @property
     def scale(self) -> float:
-        """The factor, of an identity."""
+        """Factor by which an identity side multiplies its input."""
         return self.coefficient * math.prod(nature.scale for nature in self.natures)
 
     @property
     def rank(self) -> int:
-        """How much of a shortcut it is: the smaller, the more."""
+        """Sort key by which the shortcut is chosen: the side with the smallest value does least."""
         if self.identity:
             return 0
         bend = any(n.kind in ("nonlinear", "constant") and not n.norm for n in self.natures)
@@ -126,17 +125,17 @@ class Path:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """An addition of tensors that are made of one and the same tensor.
+    """An addition of tensors with a common ancestor.
 
     Attributes:
         call: The addition.
-        name: The block's name: the addition's, without what `keras_residual.blocks.residual` appends.
-        start: Number of the tensor where its sides part: the block's input.
+        name: Name of the block: that of the addition without the suffix of `keras_residual.blocks.residual`.
+        start: Number of the last common ancestor, the block's input.
         end: Number of the sum.
         shortcut: The side that does least.
-        branch: The other side; of several the first that computes.
-        others: Further sides.
-        trunk: Whether all that is made of the block's input goes through the sum.
+        branch: The other side; if there are several, the first with weights.
+        others: All other sides.
+        trunk: True if all paths from the block's input to the outputs go through the sum.
         kind: "identity", "projection", "parameter-free", "gated", "sum" (no side is a shortcut) or "self" (no side is a
             branch).
     """
@@ -153,21 +152,21 @@ class Block:
 
     @property
     def sides(self) -> tuple[Path, ...]:
-        """All but the shortcut."""
+        """All sides except the shortcut."""
         return (self.branch, *self.others)
 
     @property
     def residual(self) -> bool:
-        """Whether it is a residual block: a shortcut, and a branch beside it."""
+        """True if the addition is a residual block, with a shortcut and a branch."""
         return self.kind not in ("sum", "self")
 
 
 class Structure:
-    """The additions of a model's graph, and which of them end residual blocks.
+    """The additions and residual blocks of a graph.
 
     Attributes:
         graph: The graph.
-        blocks: Every addition of tensors with a common origin, in order.
+        blocks: All additions of tensors with a common ancestor, in order.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -183,14 +182,14 @@ class Structure:
 
     @functools.cached_property
     def chain(self) -> list[Block]:
-        """The residual blocks that hold no other one: the steps of the residual stream."""
+        """The residual blocks that contain no other residual block: the steps of the residual stream."""
         ends = {block.call.number for block in self.residual}
         return [block for block in self.residual if not ends & {c.number for path in block.sides for c in path.calls}]
 
     # -------------------------------------------------------------------------------------------------- the additions
 
     def sum_of(self, call: Call) -> tuple[float, ...] | None:
-        """The coefficients with which a call adds its operands; `None` if it does something else."""
+        """Return the coefficients with which a call adds its operands, or `None` if it is not a sum."""
         key = self._key(call)
         if key not in self._sums:
             self._sums[key] = self._coefficients(call)
@@ -207,7 +206,7 @@ class Structure:
             return (1.0,) * len(shapes)
         if any(not _is_float(self.graph.tensors[number]) for number in call.operands):
             return None
-        if len(call.inputs) < len(call.operands):  # x + x: what it makes of x, shared among them
+        if len(call.inputs) < len(call.operands):  # x + x: divide the total factor equally
             nature = self.nature(call)
             return (nature.scale / len(shapes),) * len(shapes) if nature.kind in ("identity", "scale") else None
         return _measure_sum(call, [self.graph.tensors[number] for number in call.inputs])
@@ -220,13 +219,13 @@ class Structure:
         if not common:
             return None
         start, end = common.bit_length() - 1, call.outputs[0]
-        if not _is_float(graph.tensors[start]):  # embeddings of the same numbers: no stream yet
+        if not _is_float(graph.tensors[start]):  # embeddings of the same integers, not a residual stream
             return None
         paths = [self.path(start, number, factor) for number, factor in zip(call.operands, factors, strict=True)]
         shortcut, *rest = sorted(paths, key=lambda path: (path.rank, len(path.calls)))
         branch = next((path for path in rest if path.weights), rest[-1])
         others = tuple(path for path in rest if path is not branch)
-        if any(self.adds_constant(path, start) for path in paths):  # positions, biases: nothing of the stream
+        if any(self.adds_constant(path, start) for path in paths):  # adds position embeddings or a bias, not a branch
             return None
         kind = _kind(shortcut, branch)
         if kind is None:
@@ -234,14 +233,14 @@ class Structure:
         return Block(call, _block_name(call), start, end, shortcut, branch, others, graph.passes(start, end), kind)
 
     def path(self, start: int, operand: int, factor: float = 1.0) -> Path:
-        """What lies between two tensors."""
+        """Return the path between two tensors."""
         tensors = self.graph.between(start, operand)
         calls = {maker.number: maker for maker in (self.graph.maker[number] for number in tensors) if maker}
         natures = tuple(self.nature(call) for call in calls.values())
         return Path(operand, factor, tuple(calls.values()), natures)
 
     def cuts(self, path: Path, start: int) -> list[Call]:
-        """The calls that cut a side off from where it begins, if every way along it is cut."""
+        """Return the calls that block the gradient of a side, if they block all of its paths."""
         stops = path.of_kind("constant")
         reached = {start}
         for call in path.calls:
@@ -250,12 +249,12 @@ class Structure:
         return [] if path.operand in reached else stops
 
     def adds_constant(self, path: Path, start: int) -> bool:
-        """Whether a side is a number of its own for each position: no zeros, and nothing that training would miss."""
+        """Return True if a side is a nonzero constant, such as position embeddings, and not a detached branch."""
         natures = [self.nature(call) for call in self.cuts(path, start)]
         return bool(natures) and not any(nature.zero or nature.detached for nature in natures)
 
     def gain(self, block: Block) -> float:
-        """By what the block's input is multiplied in the sum, over all ways that are identities."""
+        """Return the factor of the block's input in the sum, over all paths that are identities."""
         gains = {block.start: 1.0}
         calls = {call.number: call for path in (block.shortcut, *block.sides) for call in path.calls}
         for _, call in sorted((calls | {block.call.number: block.call}).items()):
@@ -272,17 +271,17 @@ class Structure:
     # -------------------------------------------------------------------------------------------- what operations do
 
     def nature(self, call: Call) -> Nature:
-        """What a call does, by its type or as measured."""
+        """Return the properties of a call, from its type or by measurement."""
         key = self._key(call)
         if key not in self._natures:
             self._natures[key] = self._nature(call)
         return self._natures[key]
 
     def _key(self, call: Call) -> Any:
-        """The same for calls that do the same: layers of one type and configuration, on tensors of one shape."""
+        """Return a cache key, equal for layers of the same type and configuration on tensors of the same shape."""
         kind = type(call.operation)
         known = kind.__module__.startswith(("keras.", "keras_residual.")) and issubclass(kind, keras.Layer)
-        if not known or kind is keras.layers.Lambda:  # its configuration may not say all
+        if not known or kind is keras.layers.Lambda:  # the configuration may be incomplete
             return call.number
         config = {key: value for key, value in call.operation.get_config().items() if key != "name"}
         places = tuple(call.inputs.index(number) for number in call.operands)
@@ -320,7 +319,7 @@ class Structure:
                 return Nature("linear", **own)
             values = ops.convert_to_numpy(activation(ops.linspace(-6.0, 6.0, 49)))
             return Nature("nonlinear", activation=True, positive=bool(values.min() >= 0), **own)
-        # A maximum is no activation: as a shortcut it picks a position.
+        # Max pooling is not treated as an activation: in a shortcut it selects a position.
         if kind.startswith(_LINEAR) or "Pooling" in kind or kind in ("MaxPool", "AveragePool"):
             return Nature("linear", **own)
         if norm or isinstance(operation, keras.layers.MultiHeadAttention):
@@ -331,7 +330,7 @@ class Structure:
 
 
 def _kind(shortcut: Path, branch: Path) -> str | None:
-    """What sort of addition it is; `None` where it is neither a block nor an attempt at one."""
+    """Classify an addition; return `None` if it neither is nor resembles a residual block."""
     if branch.identity:
         return "self"
     if branch.linear and not branch.weights:
@@ -343,7 +342,7 @@ def _kind(shortcut: Path, branch: Path) -> str | None:
         return "gated" if len(gate.inputs) > 1 and shortcut.natures[-1].kind == "nonlinear" else "parameter-free"
     if len(shortcut.calls[-1].inputs) > 1 and shortcut.natures[-1].kind == "nonlinear":
         return "gated"
-    if shortcut.rank == 3 and branch.rank > 3:  # two linear maps are the heads of an ensemble, or one linear map
+    if shortcut.rank == 3 and branch.rank > 3:  # the sum of two linear maps is linear, or the heads of an ensemble
         return "projection"
     return "sum"
 
@@ -365,7 +364,7 @@ def _is_float(tensor: Any) -> bool:
 
 
 def _rate(operation: Any, kind: str) -> float | None:
-    """The rate of a layer that drops values in training; `None` for other layers."""
+    """Return the rate of a layer that drops values in training, or `None` for other layers."""
     if not any(word in kind for word in ("Dropout", "DropPath", "StochasticDepth", "DropBlock")):
         return None
     for name in ("rate", "drop_path_rate", "drop_prob", "survival_probability"):
@@ -376,7 +375,7 @@ def _rate(operation: Any, kind: str) -> float | None:
 
 
 def _stride(call: Call, kind: str, given: Any, made: Any) -> Steps | None:
-    """By how much positions are subsampled along each spatial axis; `None` where that is not known."""
+    """Return the subsampling factor along each spatial axis, or `None` if it is unknown."""
     before, after = given.shape[1:-1], made.shape[1:-1]
     axes = len(before)
     if axes != len(after) or not axes or kind == "Reshape":
@@ -389,15 +388,15 @@ def _stride(call: Call, kind: str, given: Any, made: Any) -> Steps | None:
         return size and tuple(1 / step for step in size)
     if before == after or kind.startswith(("ZeroPadding", "Cropping", "CenterCrop")) or kind == "Pad":
         return (1.0,) * axes
-    if kind == "GetItem":  # Keras does not keep the slice where it could be read: where do positions go?
-        return _kept(call, given)
+    if kind == "GetItem":  # Keras does not expose the slice, so measure it
+        return _slice_steps(call, given)
     if kind == "Resizing" and all(before) and all(after):
         return tuple(old / new for old, new in zip(before, after, strict=True))
     return None
 
 
 def _sizes(value: Any, axes: int) -> Steps | None:
-    """A size that is given for all axes, or for each of them."""
+    """Expand a size that is given for all axes or per axis."""
     if isinstance(value, (int, float)) and value:
         return (float(value),) * axes
     if isinstance(value, (tuple, list)) and len(value) == axes:
@@ -405,8 +404,8 @@ def _sizes(value: Any, axes: int) -> Steps | None:
     return None
 
 
-def _kept(call: Call, given: Any) -> Steps | None:
-    """The steps of a slice, measured: a tensor of positions goes through it."""
+def _slice_steps(call: Call, given: Any) -> Steps | None:
+    """Measure the steps of a slice by applying it to a tensor of positions."""
     steps = []
     for axis in range(1, len(given.shape) - 1):
         places: Array = np.zeros(noise(given, 0).shape, "float32")
@@ -423,20 +422,20 @@ def _kept(call: Call, given: Any) -> Steps | None:
 
 
 def noise(tensor: Any, seed: int) -> Array:
-    """Normal noise of a symbolic tensor's shape; numbers of 0 and 1 where it holds integers."""
-    shape = [_SEEN if tensor.shape[0] is None else tensor.shape[0]]
+    """Return normal noise of a symbolic tensor's shape, or zeros and ones if it is an integer tensor."""
+    shape = [_NOISE_SAMPLES if tensor.shape[0] is None else tensor.shape[0]]
     shape += [16 if size is None else size for size in tensor.shape[1:]]
     values = np.random.default_rng(seed).normal(size=shape).astype("float32")
     return values if _is_float(tensor) else (values > 0).astype("int32")
 
 
 def _with_random_weights(operation: Any) -> keras.StatelessScope:
-    """A scope in which the operation's weights are random: a scale that starts at 0 is no dead end."""
+    """Return a scope with random weights of the operation, so that a scale initialized to 0 is not a constant."""
     generator, values = np.random.default_rng(0), []
     for variable in getattr(operation, "variables", ()):
         if "float" in keras.backend.standardize_dtype(variable.dtype):
             shape = tuple(variable.shape)
-            # Kernels have both signs, or sums of them would; scales and variances are positive.
+            # Kernels need both signs, or their outputs would all be positive; scales and variances must be positive.
             value = generator.normal(size=shape) if len(shape) > 1 else 0.5 + 0.5 * generator.random(shape)
             values.append((variable, ops.convert_to_tensor(value, variable.dtype)))
     return keras.StatelessScope(state_mapping=values)
@@ -448,21 +447,21 @@ def _apply(call: Call, arguments: list[Array], tensors: list[Any]) -> Array:
 
 
 def _measure_sum(call: Call, tensors: list[Any]) -> tuple[float, ...] | None:
-    """Coefficients of a linear combination, as measured; `None` if it is none."""
+    """Measure the coefficients of a linear combination; return `None` if the call is not one."""
     given = [noise(tensor, seed) for seed, tensor in enumerate(tensors)]
     try:
         with _with_random_weights(call.operation):
-            whole = _apply(call, given, tensors)
-            factors, rest = [], whole
+            total = _apply(call, given, tensors)
+            factors, rest = [], total
             for i, value in enumerate(given):
                 alone = [x if i == j else np.zeros_like(x) for j, x in enumerate(given)]
-                part, value = _apply(call, alone, tensors), np.broadcast_to(value, whole.shape)
+                part, value = _apply(call, alone, tensors), np.broadcast_to(value, total.shape)
                 factors.append(float((part * value).sum() / (value**2).sum()))
                 rest = rest - factors[-1] * value
-    except Exception:  # whatever it is: it cannot be measured
+    except Exception:  # an operation that cannot be measured
         return None
     tolerance = 1e-3 if "float32" in str(tensors[0].dtype) else 3e-2
-    if np.abs(rest).max() > tolerance * max(np.abs(whole).max(), 1e-6) or 0.0 in np.round(factors, 6):
+    if np.abs(rest).max() > tolerance * max(np.abs(total).max(), 1e-6) or 0.0 in np.round(factors, 6):
         return None
     return tuple(factors)
 

@@ -1,4 +1,4 @@
-"""SavedModels that TensorFlow Serving runs as they are: a directory per version, which appears whole or not at all."""
+"""Export of models as SavedModels for TensorFlow Serving, one directory per version, published atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keras_residual.weights import Weights, preprocessing
 
 __all__ = ["export"]
 
-# protobuf's 2 GiB less the graph itself, which takes some megabytes.
+# protobuf's limit of 2 GiB, minus room for the graph itself
 LARGEST_GRAPH = 2**31 - 2**26
 
 
@@ -36,50 +36,54 @@ def export(
     max_pixels: int = 64_000_000,
     notes: str = "",
 ) -> Path:
-    """Writes a model as a SavedModel into `path/VERSION/`, the layout that TensorFlow Serving watches.
+    """Export a model as a SavedModel into `path/VERSION/`, the layout that TensorFlow Serving watches.
 
-    Signatures, each with one input called `inputs`, for any number N of samples:
+    The SavedModel has the following signatures. Each takes one input named `inputs` with any number N of samples.
 
-    * `serving_default`: without `preprocess` the model's own input, float32 `(N, *input_shape)`; with it pixels of
-      0..255, float32 `(N, height, width, C)`, of any one size. Of a model that ends in softmax or sigmoid, or has
-      `labels`: `probabilities` `(N, classes)`, and of the `top_k` likeliest, in order, `scores` and `classes`
-      (int32), both `(N, k)`. Of other models: `outputs`.
-    * `features`: likewise to `features`, what the classifier sees. Not of models without one.
-    * `serving_uint8`: as `serving_default`, from uint8 pixels. This and the rest only with `preprocess`.
-    * `serving_bytes`: encoded images, strings `(N,)`. Beside the others `labels` `(N, k)`, strings, and `errors`
-      `(N,)`, strings: "" or why this image could not be read; then its row is zeros, its classes -1, its labels "".
-    * `classify`: for TensorFlow Serving's Classify, serialized `tf.Example`s with `image/encoded`.
+    * `serving_default`: takes the model's input, float32 `(N, *input_shape)`, or with `preprocess` pixels of 0..255,
+      float32 `(N, height, width, C)`, of any size. If the model ends in softmax or sigmoid or has `labels`, returns
+      `probabilities` `(N, classes)` and, for the `top_k` most likely classes in descending order, `scores` and
+      `classes` (int32), both `(N, k)`. Otherwise returns `outputs`.
+    * `features`: takes the same input and returns `features`, the input of the classifier. Missing if the model has
+      no classifier.
+    * `serving_uint8`: like `serving_default`, with uint8 pixels. This and the following signatures need `preprocess`.
+    * `serving_bytes`: takes encoded images, strings `(N,)`. Also returns `labels` `(N, k)`, strings, and `errors`
+      `(N,)`, strings. An error is "" or the reason why the image could not be read; its row is then filled with zeros,
+      its classes with -1 and its labels with "".
+    * `classify`: for TensorFlow Serving's Classify API; takes serialized `tf.Example`s with `image/encoded`.
 
-    All floating outputs are float32. For alpha, EXIF and 16 bits see `keras_residual.reading.graph`.
-    Every signature is run on the written model before the version appears; these requests are its warm-up.
+    All floating-point outputs are float32. `keras_residual.reading.graph` documents how alpha channels, EXIF
+    orientation and 16-bit images are read. Every signature is run on the written model before the version is
+    published, and these requests become its warm-up requests.
 
     Args:
         model: A built model with one input and one output.
-        path: The model's directory, `saved_models/NAME`; `~` and environment variables are expanded. Configuration
-            and clients for serving go there, too.
-        labels: The classes' names; those of `preprocess`, if it is a record that has them.
-        preprocess: `keras_residual.preprocessing(...)`, or another layer from pixels of 0..255 `(N, H, W, C)` to the
-            model's input; or a record of weights.
-        version: The version's number; one more than the largest there if `None`.
-        fold: Whether to fold batch normalisations into the layers beside them.
-        freeze: Whether to store weights as constants, which is faster. Models over protobuf's 2 GB are not frozen.
-        top_k: How many classes `classes`, `scores` and `labels` name.
-        max_pixels: Larger encoded images are refused.
-        notes: What else the model card shall say, in Markdown: data, accuracy, licence, the command that made it.
+        path: Directory of the model, such as `saved_models/NAME`; `~` and environment variables are expanded. The
+            serving configuration and the example clients are also written there.
+        labels: Names of the classes; defaults to those of `preprocess`, if it is a `Weights` record with labels.
+        preprocess: `keras_residual.preprocessing(...)`, a `Weights` record, or any layer that converts pixels of 0..255
+            `(N, H, W, C)` to the model's input.
+        version: Version number; defaults to the largest existing number plus one.
+        fold: If true, fold batch normalisations into the adjacent layers.
+        freeze: If true, store the weights as constants, which is faster. Models larger than protobuf's limit of 2 GB
+            are not frozen.
+        top_k: Number of classes in `classes`, `scores` and `labels`.
+        max_pixels: Largest accepted encoded image, in pixels.
+        notes: Additional Markdown for the model card: data, accuracy, licence, the command that created the model.
 
     Returns:
-        The version's directory.
+        The directory of the version.
 
     Raises:
-        RuntimeError: If Keras does not run on TensorFlow, or the written model does not answer as `model` does.
-        ValueError: If the model has several inputs or outputs, or labels, preprocessing and model do not fit.
-        FileExistsError: If the version is there.
-        OSError: If it cannot be written, for example on a full disk. Nothing of it is left then.
+        RuntimeError: If Keras does not run on TensorFlow, or if the exported model's outputs differ from `model`'s.
+        ValueError: If the model has several inputs or outputs, or if labels, preprocessing and model do not match.
+        FileExistsError: If the version exists.
+        OSError: If the version cannot be written, for example because the disk is full. Partial output is removed.
     """
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
-            f"A SavedModel is written by Keras on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}. Save "
-            "the weights, and export them in a process with KERAS_BACKEND=tensorflow."
+            f"The Keras backend must be TensorFlow to export a SavedModel; got {keras.backend.backend()!r}. Save the "
+            "weights, and export them in a process with KERAS_BACKEND=tensorflow."
         )
     if isinstance(preprocess, Weights):
         labels = preprocess.labels or None if labels is None else labels
@@ -96,7 +100,8 @@ def export(
     size = sum(variable.value.shape.num_elements() * variable.value.dtype.size for variable in served_model.variables)
     if freeze and size > LARGEST_GRAPH:
         warnings.warn(
-            f"{model.name} is not frozen: its weights are {size / 2**30:.1f} GiB, and a graph holds 2 GiB.",
+            f"Exporting {model.name} without freezing: its weights are {size / 2**30:.1f} GiB, but a graph is limited "
+            "to 2 GiB.",
             stacklevel=2,
         )
         freeze = False
@@ -108,10 +113,10 @@ def export(
             names.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         served = graph.serve(served_model, names, preprocess, freeze, top_k, max_pixels)
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        with graph.quiet("tensorflow"):  # it would name the temporary directory, which is gone afterwards
+        with graph.quiet("tensorflow"):  # TensorFlow logs the temporary directory
             tf.saved_model.save(served.root, str(stage / "version"), signatures=served.signatures, options=options)
         bundle.complete(stage / "version", model, served, labels, preprocess, report, notes)
-        bundle.write_beside(path, served)
+        bundle.write_serving_files(path, served)
         return _publish(stage / "version", path, version)
 
 
@@ -120,44 +125,47 @@ def _check(
 ) -> None:
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
-            f"export takes models of one input and one output. Received: {len(model.inputs)} inputs and "
+            f"The model must have one input and one output to be exported; got {len(model.inputs)} inputs and "
             f"{len(model.outputs)} outputs."
         )
     shape, outputs = tuple(model.inputs[0].shape[1:]), model.outputs[0].shape
     if labels is not None and (len(outputs) != 2 or len(labels) != outputs[-1]):
         raise ValueError(
-            f"labels has a name for each output, of shape {tuple(outputs)}. Received: {len(labels)} names."
+            f"`labels` must have one name for each output of the model, whose shape is {tuple(outputs)}; got "
+            f"{len(labels)} names."
         )
-    if labels is not None and any(not name or name.splitlines() != [name] for name in labels):
-        raise ValueError("A label is text on one line. Received: an empty one, or one of several lines.")
+    if labels is not None and (bad := [name for name in labels if not name or name.splitlines() != [name]]):
+        raise ValueError(f"Each label must be a non-empty text without line breaks; got {bad[0]!r}.")
     if preprocess is not None:
         if len(shape) != 3 or shape[-1] not in (1, 3):
-            raise ValueError(f"preprocess is for images of 1 or 3 channels. Received: a model of inputs {shape}.")
+            raise ValueError(
+                f"`preprocess` requires a model for images with 1 or 3 channels; got a model with inputs {shape}."
+            )
         size = tuple(preprocess.compute_output_shape((None, None, shape[-1])))
         if None in size or any(have not in (None, want) for have, want in zip(shape, size, strict=True)):
-            raise ValueError(f"preprocess must give what the model takes, {shape}. Received: one that gives {size}.")
+            raise ValueError(f"The output of `preprocess` must have the model's input shape {shape}; got {size}.")
     if top_k < 1:
-        raise ValueError(f"top_k is a positive number. Received: {top_k}.")
+        raise ValueError(f"`top_k` must be positive; got {top_k}.")
     if version is not None and (isinstance(version, bool) or not isinstance(version, int) or version < 1):
-        raise ValueError(f"version is a positive whole number. Received: {version!r}.")
+        raise ValueError(f"`version` must be a positive integer; got {version!r}.")
     if version is not None and (path / str(version)).exists():
-        raise FileExistsError(f"{path / str(version)} is there already. Leave version out for the next number.")
+        raise FileExistsError(f"{path / str(version)} already exists. Omit `version` to use the next number.")
 
 
 @contextlib.contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A directory beside the versions that goes away, whatever happens. TensorFlow Serving looks at numbers only."""
+    """Create a temporary directory next to the versions. TensorFlow Serving ignores names that are not numbers."""
     import tensorflow as tf
 
     path.mkdir(parents=True, exist_ok=True)
-    for left in path.glob(".*.part"):  # by an export that was killed
+    for left in path.glob(".*.part"):  # left by a killed export
         if left.name[1:-5].isdigit() and not _runs(int(left.name[1:-5])):
             shutil.rmtree(left, ignore_errors=True)
     stage = path / f".{os.getpid()}.part"
     try:
         stage.mkdir()
         yield stage
-    except tf.errors.OpError as error:  # TensorFlow's own way to say that a disk is full
+    except tf.errors.OpError as error:  # TensorFlow raises this when the disk is full
         raise OSError(f"No version was written to {path}: {error.message}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -174,7 +182,7 @@ def _runs(process: int) -> bool:
 
 
 def _publish(stage: Path, path: Path, version: int | None) -> Path:
-    """Renames a finished version to its number, once all of it is on the disk."""
+    """Flush a finished version to disk and rename it to its number."""
     for place in (*stage.rglob("*"), stage):
         descriptor = os.open(place, os.O_RDONLY)
         try:

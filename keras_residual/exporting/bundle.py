@@ -1,4 +1,4 @@
-"""What lies in a version beside the SavedModel, and beside the versions: everything needed to serve and to check it."""
+"""Files next to an exported SavedModel: model card, metadata, warm-up requests, serving configuration, clients."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from keras_residual.exporting.graph import EXAMPLE_KEY, Served
 from keras_residual.folding import Folding
 from keras_residual.io import sha256, written_whole
 
-__all__ = ["complete", "describe", "verify", "write_beside"]
+__all__ = ["complete", "describe", "verify", "write_serving_files"]
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 WARM_UP = Path("assets.extra") / "tf_serving_warmup_requests"
 METADATA = "metadata.json"
-# A folded and frozen graph differs from the model by rounding: float32's, or that of bfloat16 and its kin.
+# Folding and freezing change the outputs by rounding errors, which are larger in half precision.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
 MODEL_INPUT = "float32 sin(k), k = 0, 1, 2, ... in C order"
 PIXELS = "floor(127.5 * (1 + sin(k))), k = 0, 1, 2, ... in C order"
@@ -40,10 +40,10 @@ def complete(
     report: Folding,
     notes: str,
 ) -> None:
-    """Runs every signature of a written SavedModel, compares it with the model, and adds the files that tell of it.
+    """Run every signature of a written SavedModel, compare its outputs with the model's, and write the other files.
 
     Raises:
-        RuntimeError: If it does not answer as the model does.
+        RuntimeError: If the outputs differ from the model's.
     """
     loaded = tf.saved_model.load(str(version)).signatures
     golden: dict[str, Any] = {}
@@ -51,9 +51,9 @@ def complete(
     with tf.io.TFRecordWriter(str(version / WARM_UP)) as warm_up:
         for name, function in served.signatures.items():
             spec = function.input_signature[0]
-            inputs, words = _example(name, spec, model, preprocess)
+            inputs, description = _example(name, spec, model, preprocess)
             outputs = {key: value.numpy() for key, value in loaded[name](inputs=tf.constant(inputs)).items()}
-            golden[name] = {"inputs": words, "outputs": {key: _plain(value) for key, value in outputs.items()}}
+            golden[name] = {"inputs": description, "outputs": {key: _plain(value) for key, value in outputs.items()}}
             warm_up.write(_prediction_log(name, inputs))
             if name == "serving_default":
                 _compare(model, preprocess, served, inputs, outputs)
@@ -88,25 +88,27 @@ def complete(
 
 
 def verify(version: str | os.PathLike[str]) -> dict[str, float]:
-    """Reads an exported version back: its files' hashes, and of each signature the answer to its golden request.
+    """Verify an exported version: the SHA-256 of each file, and the outputs of each signature for its golden request.
 
     Args:
         version: A directory that `keras_residual.export` returned.
 
     Returns:
-        Of each signature the largest difference from the recorded numbers.
+        Largest relative difference between the outputs and the recorded ones, for each signature.
 
     Raises:
-        FileNotFoundError: If the directory is no exported version.
-        ValueError: If a file was changed, or a signature answers otherwise than it did.
+        FileNotFoundError: If the directory is not an exported version.
+        ValueError: If a file was changed, or if the outputs of a signature differ from the recorded ones.
     """
     version = Path(version)
     if not (version / METADATA).is_file():
-        raise FileNotFoundError(f"{str(version)!r} is no exported version: there is no {METADATA} in it.")
+        raise FileNotFoundError(
+            f"{str(version)!r} must be the directory of an exported version, which contains {METADATA}."
+        )
     about = json.loads((version / METADATA).read_text(encoding="utf-8"))
     for name, digest in about["sha256"].items():
         if not (version / name).is_file() or sha256(version / name) != digest:
-            raise ValueError(f"{version / name} is not the file that was exported.")
+            raise ValueError(f"{version / name} was changed or deleted after the export. Export the model again.")
     loaded, differences = tf.saved_model.load(str(version)).signatures, {}
     for name, pair in about["golden"].items():
         outputs = loaded[name](inputs=tf.constant(golden_inputs(pair["inputs"])))
@@ -121,7 +123,8 @@ def verify(version: str | os.PathLike[str]) -> dict[str, float]:
         tolerance = TOLERANCE.get(about["precision"]["compute"], 0.05)
         if not difference <= tolerance:
             raise ValueError(
-                f"{version}: {name} answers otherwise than it did when it was exported, by {difference:.1e}."
+                f"{version}: the outputs of the signature {name} must equal those recorded at export; they differ by "
+                f"{difference:.1e}."
             )
     return differences
 
@@ -129,17 +132,17 @@ def verify(version: str | os.PathLike[str]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ golden and warm-up
 
 
-def golden_inputs(words: dict[str, Any]) -> Any:
-    """The request that `metadata.json` describes, as an array."""
-    if "base64" in words:
-        return np.array([base64.b64decode(item) for item in words["base64"]], object)
-    k = np.arange(np.prod(words["shape"]), dtype="float64").reshape(words["shape"])
-    values = np.sin(k) if words["values"] == MODEL_INPUT else np.floor(127.5 * (1 + np.sin(k)))
-    return values.astype(words["dtype"])
+def golden_inputs(description: dict[str, Any]) -> Any:
+    """Return the array that a golden request in `metadata.json` describes."""
+    if "base64" in description:
+        return np.array([base64.b64decode(item) for item in description["base64"]], object)
+    k = np.arange(np.prod(description["shape"]), dtype="float64").reshape(description["shape"])
+    values = np.sin(k) if description["values"] == MODEL_INPUT else np.floor(127.5 * (1 + np.sin(k)))
+    return values.astype(description["dtype"])
 
 
 def _example(name: str, spec: Any, model: keras.Model, preprocess: Any) -> tuple[Any, dict[str, Any]]:
-    """One sample that any language can compute, and the words for it."""
+    """Return one sample that is easy to compute in any language, and its description for `metadata.json`."""
     if spec.dtype == tf.string:
         shape = (32, 32, model.inputs[0].shape[-1])
         pixels = golden_inputs({"shape": shape, "dtype": "uint8", "values": PIXELS})
@@ -148,13 +151,13 @@ def _example(name: str, spec: Any, model: keras.Model, preprocess: Any) -> tuple
             feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
             example = tf.train.Example(features=tf.train.Features(feature={EXAMPLE_KEY: feature}))
             content = example.SerializeToString(deterministic=True)
-        words: dict[str, Any] = {"base64": [base64.b64encode(content).decode()]}
-        return golden_inputs(words), words
-    usual = {3: 256, 4: 32 if preprocess is not None else 224, 5: 32}.get(len(spec.shape), 1)
-    shape = [1, *(usual if size is None else int(size) for size in spec.shape[1:])]
+        description: dict[str, Any] = {"base64": [base64.b64encode(content).decode()]}
+        return golden_inputs(description), description
+    default = {3: 256, 4: 32 if preprocess is not None else 224, 5: 32}.get(len(spec.shape), 1)
+    shape = [1, *(default if size is None else int(size) for size in spec.shape[1:])]
     values = MODEL_INPUT if preprocess is None else PIXELS
-    words = {"shape": shape, "dtype": spec.dtype.name, "values": values}
-    return golden_inputs(words), words
+    description = {"shape": shape, "dtype": spec.dtype.name, "values": values}
+    return golden_inputs(description), description
 
 
 def _compare(model: keras.Model, preprocess: Any, served: Served, inputs: Any, outputs: dict[str, Any]) -> None:
@@ -166,7 +169,10 @@ def _compare(model: keras.Model, preprocess: Any, served: Served, inputs: Any, o
     difference = _distance(got, np.asarray(wanted))
     policies = {layer.compute_dtype for layer in model.layers}
     if not difference <= (0.05 if policies & {"float16", "bfloat16"} else 1e-4):
-        raise RuntimeError(f"The exported {model.name} differs from the model by {difference:.1e}. It was not written.")
+        raise RuntimeError(
+            f"The outputs of the exported {model.name} must equal the model's; they differ by {difference:.1e}. "
+            "Nothing was exported."
+        )
 
 
 def _distance(ours: Any, theirs: Any) -> float:
@@ -177,17 +183,18 @@ def _distance(ours: Any, theirs: Any) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """An array as JSON has it."""
+    """Convert an array to values that JSON can represent."""
     if value.dtype == object:
         return np.vectorize(lambda item: item.decode("utf-8", "replace"), otypes=[object])(value).tolist()
     return value.tolist()
 
 
 def _prediction_log(signature: str, inputs: Any) -> bytes:
-    """TensorFlow Serving's record of one Predict request.
+    """Serialize a Predict request as TensorFlow Serving's PredictionLog.
 
-    Its messages are in tensorflow-serving-api, which is not needed for these four: PredictionLog.predict_log = 6,
-    PredictLog.request = 1, PredictRequest.model_spec = 1 and .inputs = 2 (a map), ModelSpec.signature_name = 3.
+    The messages are encoded by hand to avoid a dependency on tensorflow-serving-api. Field numbers:
+    PredictionLog.predict_log = 6, PredictLog.request = 1, PredictRequest.model_spec = 1 and .inputs = 2 (a map),
+    ModelSpec.signature_name = 3.
     """
     tensor = tf.make_tensor_proto(inputs).SerializeToString()
     entry = _field(1, b"inputs") + _field(2, tensor)
@@ -196,7 +203,7 @@ def _prediction_log(signature: str, inputs: Any) -> bytes:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of a protobuf message."""
+    """Serialize a length-delimited field of a protobuf message."""
     size, length = len(content), bytearray()
     while size > 127:
         length.append(size % 128 + 128)
@@ -204,7 +211,7 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number * 8 + 2, *length, size]) + content
 
 
-# -------------------------------------------------------------------------------------------------- words about it
+# ----------------------------------------------------------------------------------------- metadata and model card
 
 
 def _signature(function: Any) -> dict[str, Any]:
@@ -228,7 +235,7 @@ def _settings(config: dict[str, Any]) -> str:
 
 
 def describe(preprocess: keras.layers.Layer) -> str:
-    """What a layer does to images, in words."""
+    """Describe the settings of a preprocessing layer in one line."""
     return _settings(_config(preprocess))
 
 
@@ -252,7 +259,7 @@ def _card(about: dict[str, Any], notes: str) -> str:
         f"{about['batch_normalisations']['folded']} batch normalisations folded.",
         "",
         *([notes.strip(), ""] if notes.strip() else []),
-        "| signature | takes | returns |",
+        "| signature | inputs | outputs |",
         "| --- | --- | --- |",
         *rows,
         "",
@@ -260,29 +267,31 @@ def _card(about: dict[str, Any], notes: str) -> str:
     given = about["preprocessing"]
     if given is not None:
         lines += [
-            "Pixels are 0..255. The graph prepares them: "
+            "Pixel values are 0..255. The graph includes the preprocessing: "
             + _settings(given)
-            + ". Encoded images are JPEG, PNG, WebP, GIF or BMP; EXIF turns them, transparency is dropped, of 16 bits "
-            'the upper 8 count. An image that cannot be read has its reason in `errors`, and zeros, -1 and "" '
-            "elsewhere; the others of its batch are answered.",
+            + ". Encoded images may be JPEG, PNG, WebP, GIF or BMP. They are rotated according to their EXIF "
+            "orientation, transparency is dropped, and 16-bit images are reduced to their upper 8 bits. If an image "
+            'cannot be read, `errors` states the reason and its other outputs are zeros, -1 and ""; the other images '
+            "of the batch are not affected.",
             "",
         ]
     else:
-        lines += ["`serving_default` takes what the network takes: preprocessing is up to the client.", ""]
+        lines += ["`serving_default` takes the network's input; the client must preprocess the data.", ""]
     if about["classes"]:
-        lines += [f"{about['classes']} classes: `labels.txt`, a name on each line, from class 0.", ""]
+        lines += [f"The names of the {about['classes']} classes are in `labels.txt`, one per line.", ""]
     lines += [
-        "`metadata.json` holds all of this, the hashes of the files, and a request with its answer to test by.",
+        "`metadata.json` contains the same information, the SHA-256 of each file, and a test request with its response "
+        "for each signature.",
         "",
     ]
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------ beside the versions
+# ------------------------------------------------------------------------------------- files of the model's directory
 
 
-def write_beside(path: Path, served: Served) -> None:
-    """Writes what it takes to run TensorFlow Serving on a model's directory, and two clients."""
+def write_serving_files(path: Path, served: Served) -> None:
+    """Write the configuration of TensorFlow Serving and two example clients into a model's directory."""
     name = path.resolve().name
     shape = served.signatures["serving_default"].input_signature[0].shape
     largest = max(BATCHES)
@@ -290,9 +299,9 @@ def write_beside(path: Path, served: Served) -> None:
         f'      - "--{flag}"'
         for flag in ("enable_batching", f"batching_parameters_file=/models/{name}/batching_parameters.txt")
     ]
-    if None in shape.as_list()[1:]:  # TensorFlow Serving refuses a batch of requests of several sizes
+    if None in shape.as_list()[1:]:  # TensorFlow Serving cannot batch images of different sizes
         batching = [
-            "      # Only if all requests have images of one size, or are encoded (serving_bytes):",
+            "      # Enable only if all requests have images of the same size or encoded images (serving_bytes):",
             *(line.replace("- ", "# - ", 1) for line in batching),
         ]
     texts = {
@@ -316,7 +325,7 @@ def write_beside(path: Path, served: Served) -> None:
                 '      - "127.0.0.1:8500:8500"  # gRPC',
                 '      - "127.0.0.1:8501:8501"  # REST',
                 "    environment:",
-                "      TF_ENABLE_ONEDNN_OPTS: 1  # TensorFlow takes oneDNN by itself only where there is AVX-512",
+                "      TF_ENABLE_ONEDNN_OPTS: 1  # TensorFlow enables oneDNN by default only on CPUs with AVX-512",
                 "    volumes:",
                 f'      - ".:/models/{name}:ro"',
                 "    command:",

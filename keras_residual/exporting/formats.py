@@ -1,4 +1,4 @@
-"""Other formats than SavedModel, by the libraries that are for it; each is read back by its own runtime."""
+"""Conversion of models to ONNX, OpenVINO and LiteRT, verified with the runtime of each format."""
 
 from __future__ import annotations
 
@@ -26,45 +26,46 @@ __all__ = ["convert"]
 
 TOLERANCE = 1e-4
 AGREEMENT = 0.9
-HELD_OUT = 12  # of so many representative samples or more, every third is held out to measure agreement
+HELD_OUT = 12  # with at least this many representative samples, every third is held out to measure agreement
 BATCH = 32
 
 
 def convert(
     model: keras.Model, path: str | os.PathLike[str], *, representative: Any = None, fold: bool = True
 ) -> dict[str, float]:
-    """Writes a model as ONNX (`.onnx`), OpenVINO (`.xml`, with a `.bin` beside it) or LiteRT (`.tflite`).
+    """Convert a model to ONNX (`.onnx`), OpenVINO (`.xml` and `.bin`) or LiteRT (`.tflite`).
 
-    The file's input is `inputs`, float32 `(N, *input_shape)`, what the model takes; its output is `probabilities` of
-    a model that ends in softmax or sigmoid, `outputs` of others. Preprocessing is not part of it. N may be any number;
-    LiteRT wants to be told before (`resize_tensor_input`). The file computes in float32, whatever the model does.
+    The converted model takes the model's input as `inputs`, float32 `(N, *input_shape)`, without preprocessing. Its
+    output is `probabilities` if the model ends in softmax or sigmoid, and `outputs` otherwise. N may be any number;
+    in LiteRT, call `resize_tensor_input` first. The converted model always computes in float32.
 
     Args:
         model: A built model with one input and one output.
-        path: Where to write; the suffix is the format.
-        representative: For LiteRT: samples `(M, *input_shape)` as the model will see them, a hundred or more. Weights
-            and activations become int8 then; inputs and outputs stay float32. Every third sample is held out to
-            measure agreement, unless there are fewer than 12.
-        fold: Whether to fold batch normalisations.
+        path: File to write; its suffix selects the format.
+        representative: For LiteRT only: a hundred or more typical inputs of the model, `(M, *input_shape)`. If given,
+            weights and activations are quantised to int8, while inputs and outputs stay float32. If there are at least
+            12 samples, every third is held out to measure agreement.
+        fold: If true, fold batch normalisations into the adjacent layers.
 
     Returns:
-        `{"difference": ...}` between runtime and model, in float32, relative to the largest value. Of int8 also
-        `"agreement"`, the fraction of the held-out samples whose most likely class is the model's, and `"measured"`,
-        their number; without held-out samples, both are missing, and the difference is that on the calibration set.
+        `"difference"` between runtime and model, relative to the largest value, in float32. For int8 also
+        `"agreement"`, the fraction of held-out samples for which both predict the same class, and `"measured"`, the
+        number of these samples. Without held-out samples these two are missing, and the difference is measured on the
+        calibration samples.
 
     Raises:
-        ValueError: For another suffix, or a representative set that is empty or for another format than LiteRT.
+        ValueError: If the suffix is unknown, or if `representative` is empty or the format is not LiteRT.
         ImportError: If the extra `export` is not installed.
-        RuntimeError: If the runtime lacks an operation, or does not answer as the model does. Nothing is written then.
+        RuntimeError: If the runtime lacks an operation, or if its outputs differ from the model's. Nothing is written.
     """
     path = expand(path)
     ways = {".onnx": _onnx, ".xml": _openvino, ".tflite": _litert}
     if path.suffix not in ways:
-        raise ValueError(f"The suffix is one of {', '.join(ways)}. Received: {path.name!r}.")
+        raise ValueError(f"The suffix of `path` must be one of {', '.join(ways)}; got {path.name!r}.")
     if representative is not None and path.suffix != ".tflite":
-        raise ValueError(f"Only LiteRT is quantised, which needs a representative set. Received: {path.name!r}.")
+        raise ValueError(f"`representative` must be None for formats other than LiteRT (.tflite); got {path.name!r}.")
     if representative is not None and not len(representative):
-        raise ValueError("A representative set has a sample at least, better a hundred. Received: none.")
+        raise ValueError("`representative` must contain samples, preferably a hundred or more; got none.")
     if representative is None:
         x = _samples(model)
     else:
@@ -88,27 +89,28 @@ def convert(
         found = {"difference": float(np.abs(got - expected).max()) / scale}
         if representative is None and not found["difference"] <= TOLERANCE:
             raise RuntimeError(
-                f"{path.name} differs from {model.name} by {found['difference']:.1e}. It was not written."
+                f"The outputs of {path.name} must equal those of {model.name}; they differ by "
+                f"{found['difference']:.1e}. Nothing was written."
             )
         if representative is not None and x is not representative:
             found |= {"agreement": float((got.argmax(-1) == expected.argmax(-1)).mean()), "measured": len(x)}
             if found["agreement"] < AGREEMENT:
                 warnings.warn(
-                    f"In int8 {model.name} gives the class of the full model for only {found['agreement']:.0%} of "
-                    f"{len(x)} samples that were not used for calibration. Give more samples, as the network sees "
-                    "them in use.",
+                    f"The int8 version of {model.name} predicts the same class as the float32 model for only "
+                    f"{found['agreement']:.0%} of {len(x)} held-out samples. Pass more samples that resemble the "
+                    "inputs in production.",
                     stacklevel=2,
                 )
-        with contextlib.ExitStack() as whole:  # OpenVINO's two files: both are written before one takes its place
+        with contextlib.ExitStack() as whole:  # OpenVINO has two files; both are written before either is renamed
             for file in sorted(Path(folder).glob(f"{path.stem}.*")):
                 shutil.copyfile(file, whole.enter_context(written_whole(path.with_suffix(file.suffix))))
     return found
 
 
 def _parts(samples: Any) -> tuple[Any, Any]:
-    """Samples to calibrate on and others to measure on; all for both where a part would be too few.
+    """Split samples into a calibration set and a held-out set; with few samples both are the full set.
 
-    Every third is held out, so that a set in the order of its classes has each class in both parts.
+    Every third sample is held out, so that samples sorted by class have each class in both sets.
     """
     if len(samples) < HELD_OUT:
         return samples, samples
@@ -117,8 +119,8 @@ def _parts(samples: Any) -> tuple[Any, Any]:
 
 
 def _samples(model: keras.Model) -> Any:
-    usual = {3: 256, 4: 224, 5: 32}.get(len(model.inputs[0].shape), 1)
-    shape = (2, *(size or usual for size in model.inputs[0].shape[1:]))
+    default = {3: 256, 4: 224, 5: 32}.get(len(model.inputs[0].shape), 1)
+    shape = (2, *(size or default for size in model.inputs[0].shape[1:]))
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
@@ -162,11 +164,11 @@ def _litert(function: Any, path: Path, representative: Any) -> Reader:
             converter.target_spec.supported_ops = list(builtins)
         try:
             path.write_bytes(converter.convert())
-        except Exception as error:  # that of the converter has no public name, and pages of its graph for a text
+        except Exception as error:  # the converter's exception type is not public, and its message contains the graph
             if missing := re.search(r"(?:TF Select|Custom) ops: (.+)", str(error)):
                 raise RuntimeError(
-                    f"LiteRT lacks operations of this network: {missing[1]}. Nothing was written. ONNX and OpenVINO "
-                    "may have them."
+                    f"LiteRT does not support these operations of the network: {missing[1]}. Nothing was written. Try "
+                    "ONNX or OpenVINO."
                 ) from error
             raise
 
@@ -191,7 +193,7 @@ def _saved(function: Any) -> Iterator[str]:
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
-    """The same weights, computed with in float32: of half precision the runtimes have some operations only."""
+    """Return the model computing in float32, since the runtimes support few operations in half precision."""
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
 
@@ -204,11 +206,11 @@ def _in_float32(model: keras.Model) -> keras.Model:
 
 
 def _for_litert(model: keras.Model, quantised: bool) -> keras.Model:
-    """The same function in operations that LiteRT has.
+    """Return an equivalent model of operations that LiteRT supports.
 
-    It has no erf: of Keras' own GELU its converter makes one operation, not of ours, which trains faster. The infinity
-    beside the edges of a max pooling's input would set the scale of its int8; mirrored at its edges that has the same
-    maxima, since what is mirrored into a window is in that window already.
+    LiteRT has no erf. Its converter recognises Keras' GELU and replaces it with one operation, but not this package's
+    GELU, which trains faster. In int8, the infinities that pad the input of a max pooling would determine its scale.
+    Mirroring the edges instead gives the same maxima, because the mirrored values are already in the same window.
     """
 
     def clone(operation: Any) -> Any:
@@ -229,4 +231,4 @@ def _extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ImportError(f"{error}. Other formats need: pip install keras-residual[export]") from error
+        raise ImportError(f"{error}. To convert models, run: pip install 'keras-residual[export]'") from error

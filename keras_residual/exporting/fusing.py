@@ -1,4 +1,4 @@
-"""Layers in the form that TensorFlow makes one operation of, which oneDNN then computes: for tracing an export only."""
+"""Layer implementations that TensorFlow fuses into single oneDNN operations. They are used only to trace exports."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from keras_residual.graph import nodes, takers, uses
 
 __all__ = ["fusable"]
 
-# Exactly these: a subclass may do anything.
+# Exactly these types: a subclass may compute something else.
 _DENSE = (keras.layers.Dense, layers.PointwiseDense)
 _NORMS = (keras.layers.LayerNormalization, layers.LayerNorm)
 
 
 @contextlib.contextmanager
 def fusable(model: keras.Model, native: bool = True) -> Iterator[None]:
-    """Meanwhile, a model's dense layers, GELU and layer normalisations are traced in the form that TensorFlow fuses.
+    """Make a model's dense layers, GELUs and layer normalisations trace to operations that TensorFlow fuses.
 
     Args:
-        model: The model; afterwards it is as it was.
-        native: Whether GELU and layer normalisations take part, in forms that TensorFlow alone looks for. Those of
-            other runtimes are the layers' own.
+        model: The model; its layers are restored on exit.
+        native: If true, include GELUs and layer normalisations, whose fused forms only TensorFlow recognises. Other
+            runtimes recognise the layers' normal forms.
     """
     calls: dict[Any, Any] = {}
     for layer in model._flatten_layers():
@@ -38,27 +38,27 @@ def fusable(model: keras.Model, native: bool = True) -> Iterator[None]:
             calls[layer] = _normalised
     for dense, activation in _before_gelu(model) if native else ():
         if calls.get(dense) is _product:
-            calls[dense], calls[activation] = _product_and_gelu, _nothing
+            calls[dense], calls[activation] = _product_and_gelu, _identity
     try:
         for layer, call in calls.items():
             layer.call = functools.partial(call, layer)
         yield
     finally:
         for layer in calls:
-            layer.__dict__.pop("call", None)  # the class's again
+            layer.__dict__.pop("call", None)  # restore the method of the class
 
 
 def _product(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """A dense layer on sequences and maps as one product of two matrices and the bias, no reshape between.
+    """Compute a dense layer on sequences or feature maps as one matrix product plus bias.
 
-    Keras has one there. Then nothing is fused, and constant weights are not laid out for the processor once.
+    Keras reshapes between product and bias, which prevents fusion and the one-time reordering of constant weights.
     """
     y = _restored(_affine(layer, inputs), inputs)
     return y if layer.activation is None else layer.activation(y)
 
 
 def _product_and_gelu(layer: Any, inputs: Any, training: bool | None = None) -> Any:
-    """A dense layer and the exact GELU behind it, written as TensorFlow wants it to make one operation of both."""
+    """Compute a dense layer and the exact GELU after it in the form that TensorFlow fuses into one operation."""
     y = _affine(layer, inputs)
     return _restored((tf.math.erf(y * math.sqrt(0.5)) + 1.0) * 0.5 * y, inputs)
 
@@ -72,12 +72,12 @@ def _restored(y: Any, inputs: Any) -> Any:
     return keras.ops.reshape(y, (*keras.ops.shape(inputs)[:-1], y.shape[-1]))
 
 
-def _nothing(layer: Any, inputs: Any, training: bool | None = None) -> Any:
+def _identity(layer: Any, inputs: Any, training: bool | None = None) -> Any:
     return inputs
 
 
 def _before_gelu(model: keras.Model) -> Iterator[tuple[Any, Any]]:
-    """Dense layers in float32 whose outputs go into this package's GELU and nowhere else, each with that layer."""
+    """Yield each float32 dense layer whose only consumer is this package's GELU, together with the GELU layer."""
     counts, users = uses(model), takers(model)
     for node in nodes(model):
         dense, behind = node.operation, users[id(node.outputs[0])] if node.outputs else []
@@ -94,13 +94,13 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _normalised(layer: Any, inputs: Any) -> Any:
-    """A layer normalisation that becomes one operation where oneDNN is on, instead of eight passes over memory.
+    """Compute a layer normalisation that oneDNN fuses into one operation instead of eight passes over memory.
 
-    It is a batch normalisation in training mode, of one sample whose channels are the positions, as Keras 2 had it.
-    TensorFlow knows two more forms of one. It gives this one the layer's epsilon, another 0.001 whatever it is.
+    As in Keras 2, it is a batch normalisation in training mode of one sample whose channels are the positions.
+    TensorFlow recognises two other patterns, but only this one keeps the layer's epsilon; another always uses 0.001.
     """
     shape, channels = tf.shape(inputs), inputs.shape[-1]
-    x = inputs if len(inputs.shape) < 4 else tf.reshape(inputs, (-1, channels))  # more axes are not looked at
+    x = inputs if len(inputs.shape) < 4 else tf.reshape(inputs, (-1, channels))  # TensorFlow only matches fewer axes
     count = tf.reduce_prod(tf.shape(x)[:-1])
     y, *_ = tf.raw_ops.FusedBatchNormV3(
         x=tf.reshape(x, tf.stack([1, count, channels, 1])),

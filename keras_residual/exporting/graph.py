@@ -1,4 +1,4 @@
-"""A Keras model as TensorFlow functions with named inputs and outputs: the signatures of a SavedModel."""
+"""Signatures of an exported SavedModel: TensorFlow functions with named inputs and outputs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from keras_residual.reading.graph import decode_batch
 
 __all__ = ["Served", "quiet", "serve"]
 
-EXAMPLE_KEY = (
-    "image/encoded"  # the feature of a tf.Example that holds an encoded image, as TensorFlow's data sets name it
-)
+EXAMPLE_KEY = "image/encoded"  # feature of a tf.Example with an encoded image, named as in TensorFlow's datasets
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What is exported.
+    """Traced model, ready to be saved.
 
     Attributes:
-        root: The object that `tf.saved_model.save` takes.
-        signatures: Name -> function of tensors that returns a dict of named tensors.
-        activation: What makes `probabilities` of the model's outputs: "softmax", "sigmoid", or "" where the outputs
-            are no probabilities and leave the graph as `outputs`.
-        frozen: Whether the weights are constants of the graph.
+        root: Object to pass to `tf.saved_model.save`.
+        signatures: Functions by name; each takes a tensor and returns a dict of named tensors.
+        activation: Activation of the output `probabilities`: "softmax", "sigmoid", or "" if the model's outputs are
+            not probabilities and are exported as `outputs`.
+        frozen: True if the weights are constants of the graph.
     """
 
     root: Any
@@ -50,30 +48,30 @@ def serve(
     max_pixels: int,
     native: bool = True,
 ) -> Served:
-    """Traces a model's signatures.
+    """Trace a model's signatures.
 
     Args:
-        model: A built model of one input and one output.
-        labels: A file with a class's name on each line. Logits of a model with labels become probabilities.
-        preprocess: A layer from pixels of 0..255 to the model's input, or `None`.
-        freeze: Whether weights become constants.
-        top_k: How many classes `classes`, `scores` and `labels` have.
-        max_pixels: The largest image that is decoded.
-        native: Whether layers take forms that TensorFlow alone looks for; see `keras_residual.exporting.fusing`.
+        model: A built model with one input and one output.
+        labels: File with the name of one class per line. With labels, logits are converted to probabilities.
+        preprocess: Layer that converts pixels of 0..255 to the model's input, or `None`.
+        freeze: If true, convert the weights to constants.
+        top_k: Number of classes in `classes`, `scores` and `labels`.
+        max_pixels: Largest image to decode, in pixels.
+        native: If true, trace layers in forms that only TensorFlow fuses; see `keras_residual.exporting.fusing`.
     """
     features, last = _features(model), _last_activation(model)
     activation, count = "", model.outputs[0].shape[-1] or 0
     if len(model.outputs[0].shape) == 2:
         activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
     outputs = [model.outputs[0]] if features is None else [model.outputs[0], features]
-    whole, variables = _core(connected(model.inputs[0], outputs, model.name), freeze, native)
+    network, variables = _core(connected(model.inputs[0], outputs, model.name), freeze, native)
 
     def core(x: Any) -> list[Any]:
-        """An empty batch fails in oneDNN's fused convolutions: it goes through as one row, which is cut off again."""
+        """Call the network. An empty batch is padded to one row, because oneDNN's fused convolutions fail on it."""
         count, rest = tf.shape(x)[0], tf.shape(x)[1:]
         missing = tf.cast(tf.equal(count, 0), tf.int32)
         x = tf.concat([x, tf.zeros(tf.concat([[missing], rest], 0), x.dtype)], 0)
-        return [y[:count] for y in whole(x)]
+        return [y[:count] for y in network(x)]
 
     root: Any = tf.Module()
     root.variables_ = [*variables, *(v.value for v in getattr(preprocess, "variables", ()))]
@@ -149,7 +147,7 @@ def serve(
 
 
 def _core(model: keras.Model, freeze: bool, native: bool) -> tuple[Callable[[Any], Any], list[Any]]:
-    """The network as one function of all signatures, and the variables that belong to it."""
+    """Return the network as one function shared by all signatures, and the variables to track."""
     spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
 
     def call(x: Any) -> Any:
@@ -159,7 +157,7 @@ def _core(model: keras.Model, freeze: bool, native: bool) -> tuple[Callable[[Any
     with fusable(model, native):
         concrete = network.get_concrete_function()
     if not freeze:
-        # The variables themselves: tracking the model would store its optimizer, and each weight twice (keras #23553).
+        # Tracking the model instead would store its optimizer, and each weight twice (keras #23553).
         return network, [variable.value for variable in model.variables]
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -178,7 +176,7 @@ _PASSED = (
 
 
 def _features(model: keras.Model) -> Any:
-    """What the classifier takes, the mean of it where there are several; `None` for a model without one."""
+    """Return the classifier's input (averaged over several classifiers), or `None` if the model has no classifier."""
     found, todo = [], [model.outputs[0]]
     while todo:
         layer, inputs = made_by(todo.pop())
@@ -204,7 +202,7 @@ def _last_activation(model: keras.Model) -> str:
 
 @contextlib.contextmanager
 def quiet(*libraries: str) -> Iterator[None]:
-    """Lets libraries log errors only."""
+    """Suppress log messages of libraries below the level of errors."""
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""Ask an exported version in a process that cannot import Keras, as a server has none."""
+"""Run an exported version in a process that cannot import Keras, like a server without Keras."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answers_without_keras(
         The outputs by name.
 
     Raises:
-        RuntimeError: If the process fails, with the end of what it printed.
+        RuntimeError: If the process fails; the message ends with the last lines of its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, answers = Path(folder, "inputs.npy"), Path(folder, "outputs.npz")
@@ -48,8 +48,8 @@ def answers_without_keras(
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise RuntimeError(
-                f"An export must load without Keras; {str(version)!r} did not. Export the model again. The process "
-                f"ended with:\n{done.stderr[-2000:]}"
+                f"An export must load without Keras, but {str(version)!r} did not. Export the model again. Last output "
+                f"of the process:\n{done.stderr[-2000:]}"
             )
         with np.load(answers) as found:
             return dict(found)

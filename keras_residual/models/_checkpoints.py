@@ -1,4 +1,4 @@
-"""Checkpoints into models just built: the default tag of a row, and what the builder's arguments let differ."""
+"""Loading of checkpoints into new models: default tags, and the differences that a builder's arguments allow."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from keras_residual.io import expand
 from keras_residual.registry import Config, nearest, resolve
 from keras_residual.weights.formats import Convert
 
-# A checkpoint of timm's on the Hub: its architecture, a dot, its tag. Other repositories may hold anything.
+# A timm checkpoint on the Hub, ARCHITECTURE.TAG. Names of other repositories have no fixed form.
 _TIMM = re.compile(r"(?:hf[-_]hub:)?timm/([a-z0-9_]+)\.(\w+)(?:@.+)?")
 
 
 def require_architecture(source: str | os.PathLike[str]) -> None:
-    """Raise if a source's name alone says that its network is not one of this package; nothing is fetched.
+    """Raise if the name of a source shows that its architecture is unknown, before anything is downloaded.
 
     Raises:
-        WeightsError: For a checkpoint of timm's of another architecture, with the nearest names.
+        WeightsError: If the source is a timm checkpoint of an unknown architecture; the message lists similar names.
     """
     name = _TIMM.fullmatch(str(source))
     if name is None or resolve(name[1]) or Path(source).exists():
         return
     near = nearest(name[1])
-    hint = f"Nearest: {', '.join(near)}." if near else "keras_residual.list_models() lists those that are."
+    hint = f"Nearest: {', '.join(near)}." if near else "keras_residual.list_models() lists all architectures."
     raise weights.WeightsError(
-        f"The architecture must be one of this package. Received: {str(source)!r}, a checkpoint of {name[1]!r}, which "
-        f"is not here. {hint}"
+        f"The architecture must be one of this package; got {str(source)!r}, a checkpoint of {name[1]!r}. {hint}"
     )
 
 
 def tag(config: Config, source: str | os.PathLike[str] | None) -> str | None:
-    """Return timm's tag of a row's checkpoint, as far as the source's name or its own record tells."""
+    """Return timm's tag of a row's checkpoint, from the source's name or its `config.json`; `None` if unknown."""
     if source == "imagenet":
         return config.tag
     if not isinstance(source, (str, os.PathLike)):
@@ -48,15 +47,15 @@ def tag(config: Config, source: str | os.PathLike[str] | None) -> str | None:
 
 
 def default_checkpoint(config: Config) -> str:
-    """Return the repository that `weights="imagenet"` means for a row.
+    """Return the repository of a row's default checkpoint, `weights="imagenet"`.
 
     Raises:
         ValueError: If the row has no default checkpoint.
     """
     if config.checkpoint is None:
         raise ValueError(
-            f"weights must name a repository or a file for {config.name}, which has no default ImageNet checkpoint; "
-            "got 'imagenet'. To train from scratch use weights=None (--weights none)."
+            f"`weights` must be a repository or a file for {config.name}, which has no default ImageNet checkpoint; "
+            "got 'imagenet'. To train from scratch, use weights=None (--weights none)."
         )
     return config.checkpoint
 
@@ -71,21 +70,21 @@ def load(
     to_timm: Convert,
     revision: str | None = None,
 ) -> weights.Report:
-    """Loads a checkpoint, adapted to what the caller asked for, and logs what was adapted.
+    """Load a checkpoint, adapt it to the caller's arguments, and log the adaptations.
 
     Args:
         model: A model built from `config`.
-        config: Its row.
-        source: What `load_weights` reads, or `"imagenet"` for the row's default checkpoint.
-        new_head: Whether the caller asked for other classes, so that the classifier may stay new.
-        new_size: Whether the caller asked for an input size, so that position embeddings may be resampled.
-        to_timm: Converts the family's own checkpoint formats.
-        revision: Of a repository.
+        config: The row of the model.
+        source: A source that `load_weights` accepts, or `"imagenet"` for the row's default checkpoint.
+        new_head: True if the caller chose another number of classes, so that the classifier keeps its initial values.
+        new_size: True if the caller chose an input size, so that position embeddings may be resampled.
+        to_timm: Conversion of the family's own checkpoint formats.
+        revision: Branch, tag or commit of a repository.
 
     Raises:
-        ValueError: If the row has no default checkpoint, or the weights do not fit.
+        ValueError: If the row has no default checkpoint, or if the weights do not match.
         FileNotFoundError: If there is no such source.
-        WeightsError: If the source is a checkpoint of an architecture that is not here.
+        WeightsError: If the source is a checkpoint of an unknown architecture.
     """
     source = default_checkpoint(config) if source == "imagenet" else source
     require_architecture(source)

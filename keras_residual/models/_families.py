@@ -1,4 +1,4 @@
-"""Every family, one line each: importing it registers its variants, and type checkers see their builders."""
+"""Imports of all families, which register their variants and make the builders visible to type checkers."""
 
 from keras_residual.models.convnext import *
 from keras_residual.models.mlp import *

@@ -1,4 +1,4 @@
-"""Checkpoint formats of Vision Transformers, by who published them."""
+"""Conversion of published Vision Transformer checkpoints to timm's names and layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras_residual.weights.formats import State, renamed, stripped
 
 
 def to_timm(state: State) -> State:
-    """Convert the format that the keys show, or return a state dict in timm's names as it is."""
+    """Detect the format of a state dict by its keys and convert it; return other state dicts unchanged."""
     if "visual.class_embedding" in state:
         state = _openai_clip(state)
     if "mask_token" in state:
@@ -23,7 +23,7 @@ def to_timm(state: State) -> State:
 
 
 def _openai_clip(state: State) -> State:
-    """The image tower of OpenAI's CLIP and of OpenCLIP checkpoints in its names."""
+    """Convert the image tower of OpenAI's CLIP, and of OpenCLIP checkpoints with the same names."""
     tower = renamed(
         stripped(state, "visual."),
         (
@@ -50,8 +50,11 @@ def _openai_clip(state: State) -> State:
 
 
 def _dinov2(state: State) -> State:
-    """Meta's DINOv2: no mask token here, SwiGLU under timm's names, and the class token's position folded into it
-    where register tokens leave the grid to the patches."""
+    """Convert Meta's DINOv2.
+
+    The mask token is dropped, and SwiGLU gets timm's names. In checkpoints with register tokens, the position embedding
+    of the class token is added to the token, because timm's position embeddings cover only the patches.
+    """
     state = {key: value for key, value in state.items() if key != "mask_token"}
     state = renamed(state, ((r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2.")))
     if "register_tokens" in state:
@@ -67,7 +70,7 @@ def _deit3(state: State) -> State:
 
 
 def _big_vision(state: State) -> State:
-    """Google's `.npz` towers (the original ViT, AugReg, SigLIP): names by path, kernels `(in, ..., out)`."""
+    """Convert Google's `.npz` towers (the original ViT, AugReg, SigLIP): names are paths, kernels `(in, ..., out)`."""
     prefixes = ("params/img/", "img/", "params/", "opt/target/", "")
     prefix = next((p for p in prefixes if f"{p}embedding/kernel" in state), "")
     result: State = {}
@@ -102,7 +105,7 @@ def _big_vision(state: State) -> State:
         elif not key.startswith("pre_logits"):
             result[key] = value
     for block in sorted({key.rpartition(".query.")[0] for key in result if ".query." in key}):
-        pooled = block == "attn_pool"  # its one query has a matrix of its own
+        pooled = block == "attn_pool"  # the query of the pooling has a separate matrix
         joined = {"q": ["query"], "kv": ["key", "value"]} if pooled else {"attn.qkv": ["query", "key", "value"]}
         for name, parts in joined.items():
             for what in ("weight", "bias"):  # matrices (C, heads, D) -> one (parts * C, C)
@@ -113,7 +116,7 @@ def _big_vision(state: State) -> State:
 
 
 def _unrolled(state: State) -> State:
-    """Blocks that big_vision scanned over, with a leading axis of depth, one by one."""
+    """Split the weights of blocks that big_vision scans over, which have a leading axis of depth."""
     scanned = "Transformer/encoderblock/"
     result = {key: value for key, value in state.items() if not key.startswith(scanned)}
     for key, value in state.items():

@@ -1,6 +1,6 @@
-"""ConvNeXt and ConvNeXt V2: depthwise 7x7 convolutions, one norm and one activation a block.
+"""ConvNeXt and ConvNeXt V2: depthwise 7x7 convolutions, with one norm and one activation per block.
 
-Names and topology are timm's; the layers are named as timm's modules.
+The topology and the names of networks and layers follow timm.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from keras_residual.weights.formats import State, renamed
 
 
 class Stem(Protocol):
-    """The layers before the first stage, of stride 4."""
+    """Protocol for the layers of stride 4 before the first stage."""
 
     def __call__(self, x: Tensor, width: int, *, norm: Norm, activation: Activation) -> Tensor: ...
 
 
 def patch_stem(x: Tensor, width: int, *, norm: Norm, activation: Activation) -> Tensor:
-    """Patches of 4x4 pixels, normalised (Liu et al. 2022, section 2.3)."""
+    """Embed patches of 4x4 pixels and normalise them (Liu et al. 2022, section 2.3)."""
     x = blocks.patches(x, width, 4, initializer=_initializer(), name="stem", layer="0")
     return norm(x, name="stem.1")
 
@@ -35,11 +35,11 @@ def patch_stem(x: Tensor, width: int, *, norm: Norm, activation: Activation) -> 
 def overlapped_stem(
     x: Tensor, width: int, *, norm: Norm, activation: Activation, tiered: bool = False, activated: bool = False
 ) -> Tensor:
-    """Two 3x3 convolutions of stride 2, so that patches overlap: timm's `_ols`.
+    """Embed overlapping patches by two 3x3 convolutions of stride 2, as in timm's `_ols` networks.
 
-    `tiered` gives the first half the channels, `activated` an activation after it.
+    With `tiered`, the first convolution has half the channels. With `activated`, an activation follows it.
     """
-    first = max(8, (width // 2 + 4) // 8 * 8) if tiered else width  # a multiple of 8, as timm rounds
+    first = max(8, (width // 2 + 4) // 8 * 8) if tiered else width  # timm rounds to a multiple of 8
     x = blocks.convolution(x, first, 3, stride=2, initializer=_initializer(), name="stem.0")
     if activated:
         x = blocks.activate(x, activation, name="stem.1")
@@ -50,19 +50,20 @@ def overlapped_stem(
 
 @dataclasses.dataclass(frozen=True)
 class ConvNeXtConfig(Config):
-    """One ConvNeXt.
+    """Configuration of a ConvNeXt.
 
     Attributes:
-        depths: Blocks of each stage.
-        widths: Channels of each stage.
-        stem: The layers before the first stage.
-        kernels: Size of each stage's depthwise convolutions.
-        feed_forward: `blocks.mlp`, or with options: where timm stores 1x1 convolutions, with response norm (V2).
+        depths: Number of blocks per stage.
+        widths: Channels per stage.
+        stem: Layers before the first stage.
+        kernels: Kernel size of the depthwise convolutions per stage.
+        feed_forward: `blocks.mlp`, possibly with options: 1x1 convolutions as in timm's smaller networks, or response
+            normalisation (V2).
         activation: Activation of the blocks.
-        norm: Normalisation everywhere.
-        norm_first: Whether the last norm comes before pooling instead of after it.
-        hidden: Channels of one more layer before the classifier; 0 for none.
-        scale: LayerScale's initial value; `None` for none (V2).
+        norm: Normalisation of all layers.
+        norm_first: If true, the last norm precedes pooling; otherwise it follows pooling.
+        hidden: Channels of an additional layer before the classifier; 0 for none.
+        scale: Initial value of LayerScale; `None` for no LayerScale (V2).
     """
 
     depths: tuple[int, ...]
@@ -79,7 +80,7 @@ class ConvNeXtConfig(Config):
     top: tuple[str, ...] = dataclasses.field(default=("head.",), kw_only=True)
 
     def tiny(self) -> ConvNeXtConfig:
-        """The same topology with one or two blocks a stage, 32 to 64 channels and 64x64 images."""
+        """Return the same topology with one or two blocks per stage, 32 to 64 channels and 64x64 images."""
         return dataclasses.replace(
             self,
             depths=(1, 2, 1, 1),
@@ -94,17 +95,17 @@ class ConvNeXtConfig(Config):
 class ConvNeXt(Network[ConvNeXtConfig]):
     """A ConvNeXt.
 
-    The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
-    `(D, H, W, C)` volumes or videos.
+    The rank of the convolutions follows from `input_shape`: `(H, W, C)` for images, `(steps, C)` for signals,
+    `(D, H, W, C)` for volumes or videos.
 
     Args:
-        include_top: Whether to end in pooling, a norm and the classifier.
-        pooling: Without top: `None` for the feature map `(N, *spatial, C)`, `"avg"` or `"max"` for `(N, C)`. Where
-            the last norm comes after pooling, it is part of the top.
-        classes: Number of outputs of the classifier; 0 for the pooled and normalised features before it.
-        dropout: Rate of dropout before the classifier.
-        norm: Normalisation, `keras_residual.blocks.layer_norm` and its siblings; `None` for the row's.
-        activation: Activation of the blocks; `None` for the row's.
+        include_top: If true, include the classification head: pooling, a norm and the classifier.
+        pooling: Output if `include_top` is false: `None` for the feature map `(N, *spatial, C)`, `"avg"` or `"max"`
+            for pooled features `(N, C)`. A last norm that follows pooling belongs to the top.
+        classes: Number of outputs of the classifier; 0 for the pooled and normalised features without a classifier.
+        dropout: Dropout rate before the classifier.
+        norm: Normalisation, such as `keras_residual.blocks.layer_norm`; defaults to the variant's.
+        activation: Activation of the blocks; defaults to the variant's.
     """
 
     dropout: float = 0.0
@@ -153,7 +154,7 @@ class ConvNeXt(Network[ConvNeXtConfig]):
 
 
 def _facebook(state: State) -> State:
-    """Meta's ConvNeXt, ConvNeXt V2 and DINOv3 ConvNeXts; the norms of inner stages, which DINOv3 has, are not here."""
+    """Convert Meta's ConvNeXt, ConvNeXt V2 and DINOv3 ConvNeXts; drop the norms of DINOv3's inner stages."""
     state = {key: value for key, value in state.items() if not key.startswith("norms.")}
     state = renamed(
         state,
@@ -176,9 +177,9 @@ def _initializer() -> Any:
     return keras.initializers.TruncatedNormal(stddev=0.02)
 
 
-# Rows. Parameters and GMACs: timm at the row's input size.
+# Variants. Parameters and GMACs: timm at the variant's input size.
 
-# timm makes the MLPs of its smaller networks of 1x1 convolutions.
+# timm implements the MLPs of its smaller networks as 1x1 convolutions.
 _CONV: dict[str, Any] = {"feed_forward": partial(mlp, linear=pointwise)}
 _V2: dict[str, Any] = {"feed_forward": partial(mlp, response_norm=True), "scale": None}
 _CONV_V2: dict[str, Any] = {"feed_forward": partial(mlp, linear=pointwise, response_norm=True), "scale": None}

@@ -1,4 +1,4 @@
-"""Residual networks for vectors and tables: what a "ResNet" of dense layers is when it has its skips."""
+"""Residual networks of dense layers, for vectors and tabular data."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from keras_residual.registry import Config, variant
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig(Config):
-    """One residual network of dense layers.
+    """Configuration of a residual network of dense layers.
 
     Attributes:
         width: Channels of the residual stream.
         hidden: Channels inside a block.
         depth: Number of blocks.
-        norm: Normalisation at the start of each block and at the end.
+        norm: Normalisation at the start of each block and after the last block.
         activation: Activation inside the blocks.
-        norm_activated: Whether the last norm is followed by the activation.
-        dropout: Default rate inside a block, after the activation.
-        residual_dropout: Default rate at the end of a block's branch.
+        norm_activated: If true, the activation follows the last norm.
+        dropout: Default dropout rate inside a block, after the activation.
+        residual_dropout: Default dropout rate at the end of a block's branch.
     """
 
     width: int
@@ -41,32 +41,32 @@ class MLPConfig(Config):
     dynamic_size: bool = dataclasses.field(default=False, kw_only=True)
 
     def tiny(self) -> MLPConfig:
-        """The same topology with two blocks of 16 channels on 20 features."""
+        """Return the same topology with two blocks of 16 channels and 20 input features."""
         return dataclasses.replace(self, width=16, hidden=32, depth=2, input_shape=(20,))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLP(Network[MLPConfig]):
-    """A residual network of dense layers: `x + fc2(f(fc1(norm(x))))`, `depth` times.
+    """A residual network of dense layers with `depth` blocks `x + fc2(f(fc1(norm(x))))`.
 
     Args:
         input_shape: Shape of one sample, `(features,)`.
-        pooling: Accepted for the common signature; vectors have nothing to pool.
-        classes: Number of outputs of the classifier; 0 for the features before it.
-        classifier_activation: Activation of the outputs; `None` for logits, also for regression.
-        width: Channels of the residual stream; `None` for the row's.
-        hidden: Channels inside a block; `None` for the row's ratio to the width.
-        depth: Number of blocks; `None` for the row's.
-        dropout: Rate inside a block, after the activation; `None` for the row's.
-        residual_dropout: Rate at the end of a block's branch; `None` for the row's.
-        norm: Normalisation; `None` for the row's.
-        activation: Activation inside the blocks; `None` for the row's.
+        pooling: Ignored, because vectors need no pooling; accepted for the common signature.
+        classes: Number of outputs of the classifier; 0 for the features without a classifier.
+        classifier_activation: Activation of the outputs; `None` for logits or regression.
+        width: Channels of the residual stream; defaults to the variant's.
+        hidden: Channels inside a block; defaults to `width` times the variant's ratio.
+        depth: Number of blocks; defaults to the variant's.
+        dropout: Dropout rate inside a block, after the activation; defaults to the variant's.
+        residual_dropout: Dropout rate at the end of a block's branch; defaults to the variant's.
+        norm: Normalisation; defaults to the variant's.
+        activation: Activation inside the blocks; defaults to the variant's.
 
     Returns:
-        A Functional `keras.Model` from `(N, features)` to `(N, classes)`, or to `(N, width)` without top.
+        A Functional `keras.Model` that maps `(N, features)` to `(N, classes)`, or to `(N, width)` without top.
 
     Raises:
-        ValueError: For an argument out of its range.
+        ValueError: If an argument is invalid.
     """
 
     classes: int = dataclasses.field(default=10, kw_only=False)
@@ -101,9 +101,9 @@ class MLP(Network[MLPConfig]):
         return blocks.activate(x, activation, name="act") if row.norm_activated else x
 
 
-def _size(what: str, size: int) -> int:
+def _size(argument: str, size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"{what} is a positive integer. Received: {size!r}. Leave it out for the row's.")
+        raise ValueError(f"`{argument}` must be a positive integer; got {size!r}. Omit it to use the default.")
     return size
 
 
@@ -111,11 +111,11 @@ def _dense(x: Tensor, units: int, name: str) -> Tensor:
     return keras.layers.Dense(units, kernel_initializer="he_normal", name=name)(x)
 
 
-# What the 784-64-10 "ResNet" of the tutorials should have been: the same width, with blocks that have a skip.
+# As wide as the 784-64-10 "ResNet" of popular tutorials, but with skip connections.
 ResidualMLP = variant(
     MLP, MLPConfig("ResidualMLP", 64, 128, 4, params=117_834, source="He et al. 2016b, on dense layers")
 )
-# Two blocks of 192 channels are the example of the paper's own package; the paper searches for them per data set.
+# Two blocks of 192 channels are the example in the paper's package; the paper tunes both per dataset.
 TabularResNet = variant(
     MLP,
     MLPConfig(

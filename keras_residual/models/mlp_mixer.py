@@ -1,6 +1,6 @@
-"""MLP-Mixer, ResMLP and gMLP: residual networks that mix patches by dense layers along the sequence.
+"""MLP-Mixer, ResMLP and gMLP: residual networks that mix patches with dense layers along the sequence.
 
-Names and topology are timm's; the layers are named as timm's modules.
+The topology and the names of networks and layers follow timm.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from keras_residual.weights.formats import State, renamed
 
 
 def along_tokens(x: Tensor, mix: Callable[[Tensor], Tensor], name: str) -> Tensor:
-    """Apply a function of the last axis to the tokens of each channel: `(N, L, C)` -> `(N, L, C)`."""
+    """Apply `mix`, which acts on the last axis, to the tokens of each channel: `(N, L, C)` -> `(N, L, C)`."""
     x = keras.layers.Permute((2, 1), name=f"{name}.to_channels")(x)
     return keras.layers.Permute((2, 1), name=f"{name}.to_tokens")(mix(x))
 
 
 def mixer(x: Tensor, row: MLPMixerConfig, *, norm: Norm, activation: Activation, drop_path: float, name: str) -> Tensor:
-    """An MLP along the tokens, then one along the channels (Tolstikhin et al. 2021, figure 1)."""
+    """Apply an MLP along the tokens, then one along the channels (Tolstikhin et al. 2021, figure 1)."""
     use = partial(row.feed_forward, activation=activation)
     y = norm(x, name=f"{name}.norm1")
     y = along_tokens(y, partial(use, hidden=row.hidden[0], name=f"{name}.mlp_tokens"), f"{name}.mlp_tokens")
@@ -41,7 +41,10 @@ def mixer(x: Tensor, row: MLPMixerConfig, *, norm: Norm, activation: Activation,
 def resmlp(
     x: Tensor, row: MLPMixerConfig, *, norm: Norm, activation: Activation, drop_path: float, name: str
 ) -> Tensor:
-    """One dense layer along the tokens, then an MLP along the channels, both scaled (Touvron et al. 2021, eq. 2, 3)."""
+    """Apply a dense layer along the tokens, then an MLP along the channels, both scaled.
+
+    Source: Touvron et al. 2021, ResMLP, equations 2 and 3.
+    """
     y = norm(x, name=f"{name}.norm1")
     y = along_tokens(y, partial(dense, units=x.shape[1], name=f"{name}.linear_tokens"), f"{name}.linear_tokens")
     x = residual(x, y, scale=LayerScale(row.scale, name=f"{name}.ls1"), drop_path=drop_path, name=f"{name}.tokens")
@@ -52,12 +55,15 @@ def resmlp(
 
 
 def gmlp(x: Tensor, row: MLPMixerConfig, *, norm: Norm, activation: Activation, drop_path: float, name: str) -> Tensor:
-    """An MLP along the channels, one half of which is gated by the tokens of the other (Liu et al. 2021, figure 1)."""
+    """Apply an MLP along the channels whose first half is gated by the tokens of its second half.
+
+    Source: Liu et al. 2021, figure 1.
+    """
     inside = f"{name}.mlp_channels"
     y = dense(norm(x, name=f"{name}.norm"), row.hidden[1], name=f"{inside}.fc1")
     y, gate = ops.split(blocks.activate(y, activation, name=f"{inside}.act"), 2, axis=-1)
     gate = layer_norm(gate, epsilon=1e-5, name=f"{inside}.gate.norm")
-    # It starts as a gate that is open, whatever the tokens are.
+    # Initialize the gate to 1 for all tokens.
     open_gate = keras.layers.Dense(
         x.shape[1],
         kernel_initializer=keras.initializers.RandomNormal(stddev=1e-6),
@@ -70,18 +76,18 @@ def gmlp(x: Tensor, row: MLPMixerConfig, *, norm: Norm, activation: Activation, 
 
 @dataclasses.dataclass(frozen=True)
 class MLPMixerConfig(Config):
-    """One network of the MLP-Mixer family.
+    """Configuration of a network of the MLP-Mixer family.
 
     Attributes:
-        patch: Side of a patch, in pixels.
+        patch: Side of a patch in pixels.
         width: Channels of a token.
         depth: Number of blocks.
-        ratios: Width inside the MLPs along tokens and channels, as multiples of `width`.
+        ratios: Hidden widths of the MLPs along tokens and channels, as multiples of `width`.
         block: `mixer`, `resmlp` or `gmlp`.
-        feed_forward: `blocks.mlp`, or a gated form of it.
-        norm: Normalisation of each branch and of the last tokens.
+        feed_forward: `blocks.mlp` or a gated MLP.
+        norm: Normalisation at the start of each branch and after the last block.
         activation: Activation inside the MLPs.
-        scale: With `resmlp`: the initial value of its scales.
+        scale: Initial value of the scales of `resmlp`.
     """
 
     patch: int
@@ -99,11 +105,11 @@ class MLPMixerConfig(Config):
 
     @property
     def hidden(self) -> tuple[int, int]:
-        """Width inside the MLPs along tokens and channels."""
+        """Hidden widths of the MLPs along tokens and channels."""
         return int(self.ratios[0] * self.width), int(self.ratios[1] * self.width)
 
     def tiny(self) -> MLPMixerConfig:
-        """The same topology with 4 blocks, 32 channels and a grid of 4x4 patches."""
+        """Return the same topology with 4 blocks, 32 channels and a grid of 4x4 patches."""
         size = 4 * self.patch
         return dataclasses.replace(self, width=32, depth=4, input_shape=(size, size, 3), classes=10)
 
@@ -112,18 +118,19 @@ class MLPMixerConfig(Config):
 class MLPMixer(Network[MLPMixerConfig]):
     """A network of dense layers along patches and along channels.
 
-    The rank of `input_shape` decides the rank of the patches: images `(H, W, C)`, signals `(steps, C)`, volumes or
-    videos `(D, H, W, C)`. The number of patches is part of the weights: a checkpoint loads at its own image size only.
+    The rank of the patches follows from `input_shape`: `(H, W, C)` for images, `(steps, C)` for signals,
+    `(D, H, W, C)` for volumes or videos. The shape of the weights depends on the number of patches, so a checkpoint
+    loads only at the image size it was trained at.
 
     Args:
-        input_shape: Shape of one sample, channels last, of known sizes.
-        pooling: Without top: `None` for the tokens `(N, L, C)` after the last norm; `"avg"` or `"max"` over the
-            tokens for `(N, C)`.
-        norm: Normalisation; `None` for the row's.
-        activation: Activation of the MLPs; `None` for the row's.
+        input_shape: Shape of one sample, channels last. All sizes must be known.
+        pooling: Output if `include_top` is false: `None` for the tokens `(N, L, C)` after the last norm, `"avg"` or
+            `"max"` for features `(N, C)` pooled over the tokens.
+        norm: Normalisation; defaults to the variant's.
+        activation: Activation of the MLPs; defaults to the variant's.
 
     Raises:
-        ValueError: For an argument out of its range, or a size that is not a multiple of the patch.
+        ValueError: If an argument is invalid, or if a size is not a multiple of the patch size.
     """
 
     norm: Norm | None = None
@@ -161,7 +168,7 @@ _RESMLP = (
     (r"\.gamma_([12])$", r".ls\1"),
 )
 
-# Rows. Parameters and GMACs: timm at 224x224.
+# Variants. Parameters and GMACs: timm at 224x224.
 
 _GATED: dict[str, Any] = {
     "ratios": (1.0, 4.0),

@@ -1,4 +1,4 @@
-"""Models from published checkpoints, by the checkpoint's name alone."""
+"""Build models from published checkpoints."""
 
 from __future__ import annotations
 
@@ -25,37 +25,41 @@ def from_pretrained(
     revision: str | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Build the model that a checkpoint was made for, and load it. No code of the checkpoint runs.
+    """Build the model of a checkpoint and load its weights. No code of the checkpoint is executed.
 
     Args:
         source: A repository of the Hugging Face Hub such as `"timm/resnet18.a1_in1k"`, or a directory with a timm
             `config.json` and weights; `~` and environment variables in its path are expanded.
-        classes: Number of classes; `None` for the checkpoint's. Another number gives a new classifier.
-        classifier_activation: Activation of the outputs; `None` for logits, as checkpoints are trained.
-        include_top: Whether to keep pooling and classifier.
-        pooling: Without top: `None`, `"avg"` or `"max"`.
-        input_shape: Shape of one sample; `None` for the checkpoint's. Other sizes and channels are adapted to.
-        revision: A branch, tag or commit of the repository.
-        **options: The builder's own options, for example `drop_path=0.1`.
+        classes: Number of classes; defaults to the checkpoint's. Another number creates a new classifier.
+        classifier_activation: Activation of the outputs; `None` for logits, with which checkpoints are trained.
+        include_top: If true, include pooling and the classifier.
+        pooling: Output if `include_top` is false: `None`, `"avg"` or `"max"`.
+        input_shape: Shape of one sample; defaults to the checkpoint's. The weights are adapted to other sizes and
+            numbers of channels.
+        revision: Branch, tag or commit of the repository.
+        **options: Further options of the builder, for example `drop_path=0.1`.
 
     Returns:
-        A Functional model; a checkpoint without classifier gives the pooled features that timm's model gives.
+        A Functional model. If the checkpoint has no classifier, it returns pooled features, like timm's model.
 
     Raises:
-        FileNotFoundError: If the source cannot be found or fetched; the error says what to do.
-        ValueError: If its architecture is not registered, or its weights do not fit.
+        FileNotFoundError: If the source does not exist or cannot be downloaded.
+        ValueError: If the architecture is unknown, or if the weights do not match.
     """
     _checkpoints.require_architecture(source)
     record = Weights.read(source, revision)
     try:
         entry = find(record.architecture)
     except ValueError as error:
-        raise WeightsError(f"{str(source)!r} is a checkpoint of an architecture that is not here. {error}") from None
+        raise WeightsError(f"{str(source)!r} is a checkpoint of an unknown architecture. {error}") from None
     same = ("global_pool", entry.config.global_pool)
-    recorded = ("img_size", "num_classes", "in_chans")  # the record has them, from where every repository says them
+    recorded = ("img_size", "num_classes", "in_chans")  # also fields of the record, which every repository states
     unknown = {key: value for key, value in record.arguments if key not in recorded and (key, value) != same}
     if unknown:
-        raise WeightsError(f"{str(source)!r} changes its architecture in ways that are not known here: {unknown}.")
+        raise WeightsError(
+            f"{str(source)!r} must not change its architecture by other arguments than {', '.join(recorded)}; got "
+            f"{unknown}."
+        )
     wanted = record.classes if classes is None else classes
     row = entry.config.tagged(record.tag)
     model = entry.build(

@@ -1,6 +1,6 @@
-"""RegNet X, Y, Z and V: widths and depths that follow one line, quantised; grouped bottlenecks.
+"""RegNet X, Y, Z and V: grouped bottlenecks whose widths follow a quantised linear function of depth.
 
-Names and topology are timm's; the layers are named as timm's modules.
+The topology and the names of networks and layers follow timm.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def post_activation(
     drop_path: float,
     name: str,
 ) -> Tensor:
-    """1x1, grouped 3x3 and 1x1 convolutions, a gate after the second (Radosavovic et al. 2020, figure 4)."""
+    """Apply a block of 1x1, grouped 3x3 and 1x1 convolutions with a gate after the second.
+
+    Source: Radosavovic et al. 2020, figure 4.
+    """
     inside, use = filters * row.expansion, partial(conv_norm, norm=norm)
     y = use(x, inside, 1, activation=activation, name=f"{name}.conv1")
     y = use(y, inside, 3, stride=stride, groups=inside // group, activation=activation, name=f"{name}.conv2")
@@ -59,7 +62,10 @@ def pre_activation(
     drop_path: float,
     name: str,
 ) -> Tensor:
-    """Norm and activation before each convolution; the shortcut, too, starts after the first of them, as in timm."""
+    """Apply a block with norm and activation before each convolution.
+
+    As in timm, the shortcut of a block that changes the shape also starts after the first norm and activation.
+    """
 
     def normed(x: Tensor, number: int) -> Tensor:
         return activate(norm(x, name=f"{name}.norm{number}"), activation, name=f"{name}.act{number}")
@@ -78,7 +84,7 @@ def pre_activation(
 
 
 def _gated(y: Tensor, x: Tensor, row: RegNetConfig, activation: Activation, name: str) -> Tensor:
-    """Squeeze and excite `y`; the width inside follows the channels of the block's input `x`."""
+    """Apply squeeze-and-excitation to `y`. Its hidden width depends on the channels of the block's input `x`."""
     if not row.squeeze:
         return y
     return squeeze_excite(y, reduced=round(x.shape[-1] * row.squeeze), activation=activation, name=f"{name}.se")
@@ -86,22 +92,25 @@ def _gated(y: Tensor, x: Tensor, row: RegNetConfig, activation: Activation, name
 
 @dataclasses.dataclass(frozen=True)
 class RegNetConfig(Config):
-    """One RegNet. Block `i` has `initial + slope * i` channels, rounded to `initial` times a power of `step`.
+    """Configuration of a RegNet.
+
+    Block `i` has `initial + slope * i` channels, rounded to `initial` times a power of `step`.
 
     Attributes:
         depth: Number of blocks in all four stages (`d` in the paper).
         initial: Channels of the first stage before rounding (`w_0`).
-        slope: Channels that each block adds (`w_a`).
-        step: Ratio between the widths of neighbouring stages (`w_m`).
-        group_size: Channels in each group of the 3x3 convolutions (`g`).
-        expansion: Channels inside a block, as a multiple of its output channels (the inverse of `b`).
-        squeeze: Channels inside squeeze-and-excitation, as a fraction of the block's input channels; 0 for none.
-        rounding: Least fraction of a width that rounding to whole groups keeps; `None` for the nearest multiple.
+        slope: Channels added per block (`w_a`).
+        step: Ratio between the widths of adjacent stages (`w_m`).
+        group_size: Channels per group of the 3x3 convolutions (`g`).
+        expansion: Channels inside a block as a multiple of its output channels (the inverse of `b`).
+        squeeze: Channels inside squeeze-and-excitation as a fraction of the block's input channels; 0 disables it.
+        rounding: Smallest fraction of a width that may remain after rounding to whole groups; `None` rounds to the
+            nearest multiple.
         block: `post_activation` or `pre_activation`.
-        shortcut: How a shortcut changes shape: `"conv"`, `"pool"`, or `None` for blocks without a skip there.
-        linear: Whether a block ends in the addition, without an activation.
+        shortcut: Shortcut of blocks that change the shape: `"conv"`, `"pool"`, or `None` for no skip connection.
+        linear: If true, a block ends in the addition, without an activation.
         features: Channels of a 1x1 convolution before pooling; 0 for none.
-        zero_init: Whether each branch starts at zero.
+        zero_init: If true, each branch is initialized to output zero.
         norm: Normalisation after each convolution.
         activation: Activation of the stem, the blocks and the gates.
     """
@@ -126,14 +135,14 @@ class RegNetConfig(Config):
 
     @property
     def stages(self) -> list[tuple[int, int, int]]:
-        """Width, depth and group size of each stage (Radosavovic et al. 2020, equations 2 to 4)."""
+        """Width, group size and depth of each stage (Radosavovic et al. 2020, equations 2 to 4)."""
         wanted = np.arange(self.depth, dtype="float32") * np.float32(self.slope) + self.initial
         powers = np.round(np.log(wanted / self.initial) / np.log(self.step))
         widths, depths = np.unique(np.round(self.initial * self.step**powers / 8) * 8, return_counts=True)
         return [(*self._in_groups(int(width)), int(depth)) for width, depth in zip(widths, depths, strict=True)]
 
     def _in_groups(self, width: int) -> tuple[int, int]:
-        """Round a width so that the channels inside a block are whole groups; return it with the group's size."""
+        """Round a width so that the channels inside a block form whole groups, and return it with the group size."""
         inside = width * self.expansion
         group = min(self.group_size, inside)
         if self.rounding is None:
@@ -143,8 +152,8 @@ class RegNetConfig(Config):
         return inside // self.expansion, group
 
     def tiny(self) -> RegNetConfig:
-        """The same topology with six blocks of 16 to 128 channels and 64x64 images."""
-        # Few groups: XLA on CPUs compiles each group of a convolution by itself.
+        """Return the same topology with six blocks of 16 to 128 channels and 64x64 images."""
+        # Few groups, because XLA compiles each group of a convolution separately on CPUs.
         small = {"depth": 6, "initial": 16, "slope": 16.0, "step": 2.0, "group_size": 16 * self.expansion}
         return dataclasses.replace(self, **small, features=min(self.features, 96), input_shape=(64, 64, 3), classes=10)
 
@@ -153,12 +162,12 @@ class RegNetConfig(Config):
 class RegNet(Network[RegNetConfig]):
     """A RegNet.
 
-    The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
-    `(D, H, W, C)` volumes or videos.
+    The rank of the convolutions follows from `input_shape`: `(H, W, C)` for images, `(steps, C)` for signals,
+    `(D, H, W, C)` for volumes or videos.
 
     Args:
-        norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings; `None` for the row's.
-        activation: Activation of the stem, the blocks and the gates; `None` for the row's.
+        norm: Normalisation, such as `keras_residual.blocks.batch_norm`; defaults to the variant's.
+        activation: Activation of the stem, the blocks and the gates; defaults to the variant's.
     """
 
     norm: Norm | None = None
@@ -206,7 +215,7 @@ def _groups_of_16(x: Tensor, *, name: str, zero_init: bool = False) -> Tensor:
     return blocks.group_norm(x, groups=x.shape[-1] // 16, name=name, zero_init=zero_init)
 
 
-# Rows. Parameters and GMACs: timm at the row's input size.
+# Variants. Parameters and GMACs: timm at the variant's input size.
 
 _Y: dict[str, Any] = {"squeeze": 0.25}
 _V: dict[str, Any] = {"squeeze": 0.25, "block": pre_activation, "activation": "silu"}

@@ -1,6 +1,6 @@
-"""ResNet and the families that change one part of it: -C, -D, -T, -S, ResNeXt, Wide, SE, ECA, anti-aliased, RS.
+"""ResNet and its variants: ResNet-C, -D, -T and -S, ResNeXt, Wide ResNet, SE, ECA, anti-aliased, ResNet-RS.
 
-Names and topology are timm's; the layers are named as timm's modules.
+The topology and the names of networks and layers follow timm.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from keras_residual.weights.formats import State
 
 
 class Stem(Protocol):
-    """The layers before the first stage."""
+    """Protocol for the layers before the first stage."""
 
     def __call__(self, x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None) -> Tensor: ...
 
 
 def imagenet_stem(x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None) -> Tensor:
-    """7x7 convolution of stride 2, 3x3 max pooling of stride 2 (He et al. 2016, table 1): stride 4, 64 channels."""
+    """Apply a 7x7 convolution and 3x3 max pooling of stride 2 each: 64 channels, stride 4 (He et al. 2016, table 1)."""
     x = conv_norm(x, 64, 7, stride=2, norm=norm, activation=activation, name="", names=("conv1", "bn1", "act1"))
     return _pool(x, downsample)
 
@@ -61,7 +61,7 @@ def deep_stem(
     widths: tuple[int, int, int] = (32, 32, 64),
     pool: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Three 3x3 convolutions, the first of stride 2, then pooling (He et al. 2019, ResNet-C): stride 4."""
+    """Apply three 3x3 convolutions, the first of stride 2, then pooling (He et al. 2019, ResNet-C): stride 4."""
     use = partial(conv_norm, norm=norm, activation=activation, name="")
     x = use(x, widths[0], stride=2, names=("conv1.0", "conv1.1", "conv1.2"))
     x = use(x, widths[1], names=("conv1.3", "conv1.4", "conv1.5"))
@@ -72,12 +72,12 @@ def deep_stem(
 def small_stem(
     x: Tensor, *, norm: Norm, activation: Activation, downsample: Downsample | None, width: int = 64
 ) -> Tensor:
-    """One 3x3 convolution, no pooling: stride 1, for images of 32x32 or so."""
+    """Apply one 3x3 convolution without pooling: stride 1, for images of about 32x32."""
     return conv_norm(x, width, 3, norm=norm, activation=activation, name="", names=("conv1", "bn1", "act1"))
 
 
 def strided_pool(x: Tensor, *, norm: Norm, activation: Activation) -> Tensor:
-    """A 3x3 convolution of stride 2 in place of the stem's max pooling (Bello et al. 2021, ResNet-RS)."""
+    """Apply a 3x3 convolution of stride 2, which replaces the stem's max pooling (Bello et al. 2021, ResNet-RS)."""
     names = ("maxpool.0", "maxpool.1", "maxpool.2")
     return conv_norm(x, x.shape[-1], 3, stride=2, norm=norm, activation=activation, name="", names=names)
 
@@ -85,26 +85,26 @@ def strided_pool(x: Tensor, *, norm: Norm, activation: Activation) -> Tensor:
 def _pool(x: Tensor, downsample: Downsample | None) -> Tensor:
     if downsample is None:
         return blocks.max_pool(x, name="maxpool")
-    if downsample is average_pool:  # timm pools once where the anti-aliasing is a pooling itself
+    if downsample is average_pool:  # timm omits the max pooling if the anti-aliasing is an average pooling
         return downsample(x, 2, name="maxpool")
     return downsample(blocks.max_pool(x, stride=1, name="maxpool.0"), 2, name="maxpool.1")
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig(Config):
-    """One ResNet.
+    """Configuration of a ResNet.
 
     Attributes:
-        block: `basic`, `bottleneck` or `plain_basic`, or one of them for each stage.
-        depths: Blocks of each stage.
-        stem: The layers before the first stage.
-        shortcut: The shortcut where the shape changes.
-        widths: Channels of each stage's 3x3 convolutions; a bottleneck puts out four times as many.
+        block: `basic`, `bottleneck` or `plain_basic`, or a tuple with one of them per stage.
+        depths: Number of blocks per stage.
+        stem: Layers before the first stage.
+        shortcut: Shortcut of blocks that change the shape.
+        widths: Channels of the 3x3 convolutions per stage; a bottleneck outputs four times as many.
         groups: Groups of the 3x3 convolutions (ResNeXt's cardinality).
-        base_width: Channels of each group in a stage of width 64.
-        reduce_first: Divides the channels of a bottleneck's first convolution.
+        base_width: Channels per group in a stage of width 64.
+        reduce_first: Divisor of the channels of a bottleneck's first convolution.
         attention: Channel attention at the end of each branch.
-        downsample: Anti-aliased subsampling in place of strides.
+        downsample: Anti-aliased subsampling that replaces strides.
         norm: Normalisation after each convolution.
     """
 
@@ -121,7 +121,7 @@ class ResNetConfig(Config):
     norm: Norm = blocks.batch_norm
 
     def tiny(self) -> ResNetConfig:
-        """The same topology with one or two blocks a stage, 32 to 64 channels and 64x64 images."""
+        """Return the same topology with one or two blocks per stage, 32 to 64 channels and 64x64 images."""
         return dataclasses.replace(
             self,
             depths=(1, 2, 1, 1),
@@ -137,15 +137,17 @@ class ResNetConfig(Config):
 class ResNet(Network[ResNetConfig]):
     """A residual network of the ResNet family.
 
-    The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
-    `(D, H, W, C)` volumes or videos.
+    The rank of the convolutions follows from `input_shape`: `(H, W, C)` for images, `(steps, C)` for signals,
+    `(D, H, W, C)` for volumes or videos.
 
     Args:
-        norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings; `None` for the row's.
-        activation: Activation of the stem and of each block, by name or function.
-        stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function like them.
-        stride_in: Where bottlenecks stride: `"3x3"` (v1.5, as timm and torchvision) or `"1x1"` (the original v1).
-        zero_init: Whether each branch starts as nothing (the last norm's scale at 0).
+        norm: Normalisation, such as `keras_residual.blocks.batch_norm`; defaults to the variant's.
+        activation: Activation of the stem and the blocks, by name or as a function.
+        stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function with the same arguments;
+            defaults to the variant's.
+        stride_in: Convolution of a bottleneck that has the stride: `"3x3"` (v1.5, as in timm and torchvision) or
+            `"1x1"` (the original v1).
+        zero_init: If true, initialize each branch to output zero, by setting the scale of its last norm to 0.
     """
 
     norm: Norm | None = None
@@ -161,7 +163,9 @@ class ResNet(Network[ResNetConfig]):
         options |= {"attention": row.attention, "downsample": row.downsample, "zero_init": self.zero_init}
         stages = row.block if isinstance(row.block, tuple) else (row.block,) * len(row.depths)
         if self.stride_in != "3x3" and bottleneck not in stages:
-            raise ValueError(f"stride_in is an option of bottleneck blocks. {row.name} has basic ones: leave it out.")
+            raise ValueError(
+                f"`stride_in` must be '3x3' for {row.name}, which has no bottleneck blocks; got {self.stride_in!r}."
+            )
 
         x = stem(x, norm=norm, activation=self.activation, downsample=row.downsample)
         self.require_size(inputs, x, 2 ** (len(row.depths) - 1), None if stem is small_stem else small_stem)
@@ -184,19 +188,19 @@ class ResNet(Network[ResNetConfig]):
 
     @staticmethod
     def to_timm(state: State) -> State:
-        """Convert a `keras.applications` ResNet's `.h5`."""
+        """Convert the `.h5` file of a `keras.applications` ResNet."""
         return _keras_applications(state) if any("conv1_conv/" in key for key in state) else state
 
 
 def _keras_applications(state: State) -> State:
-    """ResNet 50, 101, 152 of `keras.applications`: convolutions with biases, which move into the norms that follow."""
+    """Convert ResNet50, 101 or 152 of `keras.applications`: fold the convolutions' biases into the following norms."""
     result: State = {}
     biases: State = {}
     for key, value in state.items():
         layer, variable = key.split("/")[-2], key.split("/")[-1].partition(":")[0]
         name = _keras_name(layer)
         if name is None:
-            raise ValueError(f"layer {layer!r} is not one of a keras.applications ResNet")
+            raise ValueError(f"layer {layer!r} does not belong to a keras.applications ResNet")
         if variable == "kernel":
             axes = (1, 0) if value.ndim == 2 else (3, 2, 0, 1)
             result[f"{name}.weight"] = np.transpose(value, axes)
@@ -210,7 +214,7 @@ def _keras_applications(state: State) -> State:
     for norm, bias in biases.items():
         result[f"{norm}.running_mean"] = result[f"{norm}.running_mean"] - bias
     for key in [key for key in result if key.endswith(".running_var")]:
-        result[key] = result[key] + np.float32(1.001e-5 - 1e-5)  # Keras' epsilon against torch's
+        result[key] = result[key] + np.float32(1.001e-5 - 1e-5)  # difference between the epsilons of Keras and torch
     return result
 
 
@@ -238,7 +242,7 @@ def _keras_name(layer: str) -> str | None:
     return f"{base}.{kind}{place}"
 
 
-# Rows. Parameters and GMACs: timm and torchvision at the row's input size.
+# Variants. Parameters and GMACs: timm and torchvision at the variant's input size.
 
 _WIDE_STEM = partial(deep_stem, widths=(64, 64, 128))
 _C: dict[str, Any] = {"stem": deep_stem}
@@ -450,7 +454,7 @@ TestResNet = variant(ResNet, ResNetConfig("TestResNet", (basic, basic, bottlenec
     timm="test_resnet", tag="r160_in1k", input_shape=(160, 160, 3), params=469_688, gmacs=0.103,
     source="A small network of timm\'s, for tests"))
 
-# The plain twins of He et al. 2016, figure 4: the same layers without the skips.
+# Plain networks of He et al. 2016, figure 4: the same layers without skip connections.
 PlainNet18 = variant(ResNet, ResNetConfig("PlainNet18", plain_basic, (2, 2, 2, 2),
     source="He et al. 2016, table 2: plain-18"))
 PlainNet34 = variant(ResNet, ResNetConfig("PlainNet34", plain_basic, (3, 4, 6, 3),

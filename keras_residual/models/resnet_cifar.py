@@ -1,4 +1,4 @@
-"""Small-image networks of the residual papers: CIFAR ResNets, their plain twins, pre-activation, Wide ResNets."""
+"""CIFAR networks of the residual papers: ResNets, plain networks without skips, pre-activation and Wide ResNets."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from keras_residual.registry import Config, variant
 
 @dataclasses.dataclass(frozen=True)
 class CifarConfig(Config):
-    """One network of three stages for images of 32x32.
+    """Configuration of a network with three stages for 32x32 images.
 
     Attributes:
         block: `basic`, `plain_basic`, `preact_basic` or `preact_bottleneck`.
-        depth: Blocks of each stage: the paper's `n`.
-        widths: Output channels of the stages' blocks.
+        depth: Number of blocks per stage (`n` in the paper).
+        widths: Output channels per stage.
     """
 
     block: Callable[..., Tensor]
@@ -40,27 +40,28 @@ class CifarConfig(Config):
 
     @property
     def preactivated(self) -> bool:
-        """Whether norm and activation come before each convolution, and once more at the end."""
+        """True if norm and activation precede each convolution and follow the last block."""
         return self.block in (preact_basic, preact_bottleneck)
 
     def tiny(self) -> CifarConfig:
-        """The same topology with two blocks a stage and 16 to 64 channels."""
+        """Return the same topology with two blocks per stage and 16 to 64 channels (128 for bottlenecks)."""
         widths = (64, 64, 128) if self.block is preact_bottleneck else (16, 32, 64)
         return dataclasses.replace(self, depth=2, widths=widths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNetCifar(Network[CifarConfig]):
-    """A small-image network: 3x3 stem, three stages, strides 1, 2, 2.
+    """A network for small images: a 3x3 stem and three stages with strides 1, 2 and 2.
 
-    The rank of `input_shape` decides the rank of all convolutions.
+    The rank of the convolutions follows from `input_shape`.
 
     Args:
-        dropout: Rate of dropout between the convolutions of a block, for Wide ResNets.
-        width: Output channels of the first stage, by default the paper's; the other stages keep their ratio to it.
-        norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings.
-        activation: Activation of the stem and of each block, by name or function.
-        zero_init: Whether each branch starts as nothing; the papers' do not. Blocks without a last norm ignore it.
+        dropout: Dropout rate between the convolutions of a block, for Wide ResNets.
+        width: Output channels of the first stage; defaults to the variant's. The other stages scale with it.
+        norm: Normalisation, such as `keras_residual.blocks.batch_norm`.
+        activation: Activation of the stem and the blocks, by name or as a function.
+        zero_init: If true, initialize each branch to output zero, which the papers do not do. Blocks without a last
+            norm ignore it.
     """
 
     classes: int = dataclasses.field(default=10, kw_only=False)
@@ -76,7 +77,9 @@ class ResNetCifar(Network[CifarConfig]):
         if row.block is preact_basic:
             options["dropout"] = self.dropout
         elif self.dropout:
-            raise ValueError(f"dropout must be 0 for {row.name}: only Wide ResNets have it; got {self.dropout}.")
+            raise ValueError(
+                f"`dropout` must be 0 for {row.name}, because only Wide ResNets have dropout; got {self.dropout}."
+            )
         if row.block is basic:
             options |= {"shortcut": padded_identity, "zero_init": self.zero_init}
 
@@ -90,7 +93,7 @@ class ResNetCifar(Network[CifarConfig]):
                 stride = 2 if stage > 1 and i == 0 else 1
                 x = row.block(x, filters, stride=stride, drop_path=next(rates), name=f"layer{stage}.{i}", **options)
             x = StageOutput(stage, name=f"layer{stage}")(x)
-        if row.preactivated:  # the stream is linear: without these the last block's sum would go out raw
+        if row.preactivated:  # no activation follows the last addition inside the blocks
             x = blocks.activate(norm(x, name="bn"), activation, name="act")
         return x
 
@@ -98,7 +101,7 @@ class ResNetCifar(Network[CifarConfig]):
         if self.width is None:
             return row.widths
         if self.width < 16:  # strided 1x1 convolutions of fewer than 16 channels crash in oneDNN
-            raise ValueError(f"width must be None or 16 or more; got {self.width}.")
+            raise ValueError(f"`width` must be None or at least 16; got {self.width}.")
         return tuple(self.width * filters // row.widths[0] for filters in row.widths)
 
 
@@ -116,7 +119,7 @@ ResNet56 = variant(ResNetCifar, CifarConfig("ResNet56", basic, 9, params=853_018
 ResNet110 = variant(ResNetCifar, CifarConfig("ResNet110", basic, 18, params=1_727_962, gmacs=0.2531, source=_HE))
 ResNet1202 = variant(ResNetCifar, CifarConfig("ResNet1202", basic, 200, params=19_421_274, gmacs=2.829, source=_HE))
 
-# The plain twins of the degradation experiment (He et al. 2016, figure 6 left): option A's skips have no parameters.
+# Plain networks of He et al. 2016, figure 6 left. They have as many parameters, since option A's skips have none.
 PlainNet20 = variant(ResNetCifar, CifarConfig("PlainNet20", plain_basic, 3, params=269_722, source=_HE))
 PlainNet32 = variant(ResNetCifar, CifarConfig("PlainNet32", plain_basic, 5, params=464_154, source=_HE))
 PlainNet44 = variant(ResNetCifar, CifarConfig("PlainNet44", plain_basic, 7, params=658_586, source=_HE))

@@ -1,6 +1,6 @@
 """Pre-activation ResNet V2 and Big Transfer (BiT): norm and activation before each convolution.
 
-Names and topology are timm's; the layers are named as timm's modules.
+The topology and the names of networks and layers follow timm.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from keras_residual.weights.formats import State
 
 
 class Pool(Protocol):
-    """The pooling that ends the stem, of stride 2."""
+    """Protocol for the pooling of stride 2 at the end of the stem."""
 
     def __call__(self, x: Tensor, *, name: str) -> Tensor: ...
 
 
 class Stem(Protocol):
-    """The layers before the first stage; norm and activation of its last convolution are the first block's."""
+    """Protocol for the layers before the first stage.
+
+    The last convolution has neither norm nor activation, because the first block starts with them.
+    """
 
     def __call__(
         self, x: Tensor, width: int, *, conv: Callable[..., Tensor], norm: Norm, activation: Activation, pool: Pool
@@ -48,7 +51,7 @@ class Stem(Protocol):
 def imagenet_stem(
     x: Tensor, width: int, *, conv: Callable[..., Tensor], norm: Norm, activation: Activation, pool: Pool
 ) -> Tensor:
-    """7x7 convolution of stride 2, 3x3 max pooling of stride 2: stride 4."""
+    """Apply a 7x7 convolution and a 3x3 max pooling, both of stride 2: stride 4."""
     return pool(conv(x, width, 7, stride=2, bias=False, name="stem.conv"), name="stem.pool")
 
 
@@ -62,9 +65,9 @@ def deep_stem(
     pool: Pool,
     eighths: tuple[int, int] = (4, 4),
 ) -> Tensor:
-    """Three 3x3 convolutions, the first of stride 2, then pooling (He et al. 2019, ResNet-C): stride 4.
+    """Apply three 3x3 convolutions, the first of stride 2, then pooling (He et al. 2019, ResNet-C): stride 4.
 
-    The first two have `eighths` eighths of the channels.
+    `eighths` are the channels of the first two convolutions in eighths of `width`.
     """
     for i, share in enumerate(eighths, start=1):
         x = conv(x, width * share // 8, 3, stride=2 if i == 1 else 1, bias=False, name=f"stem.conv{i}")
@@ -75,41 +78,41 @@ def deep_stem(
 def small_stem(
     x: Tensor, width: int, *, conv: Callable[..., Tensor], norm: Norm, activation: Activation, pool: Pool
 ) -> Tensor:
-    """One 3x3 convolution, no pooling: stride 1, for images of 32x32 or so."""
+    """Apply one 3x3 convolution without pooling: stride 1, for images of about 32x32."""
     return conv(x, width, 3, bias=False, name="stem.conv")
 
 
 def zero_padded_max_pool(x: Tensor, *, name: str) -> Tensor:
-    """3x3 max pooling of stride 2 where zeros beside the edge compete: BiT's, of values before an activation."""
+    """Apply BiT's 3x3 max pooling of stride 2, padded with zeros although its inputs may be negative."""
     return blocks.max_pool(blocks.pad(x, 1, name=f"{name}.pad"), padding="valid", name=name)
 
 
 def projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor:
-    """A strided 1x1 convolution."""
+    """Apply a strided 1x1 convolution."""
     return conv(y, filters, 1, stride=stride, bias=False, name=f"{name}.conv")
 
 
 def pooled_projection(y: Tensor, filters: int, *, stride: int, conv: Callable[..., Tensor], name: str) -> Tensor:
-    """Average pooling, then a 1x1 convolution (He et al. 2019, ResNet-D)."""
+    """Apply average pooling, then a 1x1 convolution (He et al. 2019, ResNet-D)."""
     if stride > 1:
-        # "same" is torch's ceil mode: windows that hang over the edge average what they cover.
+        # "same" equals torch's ceil mode: windows beyond the edge average only the values inside.
         y = blocks.average_pool(y, stride, padding="same", name=f"{name}.pool")
     return conv(y, filters, 1, bias=False, name=f"{name}.conv")
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetV2Config(Config):
-    """One pre-activation ResNet.
+    """Configuration of a pre-activation ResNet.
 
     Attributes:
         block: `preact_basic` or `preact_bottleneck`.
-        depths: Blocks of each stage.
-        widths: Channels that each stage puts out.
-        factor: Multiplies all channels, the stem's 64 too.
-        stem: The layers before the first stage.
-        pool: The stem's pooling.
-        shortcut: The shortcut where the shape changes.
-        conv: Makes every convolution: `blocks.convolution`, or with weight standardisation.
+        depths: Number of blocks per stage.
+        widths: Output channels per stage.
+        factor: Multiplier of all channels, including the stem's 64.
+        stem: Layers before the first stage.
+        pool: Pooling of the stem.
+        shortcut: Shortcut of blocks that change the shape.
+        conv: Function for every convolution: `blocks.convolution`, with or without weight standardisation.
         norm: Normalisation before each convolution.
     """
 
@@ -126,8 +129,8 @@ class ResNetV2Config(Config):
     top: tuple[str, ...] = dataclasses.field(default=("head.",), kw_only=True)
 
     def tiny(self) -> ResNetV2Config:
-        """The same topology with one or two blocks a stage, 64 to 256 channels and 64x64 images."""
-        bottlenecks = self.block is preact_bottleneck  # whose norms of a quarter of the channels may want groups of 32
+        """Return the same topology with one or two blocks per stage, few channels and 64x64 images."""
+        bottlenecks = self.block is preact_bottleneck  # group norm needs 32 channels inside the bottlenecks
         return dataclasses.replace(
             self,
             depths=(1, 2, 1, 1),
@@ -142,15 +145,16 @@ class ResNetV2Config(Config):
 class ResNetV2(Network[ResNetV2Config]):
     """A pre-activation residual network.
 
-    The rank of `input_shape` decides the rank of all convolutions: `(H, W, C)` images, `(steps, C)` signals,
-    `(D, H, W, C)` volumes or videos.
+    The rank of the convolutions follows from `input_shape`: `(H, W, C)` for images, `(steps, C)` for signals,
+    `(D, H, W, C)` for volumes or videos.
 
     Args:
-        pooling: Without top: `None` for the feature map `(N, *spatial, C)` after the last norm and activation,
-            `"avg"` or `"max"` for `(N, C)`.
-        norm: Normalisation, `keras_residual.blocks.batch_norm` and its siblings; `None` for the row's.
-        activation: Activation after each normalisation, by name or function.
-        stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function like them.
+        pooling: Output if `include_top` is false: `None` for the feature map `(N, *spatial, C)` after the last norm and
+            activation, `"avg"` or `"max"` for pooled features `(N, C)`.
+        norm: Normalisation, such as `keras_residual.blocks.batch_norm`; defaults to the variant's.
+        activation: Activation after each normalisation, by name or as a function.
+        stem: `imagenet_stem`, `deep_stem` or `small_stem` of this module, or a function with the same arguments;
+            defaults to the variant's.
     """
 
     norm: Norm | None = None
@@ -180,17 +184,17 @@ class ResNetV2(Network[ResNetV2Config]):
 
     def classifier(self) -> Callable[..., keras.layers.Layer]:
         initializer = keras.initializers.RandomNormal(stddev=0.01)
-        # timm's classifier is a 1x1 convolution
+        # stored like timm's classifier, a 1x1 convolution
         return lambda name: PointwiseDense(self.classes, kernel_initializer=initializer, name=name)
 
     @staticmethod
     def to_timm(state: State) -> State:
-        """Convert Google's `.npz` of Big Transfer."""
+        """Convert Google's `.npz` files of Big Transfer."""
         return _bit(state) if any(key.endswith("root_block/standardized_conv2d/kernel") for key in state) else state
 
 
 def _bit(state: State) -> State:
-    """Google's `.npz` of Big Transfer: names by path, kernels `(*size, in, out)`."""
+    """Convert Google's `.npz` files of Big Transfer: names are paths, kernels `(*size, in, out)`."""
     result = {}
     for key, value in state.items():
         for old, new in _BIT_NAMES:
@@ -213,7 +217,7 @@ _BIT_NAMES = (
 )
 
 
-# Rows. Parameters and GMACs: timm at the row's input size.
+# Variants. Parameters and GMACs: timm at the variant's input size.
 
 _BASIC = (64, 128, 256, 512)
 _D: dict[str, Any] = {"stem": deep_stem, "shortcut": pooled_projection}

@@ -1,7 +1,7 @@
-"""Vision Transformers: the pre-norm residual stream on image patches, and the towers trained in many ways since.
+"""Vision Transformers: ViT, AugReg, DeiT, DINOv2, CLIP, SigLIP, EVA, AIMv2 and more.
 
-ViT and AugReg, DeiT, DeiT-III, DINOv2, CLIP, SigLIP and more are rows of one network. Names and topology are timm's;
-the layers are named as timm's modules.
+All are variants of one pre-norm residual network on image patches. The topology and the names of networks and layers
+follow timm.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from keras_residual.weights.formats import State
 
 
 class Pool(Protocol):
-    """What a classifier sees of the tokens: `pool(x, config, activation)` gives `(N, C)`, or one of them per head."""
+    """Protocol for pooling the tokens: `pool(x, config, activation)` returns `(N, C)`, or a list with one per head."""
 
     def __call__(self, x: Tensor, config: ViTConfig, activation: Activation) -> Any: ...
 
 
 def class_token(x: Tensor, config: ViTConfig, activation: Activation) -> Tensor:
-    """The first token (Dosovitskiy et al. 2021)."""
+    """Return the class token, which is the first (Dosovitskiy et al. 2021)."""
     return x[:, 0]
 
 
 def class_and_distillation_token(x: Tensor, config: ViTConfig, activation: Activation) -> list[Tensor]:
-    """The first two tokens, each with a head of its own (Touvron et al. 2021, DeiT)."""
+    """Return the class and distillation tokens, each of which has a separate head (Touvron et al. 2021, DeiT)."""
     return [x[:, 0], x[:, 1]]
 
 
 def mean_of_patches(x: Tensor, config: ViTConfig, activation: Activation) -> Tensor:
-    """The average over all patches, without class and register tokens."""
+    """Return the average over all patches, without class and register tokens."""
     return keras.layers.GlobalAveragePooling1D(name="global_pool")(x[:, config.prefix :])
 
 
 def attention_pool(x: Tensor, config: ViTConfig, activation: Activation, *, prefix: bool = False) -> Tensor:
-    """Attention of one trained query to all patches, then a residual MLP (Zhai et al. 2022; SigLIP).
+    """Pool by the attention of one trained query to all patches, then apply a residual MLP (Zhai et al. 2022; SigLIP).
 
-    `prefix` lets it see class and register tokens, too.
+    With `prefix`, the query also attends to class and register tokens.
     """
     x = x if prefix else x[:, config.prefix :]
     query = Token(stddev=config.width**-0.5, name="attn_pool.latent")(x)[:, :1]  # (N, 1, C)
@@ -61,29 +61,29 @@ def attention_pool(x: Tensor, config: ViTConfig, activation: Activation, *, pref
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(Config):
-    """One Vision Transformer.
+    """Configuration of a Vision Transformer.
 
     Attributes:
-        patch: Side of a patch, in pixels.
+        patch: Side of a patch in pixels.
         width: Channels of a token.
-        depth: Number of blocks, each attention and MLP.
-        heads: Attention heads.
-        hidden: Channels inside the MLP; four times `width` if 0.
+        depth: Number of blocks, each with attention and MLP.
+        heads: Number of attention heads.
+        hidden: Hidden channels of the MLP; 0 for four times `width`.
         feed_forward: `blocks.mlp`, `blocks.swiglu` or `blocks.split_swiglu`.
         activation: Activation of the MLP.
-        pool: What the classifier sees.
-        tokens: Names of the trained tokens before the patches, with how many of each.
-        embed_tokens: Whether these tokens have positions too.
-        norm: Normalisation everywhere.
-        norm_embed: Whether patches are normalised as soon as they are embedded (AIMv2).
-        patch_bias: Whether the patch embedding has a bias.
-        norm_first: Whether tokens are normalised before the first block (CLIP).
-        final_norm: Where the last norm stands: after the last block (`"tokens"`), after pooling (`"pooled"`), or
-            nowhere (`None`).
-        qkv_bias: Whether query, key and value have biases.
-        proj_bias: Whether attention's last projection has a bias.
-        qk_norm: Whether each head's query and key are normalised.
-        scale: LayerScale's initial value; `None` for none.
+        pool: Function that reduces the tokens to the input of the classifier.
+        tokens: Names and numbers of the trained tokens before the patches.
+        embed_tokens: If true, these tokens also have position embeddings.
+        norm: Normalisation of all layers.
+        norm_embed: If true, patches are normalised directly after their embedding (AIMv2).
+        patch_bias: If true, the patch embedding has a bias.
+        norm_first: If true, tokens are normalised before the first block (CLIP).
+        final_norm: Position of the last norm: after the last block (`"tokens"`), after pooling (`"pooled"`), or
+            `None` for no last norm.
+        qkv_bias: If true, query, key and value have biases.
+        proj_bias: If true, the output projection of attention has a bias.
+        qk_norm: If true, the query and key of each head are normalised.
+        scale: Initial value of LayerScale; `None` for no LayerScale.
     """
 
     patch: int
@@ -115,7 +115,7 @@ class ViTConfig(Config):
 
     @property
     def global_pool(self) -> str:
-        """timm's word for `pool`."""
+        """timm's name of `pool`."""
         pool = self.pool.func if isinstance(self.pool, partial) else self.pool
         return {mean_of_patches: "avg", attention_pool: "map"}.get(pool, "token")
 
@@ -125,7 +125,7 @@ class ViTConfig(Config):
         return sum(count for _, count in self.tokens)
 
     def tiny(self) -> ViTConfig:
-        """The same topology with 4 blocks, 64 channels and a grid of 4x4 patches."""
+        """Return the same topology with 4 blocks, 64 channels and a grid of 4x4 patches."""
         size = 4 * self.patch
         return dataclasses.replace(self, width=64, depth=4, heads=4, hidden=96, input_shape=(size, size, 3), classes=10)
 
@@ -134,20 +134,20 @@ class ViTConfig(Config):
 class ViT(Network[ViTConfig]):
     """A Vision Transformer.
 
-    The rank of `input_shape` decides the rank of the patches: images `(H, W, C)`, signals `(steps, C)`, volumes or
-    videos `(D, H, W, C)`. Sizes are multiples of the patch and need not be square.
+    The rank of the patches follows from `input_shape`: `(H, W, C)` for images, `(steps, C)` for signals,
+    `(D, H, W, C)` for volumes or videos. Sizes must be multiples of the patch size and need not be square.
 
     Args:
-        input_shape: Shape of one sample, channels last, of known sizes.
-        pooling: Without top: `None` for the tokens `(N, L, C)` after the last norm, class and register tokens first;
-            `"avg"` or `"max"` over the patches for `(N, C)`. Where a row's norm comes after pooling, it is part of
-            the top: the tokens are as the last block leaves them.
-        dropout: Rate of dropout after each projection of a block.
-        norm: Normalisation; `None` for the row's.
-        activation: Activation of the MLPs; `None` for the row's.
+        input_shape: Shape of one sample, channels last. All sizes must be known.
+        pooling: Output if `include_top` is false: `None` for the tokens `(N, L, C)` after the last norm, starting with
+            class and register tokens; `"avg"` or `"max"` for features `(N, C)` pooled over the patches. A norm that
+            follows pooling belongs to the top, so that the tokens are the unnormalised output of the last block.
+        dropout: Dropout rate after each projection of a block.
+        norm: Normalisation; defaults to the variant's.
+        activation: Activation of the MLPs; defaults to the variant's.
 
     Raises:
-        ValueError: For an argument out of its range, or a size that is no multiple of the patch.
+        ValueError: If an argument is invalid, or if a size is not a multiple of the patch size.
     """
 
     dropout: float = 0.0
@@ -212,13 +212,13 @@ class ViT(Network[ViTConfig]):
 
     @staticmethod
     def to_timm(state: State) -> State:
-        """Convert Google's `.npz` towers, OpenAI's CLIP, Meta's DINOv2 and DeiT-III."""
+        """Convert Google's `.npz` towers, OpenAI's CLIP, and Meta's DINOv2 and DeiT-III."""
         return _vit_formats.to_timm(state)
 
 
-# Rows. Parameters and GMACs: timm at the row's input size. Aliases are the same network at another size.
+# Variants. Parameters and GMACs: timm at the variant's input size. Aliases are the same network at another size.
 
-# What the rows of a paper have in common.
+# Options shared by the variants of a paper.
 _GAP: dict[str, Any] = {"pool": mean_of_patches, "tokens": ()}
 _CLIP: dict[str, Any] = {"norm": partial(layer_norm, epsilon=1e-5), "patch_bias": False, "norm_first": True}
 _OPENAI: dict[str, Any] = {**_CLIP, "activation": "quick_gelu"}
@@ -303,7 +303,7 @@ ViTGigantic14 = variant(ViT, ViTConfig("ViTGigantic14", 14, 1664, 48, 16, hidden
 ViTMIILBase16 = variant(ViT, ViTConfig("ViTMIILBase16", 16, 768, 12, 12, qkv_bias=False,
     timm="vit_base_patch16_224_miil", tag="in21k_ft_in1k", params=86_540_008, gmacs=17.56, source="Ridnik et al. 2021"))
 
-# timm's forms without a class token
+# timm's variants without a class token
 ViTGAPMedium16 = variant(ViT, ViTConfig("ViTGAPMedium16", 16, 512, 12, 8, **_GAP, qkv_bias=False, scale=1e-06,
     timm="vit_medium_patch16_gap_240", aliases=(("vit_medium_patch16_gap_256", 256),
     ("vit_medium_patch16_gap_384", 384)), input_shape=(240, 240, 3), params=38_845_416, gmacs=9.205,
@@ -369,7 +369,7 @@ CLIPQuickGELUHuge14 = variant(ViT, ViTConfig("CLIPQuickGELUHuge14", 14, 1280, 32
 CLIPQuickGELUGigantic14 = variant(ViT, ViTConfig("CLIPQuickGELUGigantic14", 14, 1664, 48, 16, hidden=8192, **_OPENAI,
     timm="vit_gigantic_patch14_clip_quickgelu_224", params=1_844_442_344, gmacs=483.75, source="Radford et al. 2021"))
 
-# timm's forms between the usual sizes; a narrow deep one: Touvron et al. 2022, "Three things"
+# timm's variants of intermediate sizes; the narrow, deep one: Touvron et al. 2022, "Three things"
 ViTBasePlus32 = variant(ViT, ViTConfig("ViTBasePlus32", 32, 896, 12, 14, scale=1e-05,
     timm="vit_base_patch32_plus_256", input_shape=(256, 256, 3), params=119_478_120, gmacs=7.782,
     source="A form of timm, after Dosovitskiy et al. 2021"))
@@ -463,7 +463,7 @@ SigLIPGiantOpt16 = variant(ViT, ViTConfig("SigLIPGiantOpt16", 16, 1536, 40, 16, 
     timm="vit_giantopt_patch16_siglip_256", aliases=(("vit_giantopt_patch16_siglip_384", 384),),
     input_shape=(256, 256, 3), params=1_164_705_256, gmacs=299.50, source="Tschannen et al. 2025"))
 
-# The same without the attention pooling
+# SigLIP without attention pooling
 SigLIPGAPBase32 = variant(ViT, ViTConfig("SigLIPGAPBase32", 32, 768, 12, 12, **_SIGLIP2_GAP,
     timm="vit_base_patch32_siglip_gap_256", input_shape=(256, 256, 3), params=88_234_216, gmacs=5.663,
     source="Tschannen et al. 2025"))
@@ -489,7 +489,7 @@ SigLIPGAPGiantOpt16 = variant(ViT, ViTConfig("SigLIPGAPGiantOpt16", 16, 1536, 40
     timm="vit_giantopt_patch16_siglip_gap_256", aliases=(("vit_giantopt_patch16_siglip_gap_384", 384),),
     input_shape=(256, 256, 3), params=1_136_375_272, gmacs=298.27, source="Tschannen et al. 2025"))
 
-# timm's forms with registers and without a class token
+# timm's variants with registers and without a class token
 ViTGAPReg1Wee16 = variant(ViT, ViTConfig("ViTGAPReg1Wee16", 16, 256, 14, 4, hidden=1280, **_REG1,
     timm="vit_wee_patch16_reg1_gap_256", tag="sbb_in1k", input_shape=(256, 256, 3), params=13_422_568, gmacs=3.825,
     source="A form of timm, after Dosovitskiy et al. 2021"))
@@ -556,7 +556,7 @@ AIMv2_3B14 = variant(ViT, ViTConfig("AIMv2_3B14", 14, 3072, 24, 24, hidden=8192,
     timm="aimv2_3b_patch14_224", aliases=(("aimv2_3b_patch14_336", 336), ("aimv2_3b_patch14_448", 448)),
     params=2_723_731_432, gmacs=705.91, source="Fini et al. 2024"))
 
-# Small networks of timm's, for tests
+# timm's small networks for tests
 TestViT = variant(ViT, ViTConfig("TestViT", 16, 64, 6, 2, hidden=192,
     timm="test_vit", tag="r160_in1k", input_shape=(160, 160, 3), params=371_240, gmacs=0.038,
     source="A small network of timm's, for tests"))

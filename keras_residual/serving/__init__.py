@@ -1,6 +1,6 @@
-"""A local server that speaks TensorFlow Serving's protocol, REST and gRPC, to try an export without Docker.
+"""Local server with TensorFlow Serving's REST and gRPC APIs, for trying an export without Docker.
 
-Production is TensorFlow Serving's work: there is no batching here and there are no metrics.
+It has neither batching nor metrics. Use TensorFlow Serving in production.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ __all__ = ["Server", "serve"]
 
 
 class Server:
-    """REST and gRPC on the models of a directory. A SavedModel is a program: serve only what you trust.
+    """Server for the models of a directory over REST and gRPC.
+
+    A SavedModel is a program: serve only models that you trust.
 
     Args:
-        directory: A model's directory, as `keras_residual.export` writes it, or one that holds several of them.
-        host: The address to listen at. Anyone who reaches it may ask; 127.0.0.1 is this machine alone.
-        rest_port: Port of REST; 0 for any free one.
-        grpc_port: Port of gRPC; 0 for any free one.
-        max_bytes: The largest request.
-        seconds: The longest time that a REST request may take. Over gRPC the client's deadline counts.
-        poll: Seconds between two looks for new versions.
+        directory: Directory of a model, as written by `keras_residual.export`, or a directory of several models.
+        host: Address to listen on. Everyone who can reach it can send requests; 127.0.0.1 is reachable only from this
+            machine.
+        rest_port: Port for REST; 0 selects a free port.
+        grpc_port: Port for gRPC; 0 selects a free port.
+        max_bytes: Largest accepted request in bytes.
+        seconds: Time limit of a REST request. Over gRPC, the client sets the deadline.
+        poll: Seconds between checks for new versions.
 
     Attributes:
-        models: What is served.
-        rest_port: The port that REST listens at, once started.
-        grpc_port: The port that gRPC listens at, once started.
+        models: The served models.
+        rest_port: Port that REST listens on.
+        grpc_port: Port that gRPC listens on.
 
     Raises:
-        ValueError: If there is no model that can be served.
-        OSError: If a port is taken.
+        ValueError: If the directory contains no model that can be served.
+        OSError: If a port is in use.
         ImportError: If the extra `serve` is not installed.
     """
 
@@ -57,15 +60,15 @@ class Server:
             from keras_residual.serving import rest, rpc
             from keras_residual.serving.models import Models
         except ImportError as error:
-            raise ImportError(f"{error}. The server needs: pip install keras-residual[serve]") from error
-        self._socket = _listen(host, rest_port)  # before models are loaded, which may take long
+            raise ImportError(f"{error}. To use the server, run: pip install 'keras-residual[serve]'") from error
+        self._socket = _listen(host, rest_port)  # fail early: loading the models may take long
         self.rest_port: int = self._socket.getsockname()[1]
         try:
             self.models = Models(Path(directory), poll)
         except BaseException:
             self._socket.close()
             raise
-        # A request waits for TensorFlow, which uses all cores; more threads than that only let short ones pass.
+        # TensorFlow uses all cores for one request; more threads than cores let short requests overtake long ones.
         self._pool = ThreadPoolExecutor(4 * (os.cpu_count() or 1), "requests")
         self._grpc = rpc.server(self.models, self._pool, max_bytes)
         try:
@@ -73,7 +76,10 @@ class Server:
         except RuntimeError as error:
             self._socket.close()
             self.models.close()
-            raise OSError(f"gRPC cannot listen at {host}:{grpc_port}: {error}") from None
+            raise OSError(
+                f"gRPC cannot listen on {host}:{grpc_port}: {error}. Choose another port, or stop the process that "
+                "uses it."
+            ) from None
         app = rest.application(self.models, self._pool, max_bytes, seconds)
         config = uvicorn.Config(
             app,
@@ -89,8 +95,8 @@ class Server:
         self.host, self.seconds = host, seconds
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serves until `stop` is called, or SIGINT or SIGTERM comes; requests under way are answered first."""
-        # In a thread of its own uvicorn leaves signals alone: it would end the process before gRPC has answered.
+        """Serve until `stop` is called or SIGINT or SIGTERM arrives, then finish the pending requests."""
+        # Outside the main thread, uvicorn does not handle signals; it would exit before gRPC has finished.
         rest = threading.Thread(target=self._rest.run, args=([self._socket],), name="rest")
         before = {}
         if threading.current_thread() is threading.main_thread():
@@ -101,7 +107,7 @@ class Server:
             self._grpc.start()
             ready()
             while rest.is_alive():
-                rest.join(0.2)  # signals are heard in between
+                rest.join(0.2)  # signals are handled between the calls
         finally:
             self.stop()
             self.models.close()
@@ -112,7 +118,7 @@ class Server:
                 signal.signal(number, handler)
 
     def stop(self) -> None:
-        """Lets `run` end."""
+        """Ask `run` to return."""
         self._rest.should_exit = True
 
 
@@ -120,32 +126,34 @@ def _listen(host: str, port: int) -> Any:
     import socket
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named asyncio turns Nagle's algorithm off: without it an answer waits 40 ms for an ACK.
+    # asyncio turns Nagle's algorithm off only if the protocol is given; otherwise responses wait 40 ms for an ACK.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(128)  # from here on a client may connect, and waits
+        listening.listen(128)  # clients may connect from now on and wait
     except OSError as error:
         listening.close()
-        raise OSError(f"REST cannot listen at {host}:{port}: {error}") from None
+        raise OSError(
+            f"REST cannot listen on {host}:{port}: {error}. Choose another port, or stop the process that uses it."
+        ) from None
     return listening
 
 
 def serve(directory: str | os.PathLike[str], **options: Any) -> None:
-    """Serves a directory's models until it is interrupted, and prints what and where; see `Server` for the options."""
+    """Serve the models of a directory until interrupted, and print the addresses. `Server` documents the options."""
     log, handler = logging.getLogger(__name__), logging.StreamHandler(sys.stdout)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
 
-    def say() -> None:
+    def print_addresses() -> None:
         print(f"REST  http://{server.host}:{server.rest_port}/v1/models/NAME:predict")
         print(f"gRPC  {server.host}:{server.grpc_port}")
-        print(f"page  http://{server.host}:{server.rest_port}/   (Ctrl-C stops the server)", flush=True)
+        print(f"page  http://{server.host}:{server.rest_port}/   (press Ctrl-C to stop)", flush=True)
 
     try:
         server = Server(directory, **options)
-        server.run(say)
+        server.run(print_addresses)
         print("stopped")
     finally:
         log.removeHandler(handler)

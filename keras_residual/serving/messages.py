@@ -1,4 +1,4 @@
-"""What REST and gRPC answer alike, as TensorFlow Serving's own messages."""
+"""Responses that REST and gRPC share, as TensorFlow Serving's protobuf messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["classification", "metadata", "status"]
 
 
 def status(models: Models, name: str, number: int | None) -> Any:
-    """A `GetModelStatusResponse` of a model's versions, or of one of them.
+    """Return a `GetModelStatusResponse` for all versions of a model or for one of them.
 
     Raises:
         ServingError: If there is no such model or version.
@@ -36,7 +36,7 @@ def status(models: Models, name: str, number: int | None) -> Any:
 
 
 def metadata(model: Model, version: Version) -> Any:
-    """A `GetModelMetadataResponse` with the signatures of a version."""
+    """Return a `GetModelMetadataResponse` with the signatures of a version."""
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     response.model_spec.name = model.name
     response.model_spec.version.value = version.number
@@ -45,7 +45,7 @@ def metadata(model: Model, version: Version) -> Any:
 
 
 def signatures(version: Version) -> Any:
-    """A `SignatureDefMap`."""
+    """Return the signatures of a version as a `SignatureDefMap`."""
     found = get_model_metadata_pb2.SignatureDefMap()
     for name, function in version.saved.signatures.items():
         signature = found.signature_def[name]
@@ -62,21 +62,21 @@ def _info(name: str, spec: Any) -> Any:
 
 
 def classification(version: Version, signature: str, examples: Sequence[bytes]) -> Any:
-    """A `ClassificationResult`: of each serialized `tf.Example` the labels with their scores.
+    """Classify serialized `tf.Example`s and return their labels and scores as a `ClassificationResult`.
 
     Raises:
-        ServingError: If the signature is not for that.
+        ServingError: If the signature is not a classification signature.
     """
     specs, outputs = input_specs(version.signature(signature)), version.signature(signature).structured_outputs
     if list(specs) != ["inputs"] or specs["inputs"].dtype != tf.string or not {"classes", "scores"} <= set(outputs):
         raise ServingError(
             StatusCode.INVALID_ARGUMENT,
-            f'Expected a classification signature, from serialized examples to "classes" and "scores". Received: '
-            f'"{signature or "serving_default"}".',
+            "The signature must be a classification signature, which maps serialized examples to "
+            f'"classes" and "scores"; got "{signature or "serving_default"}".',
         )
     found = version.run(signature, {"inputs": np.array(examples, object)})
     if found["classes"].dtype != object:
-        raise ServingError(StatusCode.INVALID_ARGUMENT, 'Expected "classes" to be strings.')
+        raise ServingError(StatusCode.INVALID_ARGUMENT, '"classes" must be strings.')
     result = classification_pb2.ClassificationResult()
     for labels, scores in zip(found["classes"], found["scores"], strict=True):
         row = result.classifications.add()

@@ -1,4 +1,4 @@
-"""The models a server has: versions found in directories, loaded, used, and drained when a newer one is there."""
+"""Models of a server: find versions in directories, load them, and drain old ones after a new one is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG = logging.getLogger(__name__)
 
 
 class ServingError(Exception):
-    """A request that cannot be answered: why, in words for its sender."""
+    """Raised if a request cannot be processed; the message is sent to the client."""
 
     def __init__(self, code: StatusCode, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class ServingError(Exception):
 
 
 class State(enum.IntEnum):
-    """What becomes of a version, numbered as in TensorFlow Serving's API."""
+    """Lifecycle state of a version, numbered as in TensorFlow Serving's API."""
 
     LOADING = 20
     AVAILABLE = 30
@@ -39,21 +39,21 @@ class State(enum.IntEnum):
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """One version of a model. `users` is the number of requests that it is answering."""
+    """One version of a model. `users` is the number of requests that are using it."""
 
     number: int
     path: Path
     state: State = State.LOADING
     error: str = ""
-    files: Any = None  # what there was to load
-    saved: Any = None  # keeps the signatures' tables alive
+    files: Any = None  # names, sizes and times of its files when it was loaded
+    saved: Any = None  # the SavedModel, which keeps the tables of the signatures alive
     users: int = 0
 
     def load(self) -> None:
-        """Reads the version and answers its warm-up requests.
+        """Load the version and run its warm-up requests.
 
         Raises:
-            Exception: Whatever TensorFlow finds wrong with it.
+            Exception: Any error that TensorFlow raises.
         """
         self.saved = tf.saved_model.load(str(self.path))
         warm_up = self.path / "assets.extra" / "tf_serving_warmup_requests"
@@ -63,24 +63,25 @@ class Version:
             self.run(request.model_spec.signature_name, inputs)
 
     def signature(self, name: str) -> Any:
-        """A signature's function; "" stands for `serving_default`.
+        """Return the function of a signature; "" selects `serving_default`.
 
         Raises:
-            ServingError: If there is none of that name.
+            ServingError: If there is no signature with that name.
         """
         function = self.saved.signatures.get(name or "serving_default")
         if function is None:
             known = ", ".join(sorted(self.saved.signatures))
             raise ServingError(
-                StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found. There are: {known}.'
+                StatusCode.FAILED_PRECONDITION,
+                f'Serving signature key "{name}" not found. Available signatures: {known}.',
             )
         return function
 
     def run(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """A signature's answer to arrays, by name.
+        """Run a signature on named arrays and return its outputs by name.
 
         Raises:
-            ServingError: If names, types or shapes are not the signature's, or the graph fails.
+            ServingError: If names, types or shapes do not match the signature, or if the graph fails.
         """
         function = self.signature(signature)
         specs = input_specs(function)
@@ -96,8 +97,8 @@ class Version:
             if dtype != specs[name].dtype.name or not specs[name].shape.is_compatible_with(value.shape):
                 raise ServingError(
                     StatusCode.INVALID_ARGUMENT,
-                    f'input "{name}" is {specs[name].dtype.name} {_shape(specs[name].shape.as_list())}; '
-                    f"received {dtype} {_shape(value.shape)}",
+                    f'input "{name}" must be {specs[name].dtype.name} {_shape(specs[name].shape.as_list())}; '
+                    f"got {dtype} {_shape(value.shape)}",
                 )
         try:
             tensors = {name: tf.constant(value, specs[name].dtype) for name, value in inputs.items()}
@@ -109,7 +110,7 @@ class Version:
 
 
 def input_specs(function: Any) -> dict[str, Any]:
-    """The inputs of a signature by name."""
+    """Return the inputs of a signature by name."""
     return dict(function.structured_input_signature[1])
 
 
@@ -118,7 +119,7 @@ def _shape(sizes: Any) -> str:
 
 
 class Model:
-    """A model's versions. Requests hold a version while they use it, so that it is not unloaded under them."""
+    """A model with its versions. A version is not unloaded while a request holds it."""
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
@@ -126,9 +127,9 @@ class Model:
         self._changed = threading.Condition()
 
     def update(self) -> None:
-        """Loads the largest version if it is not there yet, then drains the others. Takes as long as that takes.
+        """Load the newest version if necessary, then drain the others. Returns after both are done.
 
-        One that could not be loaded is tried again when its files have changed: it may have been still being copied.
+        A version that failed to load is retried after its files have changed, because they may still have been copied.
         """
         found = versions_in(self.path)
         if not found:
@@ -142,7 +143,7 @@ class Model:
                 self.versions[newest] = version
             try:
                 version.load()
-            except Exception as error:  # whatever is wrong with a file: the server goes on with the version it has
+            except Exception as error:  # keep serving the current version
                 version.state, version.error, version.saved = State.END, _first_line(error), None
                 LOG.error("%s version %d cannot be served: %s", self.name, newest, version.error)
                 return
@@ -154,7 +155,7 @@ class Model:
                     self._drain(other)
 
     def all(self) -> list[Version]:
-        """Every version that was found, the newest first."""
+        """Return all known versions, newest first."""
         with self._changed:
             return sorted(self.versions.values(), key=lambda version: -version.number)
 
@@ -163,11 +164,11 @@ class Model:
             version.state = State.UNLOADING
             self._changed.wait_for(lambda: version.users == 0)
             version.state, version.saved = State.END, None
-        LOG.info("%s version %d: ended, it has answered what it was asked", self.name, version.number)
+        LOG.info("%s version %d: unloaded after its last request", self.name, version.number)
 
     @contextlib.contextmanager
     def hold(self, number: int | None = None) -> Iterator[Version]:
-        """A version to use: the newest one, or the one of a number.
+        """Hold a version during a request: the newest one, or the one with the given number.
 
         Raises:
             ServingError: If it is not available.
@@ -189,14 +190,14 @@ class Model:
 
 
 class Models:
-    """All models of a directory, which is one model's or holds those of several. Newer versions are looked for.
+    """Models of a directory, which is checked for new versions periodically.
 
     Args:
-        directory: `NAME/VERSION/saved_model.pb` is in it, or it is such a `NAME`.
-        seconds: Time between two looks.
+        directory: Directory of one model (`VERSION/saved_model.pb`) or of several (`NAME/VERSION/saved_model.pb`).
+        seconds: Time between checks for new versions.
 
     Raises:
-        ValueError: If there is no model in it, or none that can be loaded.
+        ValueError: If the directory contains no model, or none that can be loaded.
     """
 
     def __init__(self, directory: Path, seconds: float = 1.0) -> None:
@@ -205,10 +206,13 @@ class Models:
         self._stopped = threading.Event()
         self._update()
         if not self.models:
-            raise ValueError(f"{directory} holds no SavedModel: neither VERSION/saved_model.pb nor NAME/VERSION/...")
+            raise ValueError(
+                f"{directory} must contain VERSION/saved_model.pb or NAME/VERSION/saved_model.pb, as written by "
+                "`keras-residual export`; it contains neither."
+            )
         versions = [version for model in self.models.values() for version in model.all()]
         if not any(version.state is State.AVAILABLE for version in versions):
-            raise ValueError(f"No model in {directory} can be served: {versions[0].error}")
+            raise ValueError(f"None of the models in {directory} can be served: {versions[0].error}")
         self._watch = threading.Thread(target=self._poll, name="versions", daemon=True)
         self._watch.start()
 
@@ -218,11 +222,11 @@ class Models:
         return self.models[name]
 
     def ready(self) -> bool:
-        """Whether a version of each model can be used."""
+        """Return True if each model has an available version."""
         return all(any(v.state is State.AVAILABLE for v in model.all()) for model in list(self.models.values()))
 
     def close(self) -> None:
-        """Looks for versions no longer."""
+        """Stop checking for new versions."""
         self._stopped.set()
 
     def _poll(self) -> None:
@@ -240,11 +244,11 @@ class Models:
 
 
 def versions_in(path: Path) -> dict[int, Path]:
-    """Version number -> directory, of those that hold a SavedModel."""
+    """Return the subdirectories that contain a SavedModel, by version number."""
     if not path.is_dir():
         return {}
     numbers = {int(p.name): p for p in path.iterdir() if p.name.isdecimal() and (p / "saved_model.pb").is_file()}
-    return {number: p for number, p in numbers.items() if number < 2**63}  # an int64 in the messages
+    return {number: p for number, p in numbers.items() if number < 2**63}  # int64 in the protobuf messages
 
 
 def _files(path: Path) -> set[tuple[str, int, int]]:

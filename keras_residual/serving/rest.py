@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST API on an ASGI framework, and a page to try an image on."""
+"""TensorFlow Serving's REST API as an ASGI application, with a web page to try images."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ __all__ = ["application"]
 
 LOG = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
-# TensorFlow Serving's answers to a graph's and a request's faults
+# HTTP status codes of TensorFlow Serving
 STATUS = {
     StatusCode.INVALID_ARGUMENT: 400,
     StatusCode.FAILED_PRECONDITION: 400,
     StatusCode.NOT_FOUND: 404,
-    StatusCode.RESOURCE_EXHAUSTED: 413,  # of a request: its body
+    StatusCode.RESOURCE_EXHAUSTED: 413,  # the request body is too large
     StatusCode.INTERNAL: 500,
     StatusCode.UNIMPLEMENTED: 501,
     StatusCode.UNAVAILABLE: 503,
     StatusCode.DEADLINE_EXCEEDED: 504,
 }
 MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-ASK = re.compile(MODEL + r":(?P<verb>predict|classify|regress)", re.IGNORECASE)
-LOOK = re.compile(MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
+RUN_PATH = re.compile(MODEL + r":(?P<verb>predict|classify|regress)", re.IGNORECASE)
+INFO_PATH = re.compile(MODEL + r"(?P<metadata>/metadata)?", re.IGNORECASE)
 
 
 def application(models: Models, pool: Executor, max_bytes: int, seconds: float) -> Starlette:
-    """The ASGI application.
+    """Create the ASGI application.
 
     Args:
-        models: What is served.
-        pool: Threads in which requests are answered.
-        max_bytes: The largest body of a request.
-        seconds: The longest time that a request may take, its reading included.
+        models: The models to serve.
+        pool: Threads that process the requests.
+        max_bytes: Largest accepted request body in bytes.
+        seconds: Time limit of a request, including the time to read it.
     """
 
     async def work(request: Request) -> Response:
         body = await _read(request, max_bytes)
         return await asyncio.get_running_loop().run_in_executor(
-            pool, _answer, models, request.method, request.scope["path"], body
+            pool, _respond, models, request.method, request.scope["path"], body
         )
 
     async def answer(request: Request) -> Response:
@@ -67,7 +67,7 @@ def application(models: Models, pool: Executor, max_bytes: int, seconds: float) 
             return JSONResponse({"error": f"The request took longer than {seconds:g} s"}, 504)
         except ClientDisconnect:
             return Response(status_code=499)
-        except Exception as error:  # a fault of the server or the model: its sender hears of it, the server stays up
+        except Exception as error:  # report the failure to the client and keep the server running
             LOG.exception("%s %s", request.method, request.scope["path"])
             return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
 
@@ -94,7 +94,7 @@ def application(models: Models, pool: Executor, max_bytes: int, seconds: float) 
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    """The body. One that is too large is read to its end, so that its sender hears why, but not kept."""
+    """Return the body. Read a body that is too large to its end without storing it, so the client gets the error."""
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
@@ -106,16 +106,16 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise ServingError(
             StatusCode.RESOURCE_EXHAUSTED,
-            f"The request has {size:,} bytes; the largest that is taken has {max_bytes:,}",
+            f"The request must have at most {max_bytes:,} bytes; got {size:,}",
         )
     return b"".join(parts)
 
 
-def _answer(models: Models, method: str, path: str, body: bytes) -> Response:
-    if method == "POST" and (found := ASK.fullmatch(path)):
-        content = _ask(models, found, body)
-    elif method == "GET" and (found := LOOK.fullmatch(path)):
-        content = _look(models, found)
+def _respond(models: Models, method: str, path: str, body: bytes) -> Response:
+    if method == "POST" and (found := RUN_PATH.fullmatch(path)):
+        content = _run_model(models, found, body)
+    elif method == "GET" and (found := INFO_PATH.fullmatch(path)):
+        content = _describe_model(models, found)
     elif method == "GET" and path.lower() == "/v1/models":
         raise ServingError(StatusCode.INVALID_ARGUMENT, "Missing model name in request.")
     else:
@@ -123,18 +123,18 @@ def _answer(models: Models, method: str, path: str, body: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _place(found: re.Match[str]) -> tuple[str, int | None]:
+def _name_and_version(found: re.Match[str]) -> tuple[str, int | None]:
     if found["label"]:
         label = unquote(found["label"])
         raise ServingError(StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
     if int(found["version"] or 0) >= 2**63:
         raise ServingError(StatusCode.INVALID_ARGUMENT, f"Failed to convert version: {found['version']} to numeric.")
-    # Version 0 is how OpenVINO's client writes "the newest"; exports are numbered from 1.
+    # OpenVINO's client writes version 0 for the newest version; exports are numbered from 1.
     return unquote(found["name"]), int(found["version"] or 0) or None
 
 
-def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
-    name, number = _place(found)
+def _run_model(models: Models, found: re.Match[str], body: bytes) -> bytes:
+    name, number = _name_and_version(found)
     verb = found["verb"].lower()
     if verb == "regress":
         raise ServingError(StatusCode.INVALID_ARGUMENT, "Expected a regression signature; there is none.")
@@ -146,14 +146,14 @@ def _ask(models: Models, found: re.Match[str], body: bytes) -> bytes:
         if verb == "classify":
             result = messages.classification(version, signature, tensors.examples(request))
             rows = [[[c.label, c.score] for c in row.classes] for row in result.classifications]
-            # The manual of TensorFlow Serving says "result"; its server, and the manual's example, "results".
+            # TensorFlow Serving's manual documents "result", but its server and the manual's example use "results".
             return json.dumps({"results": rows}, ensure_ascii=False).encode()
         inputs = tensors.arrays(request, input_specs(version.signature(signature)))
         return tensors.answer(version.run(signature, inputs), by_row="instances" in request)
 
 
-def _look(models: Models, found: re.Match[str]) -> bytes:
-    name, number = _place(found)
+def _describe_model(models: Models, found: re.Match[str]) -> bytes:
+    name, number = _name_and_version(found)
     options: Any = {"always_print_fields_with_no_presence": True, "preserving_proto_field_name": True}
     if not found["metadata"]:
         return json_format.MessageToJson(messages.status(models, name, number), **options).encode()

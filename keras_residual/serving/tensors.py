@@ -1,4 +1,4 @@
-"""TensorFlow Serving's JSON: requests in row and column format to arrays, arrays to answers."""
+"""Conversion between TensorFlow Serving's JSON format and arrays."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ __all__ = ["answer", "arrays", "examples", "parse"]
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body holds.
+    """Parse the body of a request.
 
     Raises:
-        ServingError: If it is no JSON object.
+        ServingError: If the body is not a JSON object.
     """
     try:
         request = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ServingError(StatusCode.INVALID_ARGUMENT, f"JSON Parse error: {error}") from None
     if not isinstance(request, dict):
-        raise ServingError(StatusCode.INVALID_ARGUMENT, "Request JSON is no object: { ... }")
+        raise ServingError(StatusCode.INVALID_ARGUMENT, "The request must be a JSON object: { ... }")
     return request
 
 
 def arrays(request: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a predict request, row format (`instances`) or column format (`inputs`).
+    """Convert the inputs of a predict request, in row format (`instances`) or column format (`inputs`), to arrays.
 
     Args:
-        request: The body.
-        specs: Name -> `tf.TensorSpec` of the signature's inputs.
+        request: The parsed body.
+        specs: `tf.TensorSpec` of each input of the signature, by name.
 
     Raises:
-        ServingError: If the format is wrong, or a value is not of its input's type.
+        ServingError: If the format is wrong, or if a value has the wrong type.
     """
     if ("instances" in request) == ("inputs" in request):
         raise ServingError(
@@ -49,7 +49,7 @@ def arrays(request: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, An
     only = next(iter(specs)) if len(specs) == 1 else ""
     if "inputs" in request:
         given = request["inputs"]
-        if _is_named(given):  # what else is in it is ignored, as by TensorFlow Serving
+        if _is_named(given):  # other names are ignored, as in TensorFlow Serving
             if missing := [name for name in specs if name not in given]:
                 raise ServingError(
                     StatusCode.INVALID_ARGUMENT, f"Missing named input: {', '.join(missing)} in 'inputs' object"
@@ -71,7 +71,7 @@ def arrays(request: Mapping[str, Any], specs: Mapping[str, Any]) -> dict[str, An
         raise ServingError(
             StatusCode.INVALID_ARGUMENT, f"The signature has several inputs, which must be named: {list(specs)}"
         )
-    # Names that do not fit are told by the version.
+    # Version.run reports unknown names.
     return {name: _array(name, value, specs[name]) if name in specs else value for name, value in columns.items()}
 
 
@@ -90,17 +90,17 @@ def _array(name: str, value: Any, spec: Any) -> Any:
         if wanted.is_integer and array.dtype.kind in "iu":
             limits = np.iinfo(wanted.as_numpy_dtype)
             if array.size and not (limits.min <= array.min() and array.max() <= limits.max):
-                raise ValueError(f"values go beyond {limits.min} to {limits.max}")
+                raise ValueError(f"values must be between {limits.min} and {limits.max}")
             return array.astype(wanted.as_numpy_dtype)
         if wanted == tf.bool and array.dtype == bool:
             return array
         if array.size == 0:
             return array.astype(wanted.as_numpy_dtype)
-        raise ValueError(f"a value is no {wanted.name}")
+        raise ValueError(f"a value is not a {wanted.name}")
     except (ValueError, TypeError, OverflowError, binascii.Error) as error:
-        words = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise ServingError(
-            StatusCode.INVALID_ARGUMENT, f'input "{name}" is not a {wanted.name} tensor: {words}'
+            StatusCode.INVALID_ARGUMENT, f'input "{name}" must be a {wanted.name} tensor: {reason}'
         ) from None
 
 
@@ -110,23 +110,26 @@ def _bytes(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str):
-        text = "".join(value["b64"].split())  # white space and missing padding are taken, as by TensorFlow Serving
+        text = "".join(value["b64"].split())  # accept white space and missing padding, like TensorFlow Serving
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    raise ValueError('a value is neither text nor {"b64": "..."}')
+    raise ValueError('each value must be text or {"b64": "..."}')
 
 
 def answer(outputs: Mapping[str, Any], by_row: bool) -> bytes:
-    """The body of an answer: `predictions`, a list, or `outputs`, by name; a single output without its name.
+    """Format outputs as a response body.
+
+    The body has `predictions`, a list of rows, or `outputs`, the columns by name. The name of a single output is
+    omitted.
 
     Raises:
-        ServingError: If rows are asked for, and the outputs are not of one batch size.
+        ServingError: If `by_row` is true and the outputs have different batch sizes.
     """
     plain = {name: _plain(name, value) for name, value in outputs.items()}
     if not by_row:
         return _dump({"outputs": plain if len(plain) > 1 else next(iter(plain.values()))})
     if len({value.shape[:1] for value in outputs.values()} - {()}) != 1:
         raise ServingError(
-            StatusCode.INVALID_ARGUMENT, "The outputs have no common batch size. Use 'inputs', not 'instances'"
+            StatusCode.INVALID_ARGUMENT, "The outputs have different batch sizes. Use 'inputs' instead of 'instances'"
         )
     if len(plain) == 1:
         return _dump({"predictions": next(iter(plain.values()))})
@@ -138,7 +141,7 @@ def _plain(name: str, value: Any) -> Any:
         return value.tolist()
 
     def text(item: bytes) -> Any:
-        # What is named so is binary: TensorFlow Serving's rule
+        # TensorFlow Serving encodes outputs whose names end in _bytes as base64
         return {"b64": base64.b64encode(item).decode()} if name.endswith("_bytes") else item.decode("utf-8", "replace")
 
     return np.vectorize(text, otypes=[object])(value).tolist() if value.size else value.tolist()
@@ -149,10 +152,10 @@ def _dump(value: Any) -> bytes:
 
 
 def examples(request: Mapping[str, Any]) -> list[bytes]:
-    """The serialized `tf.Example`s of a classify request.
+    """Convert a classify request to serialized `tf.Example`s.
 
     Raises:
-        ServingError: If it has none, or a feature is neither numbers nor text.
+        ServingError: If the request has no examples, or if a feature is neither numbers nor text.
     """
     rows, context = request.get("examples"), request.get("context", {})
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in [*rows, context]):
@@ -169,7 +172,7 @@ def _example(row: Mapping[str, Any]) -> tf.train.Example:
         try:
             if all(isinstance(item, int) for item in values):  # true and false are 1 and 0
                 features[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=map(int, values)))
-            elif all(isinstance(item, float) for item in values):  # TensorFlow Serving takes no 1 among them, but 1.0
+            elif all(isinstance(item, float) for item in values):  # like TensorFlow Serving: 1.0, not 1
                 features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
             else:
                 features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=_bytes(values)))

@@ -1,4 +1,4 @@
-"""Weights by name: one rule per layer type ties every variable to its key in timm's state dict."""
+"""Loading, saving and converting weights by their names in timm's state dict."""
 
 from keras_residual.weights.files import WeightsError
 from keras_residual.weights.layout import Slot, slots

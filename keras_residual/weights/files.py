@@ -1,7 +1,7 @@
-"""Files of weights, opened without trusting them: a header of names, shapes and dtypes first, values when asked for.
+"""Readers for untrusted weight files.
 
-No format here runs code: `.keras` and `.h5` files are read as arrays, `.npz` without pickle, and torch's pickles only
-by torch itself in its safe mode. Nothing is allocated beyond what the model can need.
+Reading a file never runs code: `.keras` and `.h5` files are read as arrays, `.npz` files without pickle, and torch's
+pickles only by torch in its safe mode. Sizes are checked against what the model can need before memory is allocated.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 from keras_residual.weights.identify import identify
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
-DIGEST = "keras_residual.sha256"  # where a safetensors file of ours has its `digest`, next to torch's "format"
-GRIDS = "keras_residual.grids"  # where it has the grids of its position embeddings, as JSON: {name: [height, width]}
+DIGEST = "keras_residual.sha256"  # metadata key of `digest` in safetensors files
+GRIDS = "keras_residual.grids"  # metadata key of the position embeddings' grids, as JSON: {name: [height, width]}
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit. The model is unchanged.
+    """Raised if a weights file cannot be read or does not match the model. The model is unchanged.
 
     Attributes:
-        report: Of weights that do not fit the `Report` with all names, of which the message has the first.
+        report: `Report` with all names, of which the message lists the first 20; `None` if the file cannot be read.
     """
 
     report: Any = None
@@ -40,17 +40,17 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
     """Read all arrays of a file.
 
     Args:
-        path: A file of safetensors, NumPy's `.npz`, a `.keras` archive, HDF5 or, where torch is installed, a torch
-            state dict. Its content decides, not its suffix.
-        limit: The most bytes that may be allocated; headers that declare more are refused.
+        path: A safetensors, `.npz`, `.keras` or HDF5 file or, if torch is installed, a torch state dict. The format is
+            detected from the content, not from the suffix.
+        limit: Largest number of bytes to allocate; a file whose header declares more is rejected.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        WeightsError: If the file is damaged, declares more than `limit`, or is of no known kind.
+        WeightsError: If the file is damaged, declares more than `limit`, or has an unknown format.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no weights file {str(path)!r}.")
+        raise FileNotFoundError(f"There is no weights file {str(path)!r}. Check the path.")
     kind = identify(path)
     reader = _READERS.get(kind.reader)
     if reader is None:
@@ -60,20 +60,20 @@ def read(path: str | os.PathLike[str], limit: int) -> dict[str, np.ndarray[Any, 
     except WeightsError:
         raise
     except MemoryError:
-        raise WeightsError(f"{str(path)!r} declares more than memory holds. Nothing was loaded.") from None
-    except Exception as error:  # damaged bytes make parsers fail in ways of their own; none of them is the user's
+        raise WeightsError(f"{str(path)!r} declares arrays that do not fit in memory. Nothing was loaded.") from None
+    except Exception as error:  # parsers raise many types of exceptions on damaged bytes
         raise WeightsError(
-            f"{str(path)!r} is not a whole {kind.reader} file: {type(error).__name__}: {error}. Nothing was loaded. "
-            "Fetch it again."
+            f"{str(path)!r} is damaged or incomplete; reading it as a {kind.reader} file failed with "
+            f"{type(error).__name__}: {error}. Nothing was loaded. Download it again."
         ) from error
 
 
 def _bound(path: Path, declared: int, count: int, limit: int) -> None:
-    limit = min(limit, 50 * path.stat().st_size + 100_000_000)  # weights that were trained hardly compress
+    limit = min(limit, 50 * path.stat().st_size + 100_000_000)  # trained weights hardly compress
     if declared > limit or count > 100_000:
         raise WeightsError(
-            f"{str(path)!r} declares {count:,} arrays of {declared:,} bytes; by this model and by the size of the file "
-            f"it can be {limit:,}. Nothing was loaded."
+            f"{str(path)!r} must declare at most {limit:,} bytes, given this model and the size of the file; got "
+            f"{declared:,} bytes in {count:,} arrays. Nothing was loaded."
         )
 
 
@@ -82,10 +82,10 @@ def _safetensors(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     from safetensors import safe_open
 
     size = path.stat().st_size
-    with path.open("rb") as file:  # the header is parsed whole: bound it before the library does
+    with path.open("rb") as file:  # bound the header, which the library parses at once
         length = int.from_bytes(file.read(8), "little")
     if length > min(size, 25_000_000):
-        raise WeightsError(f"{str(path)!r} is cut off: its header declares {length:,} bytes. Nothing was loaded.")
+        raise WeightsError(f"{str(path)!r} is truncated: its header declares {length:,} bytes. Nothing was loaded.")
     _bound(path, size, 0, limit + length)
     with safe_open(path, framework="numpy") as file:
         names = list(file.keys())
@@ -94,14 +94,14 @@ def _safetensors(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
         stated = (file.metadata() or {}).get(DIGEST)
     if stated is not None and stated != digest(arrays):
         raise WeightsError(
-            f"{str(path)!r} is damaged: its tensors are not those that were saved, by the SHA-256 in its header. "
-            "Nothing was loaded. Fetch it again."
+            f"{str(path)!r} is damaged: the SHA-256 of its tensors differs from the one in its header. "
+            "Nothing was loaded. Download or save it again."
         )
     return arrays
 
 
 def digest(arrays: Arrays) -> str:
-    """SHA-256 of the names, dtypes, shapes and bytes of arrays: the format itself has no checksum."""
+    """Return the SHA-256 of the arrays' names, dtypes, shapes and bytes; safetensors has no checksum of its own."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -111,15 +111,17 @@ def digest(arrays: Arrays) -> str:
 
 
 def order_metadata(path: Path) -> None:
-    """Sorts a safetensors file's metadata, which the library writes in another order each time: equal weights are to
-    be equal files."""
+    """Sort a safetensors file's metadata, so that equal weights give equal files.
+
+    The library writes the metadata in a different order each time.
+    """
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
-        file.write(text.ljust(size))  # the header is padded with blanks anyway
+        file.write(text.ljust(size))  # the format allows trailing spaces in the header
 
 
 def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -140,7 +142,7 @@ def _npz(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
             data = io.BytesIO(archive.read(member))  # checks the CRC
             array = np.lib.format.read_array(data, allow_pickle=False)
             if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
-                array = array.view(ml_dtypes.bfloat16)  # NumPy's files have no word for it
+                array = array.view(ml_dtypes.bfloat16)  # .npy files store bfloat16 as raw bytes
             arrays[member.filename.removesuffix(".npy")] = array
     return arrays
 
@@ -152,25 +154,29 @@ def _torch(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     except ImportError:
         raise WeightsError(
             f"{str(path)!r} is {kind.what}, which only torch can read safely. Nothing was loaded. Install torch, or "
-            "write it as safetensors where torch is installed.\n" + kind.advice
+            "convert the file to safetensors on a machine with torch.\n" + kind.advice
         ) from None
     if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < (2, 10):
         raise WeightsError(
-            f"Pickles need torch >= 2.10, whose safe mode has no known bypass. Received: {torch.__version__}."
+            "torch must be version 2.10 or newer to read pickles, because its safe mode has no known bypass; got "
+            f"{torch.__version__}."
         )
     _bound(path, path.stat().st_size, 0, limit + 10_000_000)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch's own words advise to switch its safe mode off
+    except Exception:  # torch's message recommends turning its safe mode off
         raise WeightsError(
-            f"{str(path)!r} is {kind.what}, which torch's safe mode does not load. Nothing was loaded. {kind.advice}"
+            f"{str(path)!r} is {kind.what}, which torch refuses to load in its safe mode. Nothing was loaded. "
+            f"{kind.advice}"
         ) from None
     for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
             break
     if not isinstance(state, Mapping):
-        raise WeightsError(f"{str(path)!r} holds a {type(state).__name__}, not a state dict. Nothing was loaded.")
+        raise WeightsError(
+            f"{str(path)!r} must contain a state dict; got a {type(state).__name__}. Nothing was loaded."
+        )
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     _bound(path, sum(t.numel() * t.element_size() for t in tensors.values()), len(tensors), limit)
     return {
@@ -180,7 +186,7 @@ def _torch(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def grids(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the grids of a file's position embeddings, by name, where it states them; `read` has accepted the file."""
+    """Return the grids that a file states for its position embeddings, by name. Call it after `read`."""
     reader = identify(path).reader
     if reader == ".safetensors":
         from safetensors import safe_open
@@ -200,13 +206,13 @@ def grids(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _items(value: Any) -> tuple[Any, ...]:
-    """The items of a JSON list, or of a tuple in Keras' form."""
+    """Return the items of a JSON list or of a tuple serialized by Keras."""
     value = value.get("items") if isinstance(value, dict) else value
     return tuple(value) if isinstance(value, list) else ()
 
 
 def _keras(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Reads the weights member of a `.keras` archive. Names come from the archive's list of layers, read as data."""
+    """Read the weights of a `.keras` archive. Names come from the list of layers in its `config.json`."""
     import h5py
 
     with zipfile.ZipFile(path) as archive:
@@ -243,8 +249,11 @@ def _h5(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
-    """The datasets of an HDF5 file that hold their own numbers: external and linked ones could be any file, and what
-    lies in several groups may have more paths than anyone can walk."""
+    """Yield the datasets of an HDF5 file, and reject links, external data and shared groups.
+
+    Links and external data could refer to any file on this machine, and the number of paths through shared groups can
+    grow exponentially.
+    """
     import h5py
 
     found: list[tuple[str, Any]] = []
@@ -253,18 +262,22 @@ def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
         for key in group:
             link = group.get(key, getlink=True)
             if not isinstance(link, h5py.HardLink) or depth > 20:
-                raise WeightsError(f"{str(path)!r} links to other places ({prefix}{key}). Nothing was loaded.")
+                raise WeightsError(f"{str(path)!r} must not contain links; got {prefix}{key}. Nothing was loaded.")
             item = group[key]
             if h5py.h5o.get_info(item.id).rc > 1:
-                raise WeightsError(f"{str(path)!r} holds {prefix}{key} in several places. Nothing was loaded.")
+                raise WeightsError(
+                    f"{str(path)!r} must store each array once; {prefix}{key} has several paths. Nothing was loaded."
+                )
             if isinstance(item, h5py.Group):
                 walk(item, f"{prefix}{key}/", depth + 1)
             elif item.external or item.is_virtual:
-                raise WeightsError(f"{str(path)!r} refers to other files ({prefix}{key}). Nothing was loaded.")
+                raise WeightsError(
+                    f"{str(path)!r} must not refer to other files, as {prefix}{key} does. Nothing was loaded."
+                )
             else:
                 found.append((prefix + key, item))
             if len(found) > 100_000:
-                raise WeightsError(f"{str(path)!r} declares too many arrays. Nothing was loaded.")
+                raise WeightsError(f"{str(path)!r} must declare at most 100,000 arrays. Nothing was loaded.")
 
     walk(file, "", 0)
     _bound(path, sum(math.prod(d.shape) * d.dtype.itemsize for _, d in found), len(found), limit)
@@ -272,7 +285,7 @@ def _datasets(file: Any, path: Path, limit: int) -> Iterator[tuple[str, Any]]:
 
 
 def _snake(name: str) -> str:
-    """Keras' own spelling of a class name in its weight files."""
+    """Convert a class name to snake case as Keras does in its weight files."""
     name = re.sub(r"\W+", "", name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -1,4 +1,4 @@
-"""Tell what a file is by its content, so that a wrong one is named and its owner knows what to do. Nothing is run."""
+"""Detect a file's type from its content, without running code, for error messages about wrong files."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from typing import Any
 __all__ = ["Kind", "identify"]
 
 _ARRAYS = (
-    "Read its arrays with the library that wrote it, and load them by name: "
+    "Read its arrays with the library that wrote it and load them by name: "
     "keras_residual.load_weights(model, {name: array})."
 )
 _STATE_DICT = (
-    "In the program that made it, where the network is called model, write its state dict instead:\n"
+    "Save the network's state dict instead, in the program that wrote this file:\n"
     "  from safetensors.torch import save_file\n"
     '  save_file(model.state_dict(), "weights.safetensors")'
 )
 _OWN_PICKLE = (
-    "A pickle runs code when it is loaded, so it is not loaded here. Where you trust it, load it in a program of your "
-    "own, and load its arrays by name: keras_residual.load_weights(model, {name: array})."
+    "Loading a pickle can run arbitrary code, so keras_residual refuses it. If you trust the file, load it in your own "
+    "program and pass its arrays by name: keras_residual.load_weights(model, {name: array})."
 )
-_AGAIN = "Download the file itself again."
+_AGAIN = "Download the weights file again."
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a file is.
+    """Type of a file.
 
     Attributes:
-        what: The words for it, with an article.
-        advice: What to do with one that holds no weights readable here, in whole sentences.
-        reader: The suffix whose reader reads it, or says how it is damaged; empty if there is none.
+        what: Name of the type, with its article.
+        advice: What to do with a file that cannot be read, in complete sentences.
+        reader: Suffix of the reader that reads the file or explains how it is damaged; empty if there is none.
     """
 
     what: str
@@ -46,41 +46,41 @@ class Kind:
     reader: str = ""
 
 
-# How files begin. Longer ones first where one begins like another.
+# First bytes of each type
 _BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
     (
         b"version https://git-lfs.github.com/spec/",
-        Kind("a Git LFS pointer, not the file that it stands for", "Fetch the file itself with `git lfs pull`."),
+        Kind("a Git LFS pointer, not the file itself", "Download the file with `git lfs pull`."),
     ),
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file", reader=".h5")),
-    (b"GGUF", Kind("a GGUF file, a language model of llama.cpp", _ARRAYS)),
+    (b"GGUF", Kind("a GGUF file, the format of llama.cpp", _ARRAYS)),
     (b"\x89PNG", Kind("a PNG image", _AGAIN)),
     (b"\xff\xd8\xff", Kind("a JPEG image", _AGAIN)),
     (b"%PDF", Kind("a PDF document", _AGAIN)),
-    (b"\x93NUMPY", Kind("a single NumPy array (.npy)", "Save all arrays by name with numpy.savez.")),
-    (b"\x1f\x8b", Kind("a gzip archive", "Unpack it first, and name the file in it.")),
-    (b"BZh", Kind("a bzip2 archive", "Unpack it first, and name the file in it.")),
-    (b"\xfd7zXZ", Kind("an xz archive", "Unpack it first, and name the file in it.")),
-    (b"\x28\xb5\x2f\xfd", Kind("a Zstandard archive", "Unpack it first, and name the file in it.")),
-    (b"7z\xbc\xaf\x27\x1c", Kind("a 7-Zip archive", "Unpack it first, and name the file in it.")),
-    (b"Rar!", Kind("a RAR archive", "Unpack it first, and name the file in it.")),
+    (b"\x93NUMPY", Kind("a single NumPy array (.npy)", "Save all arrays by name with numpy.savez instead.")),
+    (b"\x1f\x8b", Kind("a gzip archive", "Unpack it first and pass the file inside.")),
+    (b"BZh", Kind("a bzip2 archive", "Unpack it first and pass the file inside.")),
+    (b"\xfd7zXZ", Kind("an xz archive", "Unpack it first and pass the file inside.")),
+    (b"\x28\xb5\x2f\xfd", Kind("a Zstandard archive", "Unpack it first and pass the file inside.")),
+    (b"7z\xbc\xaf\x27\x1c", Kind("a 7-Zip archive", "Unpack it first and pass the file inside.")),
+    (b"Rar!", Kind("a RAR archive", "Unpack it first and pass the file inside.")),
 )
 _TF_TABLE = bytes.fromhex("57fb808b247547db")  # the last bytes of a TensorFlow checkpoint's .index
 _CHECKPOINT = Kind(
     "a part of a TensorFlow checkpoint",
-    "Read its arrays with tf.train.load_checkpoint, and load them by name: "
+    "Read its arrays with tf.train.load_checkpoint and load them by name: "
     "keras_residual.load_weights(model, {name: array}).",
 )
 _SAVED_MODEL = Kind(
-    "the graph of a TensorFlow SavedModel", "Name the weights, run or checkpoint that it was exported from."
+    "the graph of a TensorFlow SavedModel", "Pass the weights, run or checkpoint that it was exported from."
 )
 
 
 def identify(path: Path) -> Kind:
-    """Tell what a file is, by its first and last bytes and, of archives and pickles, by what they list.
+    """Detect a file's type from its first and last bytes and from the contents of archives and pickles.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -106,8 +106,8 @@ def identify(path: Path) -> Kind:
     if re.match(rb"\x80[\x02-\x05]", head):
         return _pickle(path)
     if path.suffix == ".msgpack":
-        return Kind("a msgpack file, as Flax writes", _ARRAYS)
-    return _text(head) or Kind("of a kind not known here", _ARRAYS, path.suffix)
+        return Kind("a msgpack file, the format of Flax", _ARRAYS)
+    return _text(head) or Kind("a file of unknown type", _ARRAYS, path.suffix)
 
 
 def _text(head: bytes) -> Kind | None:
@@ -118,12 +118,12 @@ def _text(head: bytes) -> Kind | None:
     if re.search(r"[\0-\x08\x0e-\x1f]", text):
         return None
     if re.match(r"<!doctype html|<html|<head|<body", text):
-        advice = "A download that needs a login, or a wrong address, gives one. Download the file itself."
-        return Kind("an HTML page, not the file that was asked for", advice)
+        advice = "The download probably needed a login or had a wrong address. Download the weights file itself."
+        return Kind("an HTML page, not a weights file", advice)
     if text.startswith("<?xml"):
         return Kind("an XML file", _ARRAYS if "<net " in text else _AGAIN)
     if text.startswith(("{", "[")):
-        return Kind("a JSON text", "Name the file of the weights beside it, or the directory of both.")
+        return Kind("a JSON file", "Pass the weights file next to it, or their directory.")
     if text.startswith("model_checkpoint_path:"):
         return _CHECKPOINT
     return Kind("a text file", _AGAIN)
@@ -135,23 +135,23 @@ def _archive(path: Path) -> Kind:
             names = archive.namelist()
             data = next((name for name in names if re.fullmatch(r"([^/]+/)?data\.pkl", name)), None)
             if any(name.endswith("/constants.pkl") for name in names):
-                advice = f'{_STATE_DICT}\nThere, model = torch.jit.load("{path.name}").'
+                advice = f'{_STATE_DICT}\nwhere model = torch.jit.load("{path.name}").'
                 return Kind("a TorchScript archive", advice)
             if data is not None:
                 size = archive.getinfo(data).file_size
                 found = _globals(io.BytesIO(archive.read(data))) if size < 100_000_000 else set()
                 return _torch(found)
-    except Exception:  # damaged: the reader of its suffix tells how
+    except Exception:  # damaged: the reader for the suffix reports the details
         return Kind("a damaged ZIP archive", _AGAIN, path.suffix if path.suffix in (".npz", ".keras") else "")
     if "model.weights.h5" in names:
         return Kind("a .keras archive", reader=".keras")
     if (names and all(name.endswith(".npy") for name in names)) or path.suffix == ".npz":
         return Kind("an .npz archive", reader=".npz")
-    return Kind("a ZIP archive", "Unpack it first, and name the file or the directory in it.")
+    return Kind("a ZIP archive", "Unpack it first and pass the file or the directory inside.")
 
 
 def _pickle(path: Path) -> Kind:
-    """A bare pickle: torch's old form, of which the first pickle is a certain number, or another library's."""
+    """Identify a bare pickle: torch's old format, which starts with a magic number, or that of another library."""
     with path.open("rb") as file:
         try:
             first = [argument for _, argument, _ in itertools.islice(pickletools.genops(file), 10)]
@@ -159,11 +159,11 @@ def _pickle(path: Path) -> Kind:
             if 0x1950A86A20F9469CFC6C not in first:
                 kind = _torch(_globals(file), "a pickle")
                 return dataclasses.replace(kind, advice=_OWN_PICKLE, reader="") if kind.reader else kind
-            for _ in range(3):  # that number, a version, facts about the machine
+            for _ in range(3):  # the magic number, a version, system information
                 for _ in itertools.islice(pickletools.genops(file), 1000):
                     pass
             return _torch(_globals(file))
-        except Exception:  # cut off, or no pickle after all
+        except Exception:  # truncated, or not a pickle
             return Kind("a damaged pickle", _AGAIN, ".pt")
 
 
@@ -171,13 +171,13 @@ def _torch(found: set[str], what: str = "a torch pickle") -> Kind:
     foreign = sorted(name for name in found if not _PLAIN.match(name))
     network = any(re.match(r"torch\.(nn\.modules|fx|jit)\.", name) for name in foreign)
     if network:
-        return Kind(f"a whole network, pickled with its classes ({_few(foreign)}), not a state dict", _STATE_DICT)
+        return Kind(f"a pickled network ({_few(foreign)}), not a state dict", _STATE_DICT)
     if foreign:
-        return Kind(f"{what} with objects of other classes ({_few(foreign)})", _STATE_DICT, ".pt")
+        return Kind(f"{what} that contains objects other than tensors ({_few(foreign)})", _STATE_DICT, ".pt")
     return Kind(what, _STATE_DICT, ".pt")
 
 
-# What a state dict is made of: tensors, their storages, containers, numbers
+# Names that occur in the pickle of a state dict: tensors, their storages, containers, numbers
 _PLAIN = re.compile(
     r"torch\._utils\._rebuild|torch\.storage\.|torch\.nn\.parameter\.|torch\.\w+$|torch\._tensor\.|"
     r"collections\.OrderedDict$|(builtins|__builtin__)\.(set|dict|list|tuple|slice|complex|bytearray|int|float|str)$|"
@@ -191,7 +191,7 @@ def _few(names: list[str]) -> str:
 
 
 def _globals(file: Any) -> set[str]:
-    """Names of the classes and functions that a pickle would call; it is only listed, never loaded."""
+    """Return the names of the classes and functions that a pickle would call, without loading it."""
     found: set[str] = set()
     strings: collections.deque[Any] = collections.deque(maxlen=2)
     memo: dict[int, Any] = {}

@@ -1,7 +1,7 @@
-"""Which key of timm's state dict each variable is, and how its axes lie there: one rule per *layer type*.
+"""Mapping between a model's variables and the keys and axis orders of timm's state dict.
 
-Layers are named as timm's modules, so no family needs a table. The rules of Keras' layers stand here; a layer of our
-own brings its rule as a method, `stored`.
+There is one rule per layer type, and layers are named like timm's modules, so families need no tables of names. The
+rules for Keras' layers are in this module; a layer of this package defines its rule in its method `stored`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Rule = tuple[str, Convert, Convert]
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One variable of a model and its place in a state dict.
+    """A variable of a model and its entry in a state dict.
 
     Attributes:
         key: The key in timm's state dict.
         variable: The Keras variable.
         layer: The layer that owns it.
-        shape: The array's shape in the state dict.
-        to_keras: Turns the state dict's array into the variable's axes.
-        to_torch: The way back.
+        shape: Shape of the array in the state dict.
+        to_keras: Converts the array of the state dict to the variable's axis order.
+        to_torch: Converts the variable's value to the axis order of the state dict.
     """
 
     key: str
@@ -44,29 +44,29 @@ class Slot:
 
 @runtime_checkable
 class StoresItself(Protocol):
-    """A layer that states where a state dict has its variables.
+    """Protocol for layers that define the key and shape of their variables in a state dict.
 
-    The values lie there in the variable's order: the shapes differ in axes of size 1 alone. A layer derived from one of
-    Keras' returns `None` for the variables that are stored as Keras' are.
+    The values must have the same order as in the variable, so that shapes differ only in axes of size 1. A subclass of
+    a Keras layer returns `None` for variables that are stored as the Keras layer's are.
     """
 
     def stored(self, variable: str, /) -> layers.Stored | None:
-        """Return what follows the layer's name in the key, such as "" or ".gain", and the array's shape."""
+        """Return the part of the key after the layer's name, such as "" or ".gain", and the array's shape."""
         ...
 
 
 def slots(model: keras.Model) -> list[Slot]:
-    """The slots of all weights of a model, in the order of its layers.
+    """Return the slots of all weights of a model, in the order of its layers.
 
     Raises:
-        TypeError: If a layer owns weights but no rule knows its type.
-        ValueError: If two variables claim one key.
+        TypeError: If a layer with weights has a type without a rule.
+        ValueError: If two variables have the same key.
     """
     found = [slot for layer in graph.leaves(model) for slot in _layer_slots(layer)]
     keys = [slot.key for slot in found]
     doubles = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
     if doubles:
-        raise ValueError(f"Layers that own weights need names of their own. Received twice: {', '.join(doubles[:5])}.")
+        raise ValueError(f"Layers with weights must have unique names; got twice: {', '.join(doubles[:5])}.")
     return found
 
 
@@ -105,11 +105,11 @@ def _stated(layer: keras.layers.Layer, variable: str) -> layers.Stored | None:
 
 
 def _reshaped(layer: keras.layers.Layer, ours: Shape, theirs: Shape) -> tuple[Convert, Convert]:
-    """Return the conversions between two shapes; an array of another shape stays as it is, to be refused by `load`."""
+    """Return the conversions between two shapes. They leave arrays of other shapes alone; loading rejects those."""
     if [n for n in ours if n != 1] != [n for n in theirs if n != 1]:
         raise ValueError(
             f"{type(layer).__name__}.stored (layer {layer.name!r}) must return the variable's shape with axes of size "
-            f"1 added or removed. Received: {theirs} for a variable of {ours}."
+            f"1 added or removed; got {theirs} for a variable of shape {ours}."
         )
 
     def to_keras(a: Array) -> Array:
@@ -147,8 +147,8 @@ def _keras_rule(layer: keras.layers.Layer, variable: str) -> Rule:
         # (*size, in, out) <-> (out, in, *size), grouped or not
         return key, lambda a: np.moveaxis(a, (1, 0), (-2, -1)), lambda a: np.moveaxis(a, (-2, -1), (1, 0))
     raise TypeError(
-        f"No rule says how weights of {type(layer).__name__} (layer {layer.name!r}) are stored. Give the layer a "
-        "method `stored`, as keras_residual.weights.layout.StoresItself has it."
+        f"There is no rule for the weights of {type(layer).__name__} (layer {layer.name!r}). Add a method `stored` to "
+        "the layer; keras_residual.weights.layout.StoresItself documents it."
     )
 
 

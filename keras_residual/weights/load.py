@@ -1,4 +1,4 @@
-"""Weights into a model and out of it, by name and strictly: everything in file and model is accounted for."""
+"""Strict, name-based loading and saving of weights."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Grid = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a load did, or would have done.
+    """Result of loading weights, or of a refused attempt to load them.
 
     Attributes:
         source: Where the weights came from.
-        loaded: Keys that were assigned.
+        loaded: Keys that were assigned; if the load was refused, all keys of the model that the source contains.
         missing: Keys of the model that the source lacks.
         unexpected: Keys of the source that the model lacks.
         misshapen: Keys whose shapes differ, with both shapes.
-        adapted: What was changed to fit, as the caller asked.
+        adapted: Changes made to fit the model, as allowed by the caller.
     """
 
     source: str
@@ -45,24 +45,24 @@ class Report:
     adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} tensors of {self.source} fit"]
-        for what in ("missing", "unexpected", "misshapen", "adapted"):
-            names = getattr(self, what)
+        lines = [f"{len(self.loaded)} tensors of {self.source} matched by name"]
+        for field in ("missing", "unexpected", "misshapen", "adapted"):
+            names = getattr(self, field)
             if names:
                 more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-                lines.append(f"  {what} ({len(names)}): {', '.join(names[:20])}{more}")
+                lines.append(f"  {field} ({len(names)}): {', '.join(names[:20])}{more}")
         return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapt:
-    """What a builder's arguments allow to differ between checkpoint and model.
+    """Differences between checkpoint and model that a builder's arguments allow.
 
     Attributes:
-        head: Layers of the classifier that may be new, because the caller asked for other classes.
-        top: Prefixes of keys that the model has only with its top, to be left out without one.
-        channels: Whether the first convolution may be summed or repeated to another number of input channels.
-        size: Whether position embeddings may be resampled to the model's grid.
+        head: Names of the classifier's layers, which may keep their initial values because `classes` differs.
+        top: Prefixes of keys that belong to the classification head; dropped if the model has none.
+        channels: If true, the first convolution may be summed or repeated to fit another number of input channels.
+        size: If true, position embeddings may be resampled to the model's grid.
     """
 
     head: tuple[str, ...] = ()
@@ -82,10 +82,10 @@ def load_weights(
 ) -> Report:
     """Load weights by name, all or nothing.
 
-    A mapping of arrays loads weights of any origin: an ONNX or TensorFlow.js file, a TensorFlow checkpoint, the pickle
-    of a paper. Read the arrays with the library that wrote them, and name them as timm does. `slots(model)` lists
-    every name with its shape, and the error of a mapping that does not fit lists what is missing, unexpected or of
-    another shape. The manual has a whole example.
+    To load weights from any other format (an ONNX or TensorFlow.js file, a TensorFlow checkpoint, a pickle published
+    with a paper), read the arrays with the library that wrote them, name them as timm does, and pass them as a mapping.
+    `slots(model)` lists every name with its shape. If the mapping does not fit, the error lists the missing and
+    unexpected names and the wrong shapes. The manual has a complete example.
 
         for slot in keras_residual.weights.slots(model):
             print(slot.key, slot.shape)  # conv1.weight (64, 3, 7, 7), bn1.weight (64,), ...
@@ -98,29 +98,31 @@ def load_weights(
             `"timm/resnet18.a1_in1k"`, or a mapping from timm's names to arrays in timm's layout: convolutions
             `(out, in, *size)`, depthwise ones `(channels, 1, *size)`, dense kernels `(out, in)`. `~` and environment
             variables in a path are expanded.
-        adapt: What may differ; nothing if `None`.
-        revision: With a repository: a branch, tag or commit.
-        grid: Of a Vision Transformer's weights: how many patches the images had along each axis, `(height, width)` in
-            pixels divided by the patch. Needed only where the source does not state it and the grid is not square.
-        to_timm: Converts a state dict in the publisher's names to timm's names and layout; `None` for the formats of
-            the model's family. A network of no family of this package takes timm's names alone.
+        adapt: Allowed differences; with `None` everything must match exactly.
+        revision: Branch, tag or commit of a repository.
+        grid: For a Vision Transformer's weights: the number of patches along each axis, which is the image's
+            `(height, width)` divided by the patch size. Needed only if the grid is not square and the source does not
+            state it.
+        to_timm: Function that converts a state dict with the publisher's names to timm's names and layout. With
+            `None`, the formats of the model's family are converted; a network that belongs to no family of this
+            package accepts timm's names only.
 
     Returns:
         A report of what was loaded and adapted.
 
     Raises:
         FileNotFoundError: If there is no such file or repository.
-        WeightsError: A `ValueError`: the source is damaged, anything is missing, unexpected, misshapen or not finite,
-            or the grid of its position embeddings is unknown. The model is unchanged.
+        WeightsError: If the source is damaged, if a tensor is missing, unexpected, misshapen or not finite, or if the
+            grid of the position embeddings is unknown. It is a `ValueError`. The model is unchanged.
     """
     places = {slot.key: slot for slot in slots(model)}
     positions = {slot.key: layer for slot, layer in _positions(places.values())}
     if grid is not None and not positions:
-        raise ValueError(f"`grid` is for models with position embeddings; {model.name} has none. Got {grid!r}.")
+        raise ValueError(f"`grid` must be None for {model.name}, which has no position embeddings; got {grid!r}.")
     if not isinstance(source, (str, os.PathLike, Mapping)):
         raise TypeError(
-            "Weights come from a file, a directory, a repository such as 'timm/resnet18.a1_in1k', or a mapping of "
-            f"arrays. Received: {source!r}."
+            "`source` must be a file, a directory, a repository such as 'timm/resnet18.a1_in1k', or a mapping of "
+            f"names to arrays; got {source!r}."
         )
     stated: dict[str, Grid] = {}
     size: Grid | None = None
@@ -143,7 +145,9 @@ def load_weights(
     }
     if grid is not None and any(found != tuple(grid) for found in grids.values()):
         shapes = ", ".join(str(np.shape(state[key])) for key in grids)
-        raise ValueError(f"`grid` must have as many patches as the source's position embeddings, {shapes}; got {grid}.")
+        raise ValueError(
+            f"`grid` must have as many patches as the source's position embeddings, of shape {shapes}; got {grid}."
+        )
     values, report = _fit(name, state, places, model, adapt or Adapt(), grids)
     for slot, value in values:
         slot.variable.assign(value)
@@ -151,10 +155,10 @@ def load_weights(
 
 
 def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Write all weights as safetensors in timm's names and layout, whole or not at all.
+    """Save all weights as safetensors in timm's names and layout. The file is written atomically.
 
-    The file carries a SHA-256 of its tensors, by which `load_weights` recognises damage, and the grid of a Vision
-    Transformer's position embeddings, by which it resamples them for another image size.
+    The file contains a SHA-256 of its tensors, with which `load_weights` detects damage, and the grid of a Vision
+    Transformer's position embeddings, which is needed to resample them for another image size.
 
     Args:
         model: A model of this package.
@@ -166,12 +170,12 @@ def save_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     path = expand(path)
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"Weights are written as safetensors. Received: {str(path)!r}. Let the name end in .safetensors."
+            f"`path` must end in .safetensors, the only format that weights are saved in; got {str(path)!r}."
         )
     found = slots(model)
     state = {s.key: np.ascontiguousarray(s.to_torch(keras.ops.convert_to_numpy(s.variable))) for s in found}
     for slot in found:
-        if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's state dict has it; nobody reads it
+        if isinstance(slot.layer, keras.layers.BatchNormalization):  # torch's strict loading expects this key
             state[f"{slot.layer.name}.num_batches_tracked"] = np.zeros((), "int64")
     metadata = {"format": "pt", files.DIGEST: files.digest(state)}
     if grids := {slot.key: layer.grid for slot, layer in _positions(found)}:
@@ -187,19 +191,19 @@ def _positions(found: Iterable[Slot]) -> Iterator[tuple[Slot, layers.PositionEmb
 
 
 def _converter(model: keras.Model) -> formats.Convert | None:
-    """Find the conversion of the model's family, or `None` for a network of no family, or of several."""
+    """Return the conversion of the model's family, or `None` if the model belongs to no family or to several."""
     marked = {layer.family for layer in graph.leaves(model) if isinstance(layer, layers.StageOutput) and layer.family}
     found = family(marked.pop()) if len(marked) == 1 else None
     return found.to_timm if found else None
 
 
 def _limit(places: Mapping[str, Slot]) -> int:
-    """The most bytes a checkpoint may hold: float64 of all weights twice, and room for heads and other towers."""
+    """Return the largest accepted checkpoint in bytes: all weights twice in float64, plus 2 GB for heads and towers."""
     return 16 * sum(math.prod(slot.shape) for slot in places.values()) + 2_000_000_000
 
 
 def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], name: str) -> dict[str, Array]:
-    """A `.keras` file's arrays, `layer/index`, under timm's names and layout. Layers are found by name."""
+    """Convert the arrays of a `.keras` file, named `layer/index`, to timm's names and layout by the layers' names."""
     keys: dict[str, Slot] = {}
     counts: dict[str, int] = {}
     for slot in places.values():
@@ -209,14 +213,17 @@ def _from_keras_order(state: Mapping[str, Array], places: Mapping[str, Slot], na
     misshapen = [k for k in state if k in keys and not _same_axes(state[k], keys[k])]
     if unknown or misshapen:
         report = Report(name, unexpected=tuple(unknown), misshapen=tuple(misshapen))
-        error = WeightsError(f"The file's layers must be the model's; nothing was loaded. Received:\n{report}")
+        error = WeightsError(
+            f"The layers of the .keras file must have the names and shapes of the model's layers; nothing was loaded. "
+            f"Got:\n{report}"
+        )
         error.report = report
         raise error
     return {keys[key].key: keys[key].to_torch(value) for key, value in state.items() if key in keys}
 
 
 def _same_axes(value: Array, slot: Slot) -> bool:
-    """Return True if `to_torch` knows the array's axes; whether sizes may differ is decided later."""
+    """Return True if `to_torch` can permute the array's axes. Sizes are compared later."""
     shape = tuple(slot.variable.shape)
     depthwise = isinstance(slot.layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D))
     return tuple(value.shape) == shape or (value.ndim == len(shape) and not depthwise)
@@ -237,7 +244,7 @@ def _fit(
     adapted: list[str] = []
     for key in [key for key in state if key not in places and key.startswith(adapt.top)] if adapt.top else []:
         del state[key]
-        adapted.append(f"{key} left out: the model has no top")
+        adapted.append(f"{key} dropped: the model has no classification head")
     head = {key for key, slot in places.items() if slot.layer.name in adapt.head}
     skipped = head if head.isdisjoint(state) else set[str]()  # a checkpoint without classifier
     misshapen: list[str] = []
@@ -257,10 +264,10 @@ def _fit(
             skipped |= {k for k, s in places.items() if s.layer.name == slot.layer.name}
         elif resized is not None:
             state[key] = resized
-            adapted.append(f"{key} {old} to {new}")
+            adapted.append(f"{key} {old} resized to {new}")
         else:
-            misshapen.append(f"{key} {old} for {new}")
-    adapted += [f"{key} new: other classes" for key in sorted(skipped)]
+            misshapen.append(f"{key} {old}, expected {new}")
+    adapted += [f"{key} not loaded: new classification head" for key in sorted(skipped)]
     report = Report(
         name,
         loaded=tuple(key for key in places if key in state and key not in skipped),
@@ -271,7 +278,7 @@ def _fit(
     )
     if report.missing or report.unexpected or report.misshapen:
         error = WeightsError(
-            f"The weights must fit {model.name} exactly; nothing was loaded. Received:\n{report}{_hint(report, places)}"
+            f"The weights must match {model.name} exactly; nothing was loaded. Got:\n{report}{_hint(report, places)}"
         )
         error.report = report
         raise error
@@ -279,13 +286,13 @@ def _fit(
 
 
 def _on_grid(shape: Grid, grid: Grid | None) -> str:
-    """Return a shape with its grid, for messages."""
-    known = "an unknown grid" if grid is None else f"a grid of {' x '.join(map(str, grid))}"
-    return f"{tuple(shape)} on {known}"
+    """Format a shape with its grid, for messages."""
+    description = "an unknown grid" if grid is None else f"a grid of {' x '.join(map(str, grid))}"
+    return f"{tuple(shape)} on {description}"
 
 
 def _is_same_matrix(value: Array, slot: Slot) -> bool:
-    """Whether the array is a dense layer's kernel, as a matrix or as a 1x1 convolution: the same numbers."""
+    """Return True if the array is a dense layer's kernel, stored either as a matrix or as a 1x1 convolution."""
     shape = tuple(slot.shape)
     return (
         isinstance(slot.layer, keras.layers.Dense)
@@ -299,26 +306,33 @@ def _hint(report: Report, places: Mapping[str, Slot]) -> str:
     dense = {slot.key: slot for slot in places.values() if isinstance(slot.layer, keras.layers.Dense)}
     heads = [entry for entry in report.misshapen if entry.split(" ")[0] in dense]
     if heads and not report.missing and not report.unexpected:
-        return "\nThe checkpoint has another number of classes: build with its `classes`, or ask for a new head there."
-    if any(" on an unknown grid for " in entry for entry in report.misshapen):
         return (
-            "\nThe source does not state its grid of patches, and a count alone does not tell 12 x 16 from 16 x 12. "
-            "Build without weights and give the grid, the image size divided by the patch: keras_residual.load_weights("
-            "model, source, grid=(12, 16)). Add adapt=keras_residual.weights.Adapt(size=True) to resample it."
+            "\nThe checkpoint has a different number of classes. Build the model with the checkpoint's `classes`, or "
+            "pass the checkpoint to the builder as `weights` to get a new head."
+        )
+    if any(" on an unknown grid, expected " in entry for entry in report.misshapen):
+        return (
+            "\nThe source does not state its grid of patches, and 192 patches may be 12 x 16 or 16 x 12. Build the "
+            "model without weights and pass the grid (the image size divided by the patch size): keras_residual."
+            "load_weights(model, source, grid=(12, 16)). Add adapt=keras_residual.weights.Adapt(size=True) to resample "
+            "the embeddings to the model's grid."
         )
     if report.unexpected and all("/vars/" in key for key in report.unexpected):
-        return "\nKeras' .weights.h5 files go by position, not by name: Keras' own model.load_weights(file) reads them."
+        return (
+            "\nA Keras .weights.h5 file stores weights by position, not by name. Load it with the model's method: "
+            "model.load_weights(file)."
+        )
     return ""
 
 
 def _resized(value: Array, slot: Slot, model: keras.Model, adapt: Adapt, grid: Grid | None) -> Array | None:
-    """The checkpoint's array at the model's shape, if that was asked for and is one of the known ways."""
+    """Return the checkpoint's array resized to the model's shape, or `None` if `adapt` does not allow it."""
     old, new = tuple(value.shape), tuple(slot.shape)
     if adapt.size and grid is not None and old[-1] == new[-1]:
         return slot.layer.resampled(value, grid)
     first = len(old) == len(new) > 2 and old[0] == new[0] and old[2:] == new[2:]
     if adapt.channels and first and new[1] == model.inputs[0].shape[-1] and old[1] == 3:
-        # timm's rule: sum to grey, otherwise repeat and keep the response's size
+        # timm's rule: sum over the channels for grey images, otherwise repeat them and keep the scale of the response
         if new[1] == 1:
             return value.sum(1, keepdims=True, dtype=value.dtype)
         return np.concatenate([value] * -(-new[1] // 3), axis=1)[:, : new[1]] * value.dtype.type(3 / new[1])
@@ -330,13 +344,13 @@ def _checked(source: str, key: str, value: Any) -> Array:
     half = array.dtype.name in ("bfloat16", "float16")
     if array.dtype.kind != "f" and not half:
         raise WeightsError(
-            f"Weights are floating-point numbers. Received: {key} of {array.dtype} in {source}. Nothing was loaded."
+            f"Weights must be floating-point arrays; got {array.dtype} for {key} in {source}. Nothing was loaded."
         )
     numbers = array.astype("float32") if half else array
     if not np.isfinite(numbers).all():
-        raise WeightsError(f"Weights are finite. Received: NaN or infinity in {key} of {source}. Nothing was loaded.")
+        raise WeightsError(f"Weights must be finite; {key} in {source} contains NaN or infinity. Nothing was loaded.")
     if key.endswith("running_var") and (numbers < 0).any():
         raise WeightsError(
-            f"Variances are positive. Received: a negative one in {key} of {source}. Nothing was loaded."
+            f"Variances must not be negative; {key} in {source} contains a negative value. Nothing was loaded."
         )
     return numbers

@@ -1,4 +1,4 @@
-"""Images as a checkpoint was trained to see them: resize, crop, scale, normalise. A Keras layer, on every backend."""
+"""Keras layer that resizes, crops, scales and normalises images as a checkpoint expects them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["Preprocess", "preprocessing"]
 class Preprocess(keras.layers.Layer):
     """timm's evaluation transform as a layer: `(N, H, W, C)` or `(H, W, C)` of 0..255 -> `(N, height, width, C)`.
 
-    Resizing goes in PIL's two passes, horizontal then vertical, each rounded to whole values: where the aspect ratio
-    is kept, 1 in 50,000 values differs from PIL's by more than 1/255. Where it is not (`"squash"`), Pillow 13 goes
-    vertical first if the height shrinks more: values then differ by 0.15/255 on average and 5/255 at the most.
+    Images are resized as in PIL, horizontally and then vertically, rounding to integers after each pass. If the aspect
+    ratio is kept, 1 in 50,000 values differs from PIL's by more than 1/255. If it is not (`"squash"`), Pillow 13 starts
+    with the vertical pass when the height shrinks more; values then differ by 0.15/255 on average and by at most 5/255.
 
     Args:
         size: Height and width of the result.
-        mean: Subtracted from each channel after scaling to [0, 1].
-        std: Divides each channel then.
-        crop: Part of the resized image that the crop keeps.
-        crop_mode: `"center"` keeps the aspect ratio and cuts what hangs over; `"squash"` does not keep it; `"border"`
-            keeps all of the image and fills up with the mean.
-        interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`; always antialiased, but for `"nearest"`.
+        mean: Mean of each channel, subtracted after scaling to [0, 1].
+        std: Standard deviation of each channel, by which the result is divided.
+        crop: Fraction of the resized image's side that the crop keeps.
+        crop_mode: `"center"` keeps the aspect ratio and crops the longer side, `"squash"` changes the aspect ratio, and
+            `"border"` keeps the whole image and pads it with the mean.
+        interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`; antialiased except for `"nearest"`.
 
     Raises:
         ValueError: For an unknown interpolation or crop mode, or a crop outside (0, 1].
@@ -46,26 +46,26 @@ class Preprocess(keras.layers.Layer):
         interpolation: Interpolation | str = "bicubic",
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("dtype", "float32")  # 0..255 does not fit half precision
+        kwargs.setdefault("dtype", "float32")  # half precision is too coarse for values of 0..255
         super().__init__(**kwargs)
-        for what, value, allowed in (
+        for argument, value, allowed in (
             ("interpolation", interpolation, get_args(Interpolation)),
             ("crop_mode", crop_mode, get_args(CropMode)),
         ):
             if value not in allowed:
-                raise ValueError(f"{what} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+                raise ValueError(f"`{argument}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
         if not 0 < crop <= 1:
-            raise ValueError(f"crop must be the part of the image that is kept, 0 < crop <= 1; got {crop}.")
+            raise ValueError(f"`crop` must be a fraction of the image, 0 < crop <= 1; got {crop}.")
         self.size, self.mean, self.std = (int(size[0]), int(size[1])), tuple(mean), tuple(std)
         self.crop, self.crop_mode, self.interpolation = crop, crop_mode, interpolation
-        # raw bytes must reach `call` as they are
+        # `call` must get the unconverted 8-bit values
         self.autocast = False
 
     def call(self, inputs: Any) -> Any:
         batched = len(inputs.shape) == 4
         x = ops.cast(inputs if batched else inputs[None], "float32")
         height, width = ops.shape(x)[1], ops.shape(x)[2]
-        # timm resizes to a whole number of pixels, of which the crop keeps its part
+        # timm rounds the size before the crop down to whole pixels
         tall, wide = (math.floor(side / self.crop) for side in self.size)
         if self.crop_mode == "squash":
             new = (tall, wide)
@@ -76,7 +76,7 @@ class Preprocess(keras.layers.Layer):
             sides = [float(s) if isinstance(s, int) else ops.cast(s, "float64") for s in (height, width)]
             ratio = _extreme(sides[0] / tall, sides[1] / wide, largest=self.crop_mode == "border")
             new = (_round(sides[0] / ratio), _round(sides[1] / ratio))
-        for target in ((height, new[1]), new):  # PIL's two passes, each rounded to whole values
+        for target in ((height, new[1]), new):  # PIL's two passes, each rounded to integers
             x = ops.clip(ops.round(primitives.resize(x, target, self.interpolation)), 0.0, 255.0)
         fill = [float(round(255 * m)) for m in self.mean] if self.crop_mode == "border" else [0.0] * len(self.mean)
         x = _crop_or_pad(x, new, self.size, fill)
@@ -93,14 +93,14 @@ class Preprocess(keras.layers.Layer):
 
 
 def preprocessing(source: str | os.PathLike[str] | Weights, revision: str | None = None) -> Preprocess:
-    """The preprocessing that a checkpoint was trained with, read from its own record.
+    """Return the preprocessing that a checkpoint was trained with, as stated in its `config.json`.
 
     Args:
-        source: A repository such as `"timm/resnet18.a1_in1k"`, a directory with its `config.json`, or a record.
-        revision: A branch, tag or commit of the repository.
+        source: A repository such as `"timm/resnet18.a1_in1k"`, a directory with a `config.json`, or a `Weights` record.
+        revision: Branch, tag or commit of the repository.
 
     Returns:
-        A layer from images of 0..255 to the model's input.
+        A layer that converts images with values of 0..255 to the model's input.
     """
     record = source if isinstance(source, Weights) else Weights.read(source, revision)
     return Preprocess(
@@ -114,7 +114,7 @@ def preprocessing(source: str | os.PathLike[str] | Weights, revision: str | None
     )
 
 
-# Sizes are Python numbers where the image's are known, and tensors in a graph where they are not.
+# In the functions below, sizes are Python numbers if the image size is static, and tensors if it is dynamic.
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
@@ -132,7 +132,7 @@ def _round(a: Any) -> Any:
 
 
 def _crop_or_pad(x: Any, given: tuple[Any, Any], size: tuple[int, int], fill: list[float]) -> Any:
-    """Cuts or fills both sides of height and width alike; an odd pixel goes as torchvision's rounding has it."""
+    """Crop or pad height and width evenly on both sides; an odd pixel is placed as in torchvision."""
     x = x - ops.convert_to_tensor(fill, "float32")  # so that padding with zeros pads with the fill
     for axis, (have, want) in enumerate(zip(given, size, strict=True), start=1):
         if isinstance(have, int) and have == want:

@@ -1,4 +1,4 @@
-"""Accuracy and licence of timm's checkpoints, for people to choose by; loading needs none of it."""
+"""Published accuracy and licence of timm's checkpoints. The table is informational; loading does not depend on it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from importlib import resources
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """One of timm's checkpoints.
+    """Published record of a timm checkpoint.
 
     Attributes:
-        tag: Its name, such as `"resnet18.a1_in1k"`; `timm/` before it makes the repository on the Hub.
-        size: Height and width of the images it is meant for, in pixels.
+        tag: Name of the checkpoint, such as `"resnet18.a1_in1k"`; its Hub repository is `timm/` followed by the name.
+        size: Height and width of its input images in pixels.
         classes: Number of classes; 0 if it has no classifier.
-        top1: ImageNet-1k validation accuracy in per cent, by timm's own evaluation; `None` if it has none.
-        top5: The same, of the five likeliest classes.
-        measured_at: Height and width of the images of that evaluation.
-        licence: Of the weights; empty if timm states none.
+        top1: ImageNet-1k validation accuracy in per cent, as published by timm; `None` if there is none.
+        top5: Top-5 accuracy of the same evaluation.
+        measured_at: Height and width of the images in that evaluation, in pixels.
+        licence: Licence of the weights; empty if timm states none.
     """
 
     tag: str

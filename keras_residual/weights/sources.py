@@ -1,4 +1,4 @@
-"""Where weights come from: a file, a directory, a repository of the Hugging Face Hub; and what is known of them."""
+"""Locate weights in files, directories and repositories of the Hugging Face Hub, and read their metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_residual.weights.files import WeightsError
 from keras_residual.weights.identify import identify
 from keras_residual.weights.published import published
 
-# Best first. OpenCLIP publishes its towers under names of its own.
+# In order of preference. OpenCLIP's towers have their own file names.
 _FILES = (
     "model.safetensors",
     "weights.safetensors",
@@ -32,23 +32,23 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What a checkpoint says of itself. Preprocessing belongs to the weights, never to the architecture.
+    """Metadata of a pretrained checkpoint, including the preprocessing that it was trained with.
 
     Attributes:
         source: The repository or directory.
-        architecture: The registered model's name in timm, or its own.
+        architecture: Name of the registered model, in timm or in this package.
         classes: Number of classes; 0 if the checkpoint has no classifier.
-        input_size: Height, width and channels it was trained or is evaluated at.
-        mean: Subtracted from each channel after scaling to [0, 1].
-        std: Divides each channel then.
-        crop: Part of the resized image that the centre crop keeps.
+        input_size: Height, width and channels of the images that it was trained or is evaluated on.
+        mean: Mean of each channel, subtracted after scaling to [0, 1].
+        std: Standard deviation of each channel, by which the result is divided.
+        crop: Fraction of the resized image's side that the centre crop keeps.
         crop_mode: `"center"`, `"squash"` or `"border"`, as in timm.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`.
-        labels: Names of the classes, if it says so.
-        licence: The licence, if it says so.
-        top1: Published ImageNet-1k accuracy in per cent, where timm measured it.
-        arguments: What the repository says differs from the architecture's defaults.
-        tag: timm's tag of the checkpoint, if it says so: what follows the dot in its name.
+        labels: Names of the classes; empty if the checkpoint does not state them.
+        licence: The licence, if stated.
+        top1: ImageNet-1k accuracy in per cent, if timm has published one.
+        arguments: Arguments of the architecture that differ from its defaults (`model_args`).
+        tag: timm's tag of the checkpoint, the part of its name after the dot, if stated.
     """
 
     source: str
@@ -58,8 +58,8 @@ class Weights:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop: float = 0.875
-    crop_mode: CropMode | str = "center"  # as a config.json says it: `Preprocess` refuses others
-    interpolation: Interpolation | str = "bilinear"  # timm's where a config.json names none
+    crop_mode: CropMode | str = "center"  # any string of a config.json; `Preprocess` rejects others
+    interpolation: Interpolation | str = "bilinear"  # timm's default for a config.json that names none
     labels: tuple[str, ...] = ()
     licence: str | None = None
     top1: float | None = None
@@ -68,11 +68,11 @@ class Weights:
 
     @classmethod
     def read(cls, source: str | os.PathLike[str], revision: str | None = None) -> Weights:
-        """Reads the record of a directory or repository from its `config.json`.
+        """Read the metadata of a directory or repository from its `config.json`.
 
         Raises:
-            FileNotFoundError: If there is none.
-            WeightsError: If it does not describe an image model in timm's form.
+            FileNotFoundError: If there is no `config.json`.
+            WeightsError: If it does not describe an image model in timm's format.
         """
         path = _member(source, ("config.json",), revision)
         try:
@@ -80,7 +80,7 @@ class Weights:
             given = {**config, **config.get("pretrained_cfg", {})}
             channels, height, width = given.get("input_size", (3, 224, 224))
             arguments = config.get("model_args") or {}
-            if "img_size" in arguments:  # timm builds the network for it, whatever the rest says
+            if "img_size" in arguments:  # timm builds the network for this size, whatever `input_size` states
                 size = arguments["img_size"]
                 height, width = (size, size) if isinstance(size, int) else size
             known = published().get(f"{config['architecture']}.{given.get('tag')}")
@@ -102,13 +102,14 @@ class Weights:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(
-                f"A checkpoint's config.json says its timm architecture and preprocessing. Received: that of "
-                f"{str(source)!r}, where {type(error).__name__}: {error}."
+                "A checkpoint's config.json must state its architecture and preprocessing in timm's format; reading "
+                f"that of {str(source)!r} failed with {type(error).__name__}: {error}. Build the network yourself and "
+                "load the weights file: keras_residual.load_weights(model, file)."
             ) from error
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
-    """Names by class number; where timm gives identifiers (WordNet's) and their descriptions, the descriptions."""
+    """Return the class names in order. Where timm has WordNet identifiers with descriptions, use the descriptions."""
     names = config.get("label_names") or config.get("labels") or ()
     if isinstance(names, dict):  # JSON has strings for keys
         if sorted(names, key=int) != [str(i) for i in range(len(names))]:
@@ -119,10 +120,10 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def weights_file(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Return the local file that holds a source's weights, fetched if it is on the Hub.
+    """Return the local weights file of a source, after downloading it from the Hub if necessary.
 
     Raises:
-        FileNotFoundError: If there is none; the error says what to do.
+        FileNotFoundError: If there is no such file or repository, or if it cannot be downloaded.
     """
     path = expand(source)
     if path.is_file() or (path.suffix in files.SUFFIXES and not _is_repository(source)):
@@ -131,12 +132,12 @@ def weights_file(source: str | os.PathLike[str], revision: str | None = None) ->
 
 
 def input_size(source: str | os.PathLike[str], path: Path, revision: str | None = None) -> tuple[int, int] | None:
-    """Return the height and width that a checkpoint's `config.json` states, next to its file or in its repository.
+    """Return the height and width stated in a checkpoint's `config.json`, next to its file or in its repository.
 
     Args:
-        source: What `weights_file` was given.
-        path: What it returned.
-        revision: A branch, tag or commit of the repository.
+        source: The argument of `weights_file`.
+        path: The file that `weights_file` returned.
+        revision: Branch, tag or commit of the repository.
     """
     config = path.with_name("config.json")
     place = path.parent if path.name in _FILES and config.is_file() else source
@@ -149,14 +150,14 @@ def input_size(source: str | os.PathLike[str], path: Path, revision: str | None 
     return height, width
 
 
-# Where commands of this package write: no owner on the Hub, whether they exist yet or not
+# Directories that this package writes to: never owners on the Hub, even before they exist
 _OUR_FOLDERS = ("runs", "saved_models")
 _HUB = re.compile(r"hf[-_]hub:")
 _REPOSITORY = re.compile(r"(?!-)[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]+)?", re.ASCII)
 
 
 def _is_repository(source: str | os.PathLike[str]) -> bool:
-    """Return True if a source may be a repository of the Hub: by `hf-hub:`, or because no local path begins like it."""
+    """Return True if a source may be a Hub repository: it starts with `hf-hub:`, or no local path matches it."""
     name = os.fspath(source)
     if _HUB.match(name):
         return True
@@ -167,39 +168,40 @@ def _is_repository(source: str | os.PathLike[str]) -> bool:
 
 
 def _member(source: str | os.PathLike[str], names: tuple[str, ...], revision: str | None) -> Path:
-    """The first of these files that a directory or repository has."""
+    """Return the first of the named files that a directory or repository contains."""
     place = expand(source)
     if place.is_dir():
         for name in names:
             if (place / name).is_file():
                 return place / name
-        raise FileNotFoundError(f"{str(source)!r} has none of the files {', '.join(names)}.{_holds(place)}")
+        raise FileNotFoundError(f"{str(source)!r} must contain one of {', '.join(names)}.{_advice(place)}")
     if place.is_file():
         raise WeightsError(
-            f"A model is built from a repository, or from a directory with a config.json. Received: {str(source)!r}, "
-            f"which is {identify(place).what}: it does not say its architecture and preprocessing. Build the network, "
-            "and load the file into it: keras_residual.load_weights(model, file), or --model on the command line."
+            "The source of a model must be a repository, or a directory with a config.json; got "
+            f"{str(source)!r}, {identify(place).what}, which does not state its architecture and preprocessing. Build "
+            "the network and load the file into it with keras_residual.load_weights(model, file), or pass --model on "
+            "the command line."
         )
     if _is_repository(source):
         return _fetched(source, names, revision)
     if place.exists():
-        raise FileNotFoundError(f"{str(source)!r} is neither a file nor a directory.")
+        raise FileNotFoundError(f"{str(source)!r} must be a file or a directory.")
     raise FileNotFoundError(
-        f"There is no run, directory or file {str(source)!r}. A repository of the Hugging Face Hub is named "
-        "OWNER/NAME, such as 'timm/resnet18.a1_in1k'; write hf-hub:OWNER/NAME where OWNER is also a directory here."
+        f"There is no run, directory or file {str(source)!r}. To load from the Hugging Face Hub, write OWNER/NAME, "
+        "such as 'timm/resnet18.a1_in1k', or hf-hub:OWNER/NAME if OWNER is also the name of a directory here."
     )
 
 
-def _holds(directory: Path) -> str:
-    """Describe what a directory without the usual files contains, and what to do."""
+def _advice(directory: Path) -> str:
+    """Return advice for a directory that has none of the expected files."""
     if (directory / "saved_model.pb").is_file():
-        return " It is a SavedModel: name the weights, run or checkpoint that it was exported from."
+        return " It is a SavedModel: pass the weights, run or checkpoint that it was exported from."
     found = sorted(path.name for path in directory.iterdir() if path.suffix in files.SUFFIXES)
-    return f" Name one of its files instead: {', '.join(found[:5])}." if found else ""
+    return f" Pass one of its files instead: {', '.join(found[:5])}." if found else ""
 
 
 def _fetched(source: str | os.PathLike[str], names: tuple[str, ...], revision: str | None) -> Path:
-    """The first of these files that a repository has, from the cache or the Hub."""
+    """Return the first of the named files that a repository contains, from the local cache or the Hub."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -212,46 +214,46 @@ def _fetched(source: str | os.PathLike[str], names: tuple[str, ...], revision: s
 
     repository, _, pinned = _HUB.sub("", str(source)).partition("@")
     revision = revision or pinned or None
-    silence = _silence(repository, names[0], revision)
+    unreachable = _why_unreachable(repository, names[0], revision)
     missing: Exception | None = None
     for name in names:
         try:
-            path = hf_hub_download(repository, name, revision=revision, local_files_only=bool(silence))
+            path = hf_hub_download(repository, name, revision=revision, local_files_only=bool(unreachable))
         except EntryNotFoundError as error:
             missing = error
             continue
         except GatedRepoError:
-            advice = "accept its terms on its page, then log in with `hf auth login`, or set HF_TOKEN"
+            advice = "accept the terms on its web page, then log in with `hf auth login` or set HF_TOKEN"
         except RepositoryNotFoundError:
-            advice = "check the name; for a private one log in with `hf auth login`, or set HF_TOKEN"
+            advice = "check the name; for a private repository, log in with `hf auth login` or set HF_TOKEN"
         except RevisionNotFoundError:
-            advice = f"it has no revision {revision!r}"
+            advice = f"the repository has no revision {revision!r}"
         except HFValidationError:
-            advice = "a repository's name is OWNER/NAME"
-        except Exception as error:  # of the disk, of the network: each library of HTTP has its own
-            advice = f"the download was interrupted ({_reason(error)}); run the same again, finished files are kept"
+            advice = "the name of a repository must have the form OWNER/NAME"
+        except Exception as error:  # disk and network errors; each HTTP library has its own types
+            advice = f"the download was interrupted ({_reason(error)}); run it again, finished files are kept"
         else:
             return _verified(Path(path), str(source))
         raise FileNotFoundError(
-            f"{str(source)!r} is no path on this machine, and cannot be fetched from the Hugging Face Hub: {advice}."
+            f"{str(source)!r} is not a local path and could not be downloaded from the Hugging Face Hub: {advice}."
         )
     if isinstance(missing, LocalEntryNotFoundError):
         raise FileNotFoundError(
-            f"{str(source)!r} is no path on this machine, is not in the local cache, and the Hugging Face Hub cannot "
-            f"be reached ({silence}): connect, unset HF_HUB_OFFLINE, or fetch it where there is a network and copy "
-            "its cache folder (HF_HOME)."
+            f"{str(source)!r} is not a local path and not in the local cache, and the Hugging Face Hub cannot be "
+            f"reached ({unreachable}). Connect to the network, unset HF_HUB_OFFLINE, or download it on another machine "
+            "and copy the cache directory (HF_HOME)."
         )
-    raise FileNotFoundError(f"The repository {repository!r} has none of the files {', '.join(names)}.")
+    raise FileNotFoundError(f"The repository {repository!r} must contain one of {', '.join(names)}.")
 
 
-PATIENCE = 5.0  # seconds, for the first answer of the Hub
+PATIENCE = 5.0  # timeout in seconds for the first response of the Hub
 _UNREACHABLE = {"ConnectError", "ConnectionError", "ProxyError", "TimeoutException", "Timeout"}  # of httpx and requests
 
 
-def _silence(repository: str, name: str, revision: str | None) -> str:
-    """Why the Hub does not answer, asked once and briefly; empty if it does, whatever it says.
+def _why_unreachable(repository: str, name: str, revision: str | None) -> str:
+    """Return why the Hub cannot be reached, after one short request; an empty string if it responds at all.
 
-    hf_hub_download itself asks seven times, over half a minute, for a file that is not in the cache.
+    Without this check, hf_hub_download retries seven times, over half a minute, for a file that is not in the cache.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -266,26 +268,26 @@ def _silence(repository: str, name: str, revision: str | None) -> str:
         return ""
     except HfHubHTTPError as error:
         return _reason(error) if error.response is not None and error.response.status_code >= 500 else ""
-    except Exception as error:  # of the network: each library of HTTP has its own
-        # A connection that breaks is not one that cannot be made: hf_hub_download tries again then.
+    except Exception as error:  # network errors; each HTTP library has its own types
+        # Only a failed connection counts: hf_hub_download retries one that breaks.
         kinds = {kind.__name__ for kind in type(error).__mro__}
         return _reason(error) if kinds & _UNREACHABLE else ""
     return ""
 
 
 def _reason(error: Exception) -> str:
-    """An error's type and first line, as a sentence has room for."""
+    """Format an error's type and first line for use inside a sentence."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}".rstrip(" :.")
 
 
 def _verified(path: Path, source: str) -> Path:
-    """The path, once the file's bytes are those that the Hub's cache names by their SHA-256 (small files have none)."""
+    """Return the path after comparing the file's SHA-256 with its name in the Hub's cache (small files have none)."""
     expected = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", expected):
         found = sha256(path)
         if found != expected:
             raise WeightsError(
-                f"A file of the Hugging Face Hub has the SHA-256 that the Hub states, {expected}. Received: {found} in "
-                f"the local cache, for {source!r}. Delete {path.resolve()} and fetch it again."
+                f"The cached file of {source!r} must have the SHA-256 that the Hugging Face Hub states, {expected}; "
+                f"got {found}. Delete {path.resolve()} and download it again."
             )
     return path

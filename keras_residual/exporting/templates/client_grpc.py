@@ -1,9 +1,9 @@
-"""Asks a served model over gRPC. Needs `pip install tensorflow-serving-api`.
+"""Send images or arrays to a served model over gRPC. Requires `pip install tensorflow-serving-api`.
 
     python client_grpc.py cat.jpg dog.png
     python client_grpc.py batch.npy
 
-Images go to the signature `serving_bytes`, arrays `(N, ...)` to `serving_default`.
+Images are sent to the signature `serving_bytes`, arrays `(N, ...)` to `serving_default`.
 """
 
 import argparse
@@ -19,10 +19,12 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--address", default="127.0.0.1:8500", help="the server (%(default)s)")
-    parser.add_argument("--model", default=Path(__file__).resolve().parent.name, help="the model (%(default)s)")
-    parser.add_argument("--model-version", type=int, help="its version; the latest if left out")
-    parser.add_argument("--signature", help="the signature")
+    parser.add_argument("--address", default="127.0.0.1:8500", help="address of the server (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=Path(__file__).resolve().parent.name, help="name of the model (default: %(default)s)"
+    )
+    parser.add_argument("--model-version", type=int, help="model version (default: the latest)")
+    parser.add_argument("--signature", help="signature to call (default: chosen by the type of the files)")
     options = parser.parse_args()
 
     arrays = all(file.suffix == ".npy" for file in options.files)

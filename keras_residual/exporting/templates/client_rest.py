@@ -1,9 +1,9 @@
-"""Asks a served model over REST. Needs nothing but Python; NumPy for arrays.
+"""Send images or arrays to a served model over REST. Requires only Python, and NumPy for arrays.
 
     python client_rest.py cat.jpg dog.png
     python client_rest.py batch.npy
 
-Images go to the signature `serving_bytes`, arrays `(N, ...)` to `serving_default`.
+Images are sent to the signature `serving_bytes`, arrays `(N, ...)` to `serving_default`.
 """
 
 import argparse
@@ -18,10 +18,12 @@ from pathlib import Path
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--url", default="http://127.0.0.1:8501", help="the server (%(default)s)")
-    parser.add_argument("--model", default=Path(__file__).resolve().parent.name, help="the model (%(default)s)")
-    parser.add_argument("--model-version", help="its version; the latest if left out")
-    parser.add_argument("--signature", help="the signature")
+    parser.add_argument("--url", default="http://127.0.0.1:8501", help="URL of the server (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=Path(__file__).resolve().parent.name, help="name of the model (default: %(default)s)"
+    )
+    parser.add_argument("--model-version", help="model version (default: the latest)")
+    parser.add_argument("--signature", help="signature to call (default: chosen by the type of the files)")
     options = parser.parse_args()
 
     arrays = all(file.suffix == ".npy" for file in options.files)
@@ -44,7 +46,7 @@ def main():
             outputs = json.load(response)["outputs"]
     except urllib.error.HTTPError as error:
         sys.exit(f"{error.code}: {error.read().decode(errors='replace')}")
-    if not isinstance(outputs, dict):  # a single output comes without its name
+    if not isinstance(outputs, dict):  # the server omits the name of a single output
         outputs = {"outputs": outputs}
     names = options.files if not arrays else range(len(inputs))
     for i, name in enumerate(names):
