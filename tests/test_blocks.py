@@ -478,7 +478,7 @@ MISTAKES = {
         ["`branch` must be a tensor", "a Dense", "function of its input", "keras.Input"],
     ),
     "model": (
-        lambda: blocks.conv_norm(keras.Model(x := image(), x), 8),
+        lambda: blocks.conv_norm(keras.Model(x := image(), keras.layers.ReLU()(x)), 8),
         TypeError,
         ["must be a tensor", "Functional", "keras.Input"],
     ),

@@ -1,12 +1,12 @@
 """Network, preprocessing and labels as one thing, on disk and back."""
 
+import importlib.util
 import io
 import json
 import os
 import sys
 import threading
 
-import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -100,9 +100,12 @@ FORMS = {
     "tensor": tf.constant(noise(40, 50, 3)),
     "bfloat16 tensor": tf.cast(noise(40, 50, 3), tf.bfloat16),
     "string tensor": tf.constant(saved(COLOUR)),
-    "JAX array": jnp.asarray(noise(40, 50, 3)),
     "batch": noise(40, 50, 3)[None],
 }
+if importlib.util.find_spec("jax"):
+    import jax.numpy as jnp
+
+    FORMS["JAX array"] = jnp.asarray(noise(40, 50, 3))
 GREYS = {
     "PIL grey": GREY,
     "16-bit PIL": Image.fromarray(noise(40, 50).astype("uint16") * 256),

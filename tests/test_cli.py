@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,24 @@ def test_help_of_predict_lists_its_exit_codes(capsys):
         main(["predict", "--help"])
     words = " ".join(capsys.readouterr().out.split())
     assert re.search(r"Exit codes: 0 if .*; 1 if .*; 2 if ", words)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_completes_commands_and_options(capsys, tmp_path):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--print-completion", "bash"])
+    (tmp_path / "completion").write_text(capsys.readouterr().out)
+    script = """source completion
+    COMP_WORDS=(keras-residual fine); COMP_CWORD=1; _shtab_keras_residual; echo "${COMPREPLY[@]}"
+    COMP_WORDS=(keras-residual finetune photos --epo); COMP_CWORD=3; _shtab_keras_residual; echo "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["finetune", "--epochs"], done.stderr
+
+
+def test_completion_without_its_extra_says_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--print-completion", "bash"])
+    assert "pip install 'keras-residual[completion]'" in capsys.readouterr().err

@@ -82,6 +82,27 @@ def test_keras_archive(tmp_path, name):
     assert distance(model(x), source(x)) == 0
 
 
+def test_keras_archive_of_keras_3_10(tmp_path):
+    """It states the name of an operation next to its config, not in it."""
+    source = tiny("ResNeXt50_32x4d", seed=1)
+    source.save(tmp_path / "new.keras")
+    moved = 0
+    with zipfile.ZipFile(tmp_path / "new.keras") as new, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+        config = json.loads(new.read("config.json"))
+        for layer in config["config"]["layers"]:
+            if layer["module"].startswith("keras.src.ops"):
+                layer["config"].pop("name", None)
+                moved += 1
+        old.writestr("config.json", json.dumps(config))
+        for name in {*new.namelist()} - {"config.json"}:
+            old.writestr(name, new.read(name))
+    assert moved
+    model = tiny("ResNeXt50_32x4d")
+    kr.load_weights(model, tmp_path / "old.keras")
+    x = noise((2, *model.input_shape[1:]))
+    assert distance(model(x), source(x)) == 0
+
+
 def test_keras_archive_of_another_network(tmp_path):
     tiny("ResNet18", seed=1).save(tmp_path / "a.keras")
     model = tiny("ResNet18D", seed=2)

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from keras_residual import __version__
 
@@ -89,12 +90,28 @@ def _import_quietly() -> None:
             os.close(stderr)
 
 
+def _add_completion(made: argparse.ArgumentParser) -> None:
+    """Add `--print-completion SHELL`; without the extra it prints how to install it."""
+    try:
+        from shtab import add_argument_to
+    except ImportError:
+
+        class Missing(argparse.Action):
+            def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+                parser.error("shell completion requires shtab: pip install 'keras-residual[completion]'")
+
+        made.add_argument("--print-completion", metavar="SHELL", action=Missing, help="print a completion script")
+    else:
+        add_argument_to(made, "--print-completion", help="print a completion script for this shell")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. Parsed options have the command's function as `command`."""
     made = argparse.ArgumentParser(
         prog="keras-residual", description="Residual networks for Keras and TensorFlow, correct by construction."
     )
     made.add_argument("--version", action="version", version=f"keras-residual {__version__}")
+    _add_completion(made)
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         command = importlib.import_module(f"keras_residual.cli.{name}")

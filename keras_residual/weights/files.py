@@ -190,7 +190,7 @@ def grids(path: Path) -> dict[str, tuple[int, ...]]:
     elif reader == ".keras":
         with zipfile.ZipFile(path) as archive:
             layers = json.loads(archive.read("config.json"))["config"]["layers"]
-        stated = {layer["config"]["name"]: layer["config"].get("grid") for layer in layers}
+        stated = {_layer_name(layer): layer["config"].get("grid") for layer in layers}
     else:
         stated = {}
     if not isinstance(stated, dict):
@@ -220,7 +220,7 @@ def _keras(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
     for layer in config["config"]["layers"]:
         kind = _snake(layer["class_name"])
         number = counts[kind] = counts.get(kind, -1) + 1
-        paths[f"layers/{kind}_{number}" if number else f"layers/{kind}"] = layer["config"]["name"]
+        paths[f"layers/{kind}_{number}" if number else f"layers/{kind}"] = _layer_name(layer)
     arrays = {}
     with h5py.File(weights, "r") as file:
         for name, data in _datasets(file, path, limit):
@@ -228,6 +228,11 @@ def _keras(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
             if place in paths:
                 arrays[f"{paths[place]}/{index}"] = data[()]
     return arrays
+
+
+def _layer_name(layer: dict[str, Any]) -> str:
+    """Return a layer's name; in Keras 3.10 operations, such as `Pad`, have none in their config."""
+    return layer["config"].get("name") or layer["name"]
 
 
 def _h5(path: Path, limit: int) -> dict[str, np.ndarray[Any, Any]]:
