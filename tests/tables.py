@@ -69,7 +69,7 @@ def cpu():
             cells = [f"{float(of[mode]['ours_over_it']):.2f}" for mode in ("training", "inference")]
             lines.append([model if model != last else "", contender, *cells])
             last = model
-    return _table(["network", "beside", "training", "inference"], lines)
+    return _table(["network", "compared with", "training", "inference"], lines)
 
 
 def gpu():
