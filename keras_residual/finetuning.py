@@ -1,4 +1,4 @@
-"""Fine-tuning on one's own images: plan, train, report."""
+"""Fine-tune a network on your own images: plan, train, report."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from keras_residual.weights.sources import weights_file
 
 __all__ = ["finetune"]
 
-# A rare class weighs at most this many times as much as the most frequent one: two images that count for half of the
-# loss would be learned by heart.
+# Upper limit of a class weight relative to the most frequent class: two images that make up half of the loss would be
+# memorised.
 MOST_WEIGHT = 10.0
-UNBALANCED = 3  # images of the largest class for each of the smallest, from which classes are weighted
+UNBALANCED = 3  # ratio of the largest to the smallest class, above which classes are weighted
 
 
 def finetune(
@@ -70,37 +70,38 @@ def finetune(
     with more `epochs` it continues a finished one. The classifier is on disk before the report is attempted.
 
     Args:
-        data: What `keras_residual.data.load` reads: a folder per class, a manifest, `"tfds:NAME"`, arrays ...
-        model: Name of a registered network. Not needed if `weights` is a repository or a run.
+        data: Any source that `keras_residual.data.load` reads: a directory with one folder per class, a table,
+            `"tfds:NAME"`, arrays and more.
+        model: Name of a network; ignored if `weights` is a repository or a run.
         weights: `"imagenet"` for the network's default checkpoint, a repository such as `"timm/resnet18.a1_in1k"`, a
             directory or file; `None` to train from scratch.
-        epochs: Passes over the training images.
+        epochs: Number of epochs; chosen by the size of the dataset if `None`.
         output: The run directory; `runs/MODEL` if `None`.
-        seed: Of the split, new weights, the order of images and augmentation.
-        validation: Fraction of the images for validation, or a source of its own.
+        seed: Seed of the split, new weights, shuffling and augmentation.
+        validation: Fraction of the images for validation, or a separate source.
         recipe: Name of a preset of `keras_residual.training`, or a `Recipe`; `"finetune"` if `None`.
-        size: Height and width of the images; by default the checkpoint's, and in training that of a named recipe.
+        size: Height and width of the images; by default the checkpoint's, and in training the recipe's if one is given.
         batch_size: Images per step.
-        learning_rate: The peak rate, for this batch size.
-        head_epochs: Epochs, out of `epochs`, that train the head alone; all of them for a linear probe.
+        learning_rate: Peak learning rate, for this batch size.
+        head_epochs: How many of the epochs train only the head; all of them for a linear probe.
         batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` updates them.
-        class_weights: Whether rare classes weigh more, up to 10 times as much as the most frequent one; `"auto"` if the
-            largest class has more than 3 times the images of the smallest. The best epoch is then chosen by macro F1
-            instead of accuracy.
-        patience: Epochs without improvement on the validation split after which training stops; `None` for never.
+        class_weights: Whether rare classes get a higher weight in the loss, up to 10 times that of the most frequent
+            class; `"auto"` applies weights if the largest class has more than 3 times the images of the smallest. With
+            weights, the best epoch is chosen by macro F1 instead of accuracy.
+        patience: Stop after this many epochs without improvement on the validation split; `None` never stops early.
         precision: `"auto"`, or a dtype policy of Keras such as `"mixed_bfloat16"`.
         jit: Whether XLA compiles the step; `"auto"` decides by the device.
-        deterministic: Whether the same seed gives the same bits; somewhat slower on GPUs.
-        overwrite: Whether to replace a run with other settings in `output`.
+        deterministic: Whether runs with the same seed are bit-identical; slightly slower on GPUs.
+        overwrite: Whether to replace a run with different settings in `output`.
         resume: `"anyway"` resumes an interrupted run even if settings or versions differ.
         devices: Devices of this machine that share each batch; all GPUs if `None`.
-        coordinator: `"HOST:PORT"` of process 0 if several machines train together (Keras on JAX). Each calls this with
-            the same arguments except `process_id`, before anything else of JAX, and reads its part of each batch from
-            its own copy of the data. Process 0 writes the run; the others keep checkpoints only.
+        coordinator: `"HOST:PORT"` of process 0 if several machines train together (Keras on JAX). Each process calls
+            `finetune` with the same arguments except `process_id`, before any other use of JAX, and reads its part of
+            each batch from its own copy of the data. Process 0 writes the run; the others write checkpoints only.
         processes: Number of processes.
         process_id: Number of this process, from 0.
         say: Receives each line for the user, from process 0 only.
-        **options: Options of the network's builder, for example `drop_path=0.1`.
+        **options: Further arguments of the network's builder, for example `drop_path=0.1`.
 
     Returns:
         The classifier, with the weights of the best epoch.
@@ -146,8 +147,8 @@ def finetune(
         begun = json.loads(distributed.first(lambda: _begun(run, about, overwrite, resume == "anyway")))
         plan, about = plan.with_recipe(begun["recipe"]), {**about, "recipe": begun["recipe"]}
         if begun["finished"]:
-            _prune(run.path)  # a kill may have come first
-            say(f"finished    {run.path} already contains this completed run; more --epochs would continue it.")
+            _prune(run.path)  # in case the process was killed before
+            say(f"finished    {run.path} already contains this completed run. To train it further, give more --epochs.")
             distributed.alone()
             return Classifier.load(run.path)
         if process_id == 0:
@@ -172,7 +173,7 @@ def finetune(
             distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options, tag
         )
         if process_id == 0:
-            classifier.save(run.path, about)  # first of all: nothing below may lose it
+            classifier.save(run.path, about)  # first, so that no failure below can lose it
             run.discard_previous()
             measured = _report(classifier, plan, run.path, history, about["data"], say)
             classifier.save_config(run.path, {**about, "metrics": measured})  # with metrics the run is finished
@@ -189,7 +190,7 @@ def finetune(
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """The network to fine-tune, and where its weights come from."""
+    """The network to fine-tune and the source of its weights."""
 
     name: str
     source: str | os.PathLike[str] | None
@@ -202,8 +203,8 @@ class _Network:
             json.dumps(options)
         except TypeError as error:
             raise ValueError(
-                f"A run stores its options as JSON, so they must be numbers, strings and booleans; got {options!r} "
-                f"({error}). For others build the network yourself and call keras_residual.fit."
+                f"Options must be numbers, strings or booleans, because a run stores them as JSON; got {options!r} "
+                f"({error}). For other options, build the network yourself and call keras_residual.fit."
             ) from None
         source = _source(model, weights)
         record = None
@@ -230,16 +231,16 @@ class _Network:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """Everything that is decided before the first step.
+    """All decisions made before the first training step.
 
     Attributes:
         data: The dataset, checked and split.
-        network: What is fine-tuned.
-        recipe: How it is trained.
-        preprocess: From images of 0..255 to the network's input.
+        network: The network to fine-tune.
+        recipe: The training settings.
+        preprocess: Layer from images of 0..255 to the network's input.
         shape: The network's input shape; spatial dimensions are `None` if training and evaluation differ in size.
-        options: Of the network's builder.
-        counts: `(classes,)`, training images of each class.
+        options: Arguments of the network's builder.
+        counts: `(classes,)`, number of training images per class.
         class_weights: Weight of each class in the loss, or `None`.
     """
 
@@ -253,7 +254,7 @@ class RunPlan:
     class_weights: tuple[float, ...] | None
 
     def record(self) -> dict[str, Any]:
-        """The plan's part of `run.json`."""
+        """Return the plan's part of `run.json`."""
         return {
             "version": __version__,
             "fingerprint": self.data.fingerprint,
@@ -268,7 +269,7 @@ class RunPlan:
         }
 
     def with_recipe(self, settings: Mapping[str, Any]) -> RunPlan:
-        """The same plan with a recorded recipe."""
+        """Return this plan with the recorded recipe."""
         return dataclasses.replace(self, recipe=type(self.recipe).from_dict(dict(settings)))
 
 
@@ -281,8 +282,8 @@ def _read(data: Any, validation: Any, seed: int, say: Callable[[str], None]) -> 
         say(f"warning     {words}")
     if not len(found.validation):
         raise ValueError(
-            "Fine-tuning chooses its best epoch on validation images; got none. Use validation=0.2, or add images: a "
-            "class with a single image has none to spare."
+            "Fine-tuning requires validation images to choose the best epoch; got none. Use validation=0.2, or add "
+            "images: a class with a single image is used for training only."
         )
     return found
 
@@ -305,14 +306,14 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
 
 
 def _rates(settings: Any, family: type[Any]) -> dict[str, float]:
-    """Return the recipe's rates that the network is built with, as far as its family has such options."""
+    """Return the recipe's rates of drop path and dropout that the network's family supports."""
     known = {field.name for field in dataclasses.fields(family)}
     rates = {"drop_path": settings.drop_path, "dropout": settings.dropout}
     return {name: rate for name, rate in rates.items() if rate and name in known}
 
 
 def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
-    """The recipe with what the user asked for, and a head phase that fits its epochs."""
+    """Return the recipe with the user's settings, and with a head phase that fits the number of epochs."""
     from keras_residual.training import recipe as preset
 
     given = asked["recipe"]
@@ -322,7 +323,7 @@ def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
     epochs, head = asked["epochs"] or settings.epochs, asked["head_epochs"]
     if head is not None and head > epochs:
         raise ValueError(f"head_epochs must be at most the number of epochs, {epochs}; got {head}.")
-    if head is None:  # most of few epochs train all layers
+    if head is None:  # with few epochs, most of them train all layers
         head = min(settings.head_epochs, epochs // 3 if given is None else epochs - 1)
     changes = {key: asked[key] for key in ("learning_rate", "batch_norm", "batch_size")}
     if asked["learning_rate"] is not None:
@@ -332,7 +333,7 @@ def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
 
 
 def _default_recipe(images: int, from_scratch: bool) -> Any:
-    """The default recipe, fitted to the size of the dataset as BiT's HyperRule does, within reasonable time."""
+    """Return the default recipe, adapted to the size of the dataset like BiT's HyperRule, but limited in time."""
     from keras_residual.training import recipe as preset
 
     chosen = preset("finetune")
@@ -362,7 +363,7 @@ def _default_recipe(images: int, from_scratch: bool) -> Any:
 
 
 def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
-    """Where the weights come from, with the default checkpoint's name spelled out."""
+    """Return the source of the weights; "imagenet" becomes the name of the default checkpoint."""
     if weights is None:
         return None
     if weights != "imagenet":
@@ -372,7 +373,7 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
 
 
 def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
-    """The checkpoint's preprocessing at the requested size; without a checkpoint ImageNet's mean and deviation."""
+    """Return the checkpoint's preprocessing at the requested size, or ImageNet's mean and standard deviation."""
     if record is not None:
         layer = preprocessing(record)
     else:
@@ -386,7 +387,7 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
 
 
 def _balance(counts: np.ndarray[Any, Any]) -> tuple[float, ...]:
-    """Weights inverse to the size of each class, capped; their mean over the training images is 1."""
+    """Return class weights inverse to class sizes, capped, with a mean of 1 over the training images."""
     weights = np.minimum(counts.max() / np.maximum(counts, 1), MOST_WEIGHT)
     return tuple(float(weight) for weight in weights * counts.sum() / (weights * counts).sum())
 
@@ -400,14 +401,14 @@ def _weights_line(plan: RunPlan) -> str:
     ratio = plan.counts.max() / max(1, plan.counts.min())
     capped = f"; capped at {MOST_WEIGHT:g} times the most frequent class" if ratio > MOST_WEIGHT else ""
     spread = f"classes have {plan.counts.min():,} to {plan.counts.max():,} images"
-    return f"{spread}, so they are weighted: {words}{more}{capped}"
+    return f"{spread}; class weights: {words}{more}{capped}"
 
 
 # ------------------------------------------------------------------------------------------------------------- train
 
 
 def _begun(run: RunDirectory, about: Mapping[str, Any], overwrite: bool, anyway: bool) -> str:
-    """Compare with what the directory holds, and return what all processes must know of it, as JSON."""
+    """Compare with the run in the directory; return as JSON what all processes need to know about it."""
     settings = run.begin(about, overwrite=overwrite, anyway=anyway)
     return json.dumps({"recipe": settings["recipe"], "finished": run.finished()})
 
@@ -447,11 +448,11 @@ def _train(
 
 
 def _prune(folder: Path) -> None:
-    """Keep the one checkpoint that more epochs would continue from."""
+    """Delete all checkpoints but the one from which more epochs continue."""
     from keras_residual.training import distributed
     from keras_residual.training.checkpoint import Checkpoints
 
-    with contextlib.suppress(OSError):  # a read-only medium
+    with contextlib.suppress(OSError):  # for example on a read-only file system
         Checkpoints(distributed.own(folder / "training")).prune()
 
 
@@ -461,7 +462,7 @@ def _prune(folder: Path) -> None:
 def _report(
     classifier: Classifier, plan: RunPlan, folder: Path, history: Any, data: str, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Write tables and figures; the classifier is on disk already, so that a failure here costs one of them."""
+    """Write tables and figures. The classifier is already on disk, so that a failure loses only one of them."""
     found, majority = plan.data, int(plan.counts.argmax())
     with reports.attempt("history.csv"):
         reports.write_history(history, folder / "history.csv")
@@ -490,14 +491,14 @@ def _report(
 
 
 class _Reading:
-    """Reports the progress of the first scan of the images: after some seconds, then at intervals."""
+    """Print the progress of the first scan of the images, after some seconds and then at intervals."""
 
     def __init__(self, say: Callable[[str], None], first: float = 5.0, then: float = 15.0) -> None:
         self.say, self.due, self.then = say, first, then
         self.begun, self.known = time.monotonic(), None
 
     def __call__(self, done: int, of: int) -> None:
-        self.known = done if self.known is None else self.known  # many of them from the cache
+        self.known = done if self.known is None else self.known  # images with a cached verdict
         seconds = time.monotonic() - self.begun
         if seconds > self.due:
             rate = (done - self.known) / seconds

@@ -166,8 +166,8 @@ def test_a_run_of_jax_is_exported_on_tensorflow(tmp_path):
     [
         (["export", "missing", "models/x"], "missing"),
         (["export", ".", "models/x"], "finished run of `keras-residual finetune`"),
-        (["export", ".", "x.onnx", "--top-k", "3"], "must be exported without --top-k"),
-        (["export", ".", "models/x", "--int8", "."], "Only a LiteRT file"),
+        (["export", ".", "x.onnx", "--top-k", "3"], "--top-k must not be used with .onnx"),
+        (["export", ".", "models/x", "--int8", "."], "--int8 requires an output file that ends in .tflite"),
         (["export", "runs/typo", "models/x"], "no run, directory or file 'runs/typo'"),
         (["verify", "missing"], "must be the directory of an exported version"),
         (["serve", "missing"], "missing"),

@@ -336,7 +336,7 @@ def test_unbalanced_classes_are_told(tmp_path):
     for image in [image for name in ("few", "rare") for image in (photos / name).iterdir() if int(image.stem) > 4]:
         image.unlink()
     _, said = train(photos, tmp_path / "run", epochs=1)
-    assert "balance     classes have 4 to 48 images, so they are weighted: " in said
+    assert "balance     classes have 4 to 48 images; class weights: " in said
     assert "capped at 10 times" in said
     recalls = next(line for line in said.splitlines() if line.startswith("recall"))
     with open(tmp_path / "run" / "classes.csv", newline="") as file:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Every error is one message. Set KERAS_RESIDUAL_TRACEBACK=1 to see where it was raised.
     """
     options = parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what the terminal's encoding lacks is escaped: no error mid-run
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     code: int | None = 0
@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _import_quietly()
         code = options.command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # `keras-residual list | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+    except BrokenPipeError:  # as in `keras-residual list | head`
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # otherwise Python reports an error when it flushes at exit
     except KeyboardInterrupt:
         print("keras-residual: interrupted", file=sys.stderr)
         return 130
@@ -61,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _message(error: Exception) -> str:
-    """Return the text of an error. One that this package did not foresee is introduced as such."""
+    """Return the text of an error; an unexpected one is marked as such."""
     text = str(error) or type(error).__name__
     if isinstance(error, ValueError | TypeError | OSError | ImportError | ArithmeticError):
         return text
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return (
-        f"unexpected {type(error).__name__}: {first[:500]}\nSet KERAS_RESIDUAL_TRACEBACK=1 and run the command again "
-        "to see where it happened, and please report it."
+        f"unexpected {type(error).__name__}: {first[:500]}\nTo see where it happened, set KERAS_RESIDUAL_TRACEBACK=1 "
+        "and run the command again. Please report it."
     )
 
 
@@ -84,7 +86,7 @@ def _import_quietly() -> None:
             if keras.backend.backend() == "tensorflow":
                 import tensorflow as tf
 
-                tf.config.list_physical_devices()  # looks for GPUs, and calls it an error where there are none
+                tf.config.list_physical_devices()  # logs an error if there is no GPU
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)

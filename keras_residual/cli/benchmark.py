@@ -1,25 +1,27 @@
-"""`keras-residual benchmark`."""
+"""The command `keras-residual benchmark`."""
 
 from __future__ import annotations
 
 import argparse
 
-SUMMARY = "Measure how fast a network trains and answers here, with XLA and without."
+SUMMARY = "Measure training and inference throughput of a network on this machine, with and without XLA."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a registered network")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images in a step (%(default)s)")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images (the network's)")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="steps that are timed (%(default)s)")
-    parser.add_argument("--xla", choices=["both", "on", "off"], default="both", help="(%(default)s)")
+    parser.add_argument("name", metavar="NAME", help="name of a network")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images per step (%(default)s)")
     parser.add_argument(
-        "--precision", default="auto", metavar="POLICY", help="for example mixed_bfloat16 (%(default)s)"
+        "--size", type=int, metavar="PIXELS", help="height and width of the images (default: the network's)"
+    )
+    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (%(default)s)")
+    parser.add_argument(
+        "--xla", choices=["both", "on", "off"], default="both", help="whether XLA compiles (%(default)s)"
     )
     parser.add_argument(
-        "--hlo", metavar="FILE", help="write the compiled training step there: the proof that it compiles"
+        "--precision", default="auto", metavar="POLICY", help="dtype policy, for example mixed_bfloat16 (%(default)s)"
     )
-    parser.add_argument("--csv", metavar="FILE", help="write the table there too")
+    parser.add_argument("--hlo", metavar="FILE", help="write the HLO of the compiled training step to this file")
+    parser.add_argument("--csv", metavar="FILE", help="write the table to this file")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,19 +1,19 @@
-"""`keras-residual convert`."""
+"""The command `keras-residual convert`."""
 
 from __future__ import annotations
 
 import argparse
 
-SUMMARY = "Turn any weights into safetensors in timm's names and layout."
+SUMMARY = "Convert weights to safetensors with timm's names and layout."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="file, directory, or repository such as timm/resnet18.a1_in1k")
+    parser.add_argument("target", metavar="DST", help="output path, ending in .safetensors")
     parser.add_argument(
-        "source", metavar="SRC", help="a file, a directory or a repository such as timm/resnet18.a1_in1k"
+        "--model", metavar="NAME", help="network of the weights; required if the source has no config.json"
     )
-    parser.add_argument("target", metavar="DST", help="a path that ends in .safetensors")
-    parser.add_argument("--model", metavar="NAME", help="the weights' model, where the source has no config.json")
-    parser.add_argument("--classes", type=int, metavar="N", help="the weights' number of classes, likewise")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes of the weights, with --model")
 
 
 def run(options: argparse.Namespace) -> None:

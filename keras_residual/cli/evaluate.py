@@ -1,4 +1,4 @@
-"""`keras-residual evaluate`."""
+"""The command `keras-residual evaluate`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import sys
 
 from keras_residual.io import expand, locked
 
-SUMMARY = "Measure a run on labelled images."
+SUMMARY = "Evaluate a run on labelled images."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the run's directory")
-    parser.add_argument("data", metavar="DATA", help="as for finetune; the test part where it is split, else all")
-    parser.add_argument("--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes there")
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument(
+        "data", metavar="DATA", help="labelled images, as for finetune; of a split dataset the test split is used"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="write metrics, confusion matrix and worst mistakes to this directory"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -22,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from keras_residual.classifier import Classifier, labelled
     from keras_residual.reports import write_report
 
-    classifier = Classifier.load(options.run)
+    classifier = Classifier.load(expand(options.run))
     examples, words, skipped = labelled(options.data, classifier.labels)
     for line in words:
         print(f"warning: {line}", file=sys.stderr)

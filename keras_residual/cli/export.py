@@ -1,4 +1,4 @@
-"""`keras-residual export`."""
+"""The command `keras-residual export`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from keras_residual.io import expand
 if TYPE_CHECKING:
     import keras
 
-SUFFIXES = (".onnx", ".xml", ".tflite")
+RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".tflite": "LiteRT"}
 SAMPLES = 300
 FLAGS = {"version": "--version", "top_k": "--top-k", "freeze": "--no-freeze"}
-SUMMARY = "Write a SavedModel that TensorFlow Serving runs as it is."
+SUMMARY = "Export a run or a checkpoint as a SavedModel for TensorFlow Serving, or to ONNX, OpenVINO or LiteRT."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN", help="a run, or a checkpoint such as timm/resnet18.a1_in1k")
+    parser.add_argument("source", metavar="RUN", help="run directory, or a checkpoint such as timm/resnet18.a1_in1k")
     parser.add_argument(
         "directory",
         metavar="DIR",
-        help="the model's directory, saved_models/NAME; or a file with the network alone, of ONNX (.onnx), OpenVINO "
-        "(.xml) or LiteRT (.tflite)",
+        help="directory of the model, saved_models/NAME; or a file for ONNX (.onnx), OpenVINO (.xml) or LiteRT "
+        "(.tflite), which contains the network without preprocessing and labels",
     )
-    parser.add_argument("--version", type=int, metavar="N", help="the version (one more than the largest there)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="classes named in answers (5)")
-    parser.add_argument("--no-fold", action="store_true", help="keep batch normalisations as they are")
-    parser.add_argument("--no-freeze", action="store_true", help="keep weights as variables")
+    parser.add_argument(
+        "--version", type=int, metavar="N", help="version number (default: the highest existing one plus 1)"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="number of classes in each response (5)")
+    parser.add_argument("--no-fold", action="store_true", help="do not fold batch normalisation into convolutions")
+    parser.add_argument("--no-freeze", action="store_true", help="keep weights as variables instead of constants")
     parser.add_argument(
         "--int8",
         metavar="IMAGES",
-        help="for .tflite: weights and activations of 8 bits; a third of this folder's images is held out to measure",
+        help="with .tflite: quantise to 8 bits, calibrated on the images of this folder; a third of them measures the "
+        "result",
     )
 
 
@@ -44,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
 
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"Exporting must run on the TensorFlow backend; got KERAS_BACKEND={keras.backend.backend()}. Set "
-            "KERAS_BACKEND=tensorflow: weights that were trained on JAX load there unchanged."
+            f"Keras must run on TensorFlow for an export; got KERAS_BACKEND={keras.backend.backend()}. Set "
+            "KERAS_BACKEND=tensorflow; weights trained on JAX load without conversion."
         )
     given = {
         "version": options.version,
@@ -55,13 +58,11 @@ def run(options: argparse.Namespace) -> None:
     }
     given = {name: value for name, value in given.items() if value is not None}
     directory = expand(options.directory)
-    other_format = directory.suffix in SUFFIXES
+    other_format = directory.suffix in RUNTIMES
     if other_format and (unused := [FLAGS[name] for name in given if name != "fold"]):
-        raise ValueError(
-            f"{directory.suffix} files must be exported without {', '.join(unused)}: these are for a SavedModel."
-        )
+        raise ValueError(f"{', '.join(unused)} must not be used with {directory.suffix} files, only for a SavedModel.")
     if options.int8 is not None and directory.suffix != ".tflite":
-        raise ValueError(f"Only a LiteRT file (.tflite) can be int8; got {str(directory)!r}.")
+        raise ValueError(f"--int8 requires an output file that ends in .tflite; got {str(directory)!r}.")
     model, preprocess, labels = _read(options.source)
     if other_format:
         _convert(model, directory, preprocess, options.int8, given.get("fold", True))
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read(source: str) -> tuple[keras.Model, Any, Any]:
-    """Return a model that ends in probabilities, its preprocessing, and the names of its classes.
+    """Return a model with a softmax at its end, its preprocessing, and its labels.
 
     Args:
         source: A run's directory, or what `keras_residual.from_pretrained` takes; `~` and variables are expanded.
@@ -84,9 +85,8 @@ def _read(source: str) -> tuple[keras.Model, Any, Any]:
     config = place / "config.json"
     if place.is_dir() and not config.is_file():
         raise FileNotFoundError(
-            "The source must be a finished run of `keras-residual finetune` or a published checkpoint; both contain a "
-            f"config.json. {str(place)!r} has none. Run the same `finetune` again to finish an interrupted run; the "
-            "quickstart exports its model itself."
+            "The source must be a finished run of `keras-residual finetune` or a published checkpoint, which contain a "
+            f"config.json; {str(place)!r} has none. To finish an interrupted run, run its `finetune` command again."
         )
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
         run = Classifier.load(place)
@@ -109,19 +109,19 @@ def _export(model: keras.Model, directory: Path, **options: Any) -> None:
     print(f"  {folded['folded']} batch normalisations folded, {len(folded['kept'])} kept")
     for name, why in folded["kept"].items():
         print(f"    {name}: {why}")
-    print(f"  signatures: {', '.join(about['signatures'])}; each was run and answers as the model does")
+    print(f"  signatures: {', '.join(about['signatures'])}; each was run and agrees with the model")
     quoted = shlex.quote(str(directory))
     print(f"\nnext:\n  keras-residual serve {quoted}\n  cd {quoted} && docker compose up")
 
 
 def _convert(model: keras.Model, path: Path, preprocess: Any, int8: str | None, fold: bool) -> None:
-    """Write a file of another format, which has the network alone, and print how far it differs from the model.
+    """Write the network in another format and print how far its output differs from the model's.
 
     Args:
         model: The model, ending in probabilities.
-        path: The file; its suffix is the format.
+        path: The file; its suffix determines the format.
         preprocess: The model's preprocessing.
-        int8: Images to quantise by and to measure the result on, of which at most 300 are used; `None` for floats.
+        int8: Images for calibration and measurement, of which at most 300 are used; `None` for float32.
         fold: Whether batch normalisations are folded.
     """
     from keras_residual.classifier import model_inputs
@@ -133,14 +133,15 @@ def _convert(model: keras.Model, path: Path, preprocess: Any, int8: str | None, 
         samples = model_inputs(expand(int8), preprocess, model.input_shape[-1], SAMPLES)
     found = convert(model, path, representative=samples, fold=fold)
     if samples is None:
-        print(f"{path}: {model.name}, differs from the model by {found['difference']:.1e} in its own runtime")
+        difference = f"differs from the model by at most {found['difference']:.1e}, run by {RUNTIMES[path.suffix]}"
+        print(f"{path}: {model.name}, {difference}")
     elif "agreement" in found:
         measured = round(found["measured"])
-        agreement = f"gives the class of the full model for {found['agreement']:.1%} of {measured} other images"
+        agreement = f"predicts the class of the float32 model for {found['agreement']:.1%} of {measured} other images"
         print(f"{path}: {model.name} in int8, calibrated on {len(samples) - measured} images; {agreement}")
     else:
         print(
-            f"{path}: {model.name} in int8, calibrated on all {len(samples)} images; agreement with the full model was "
-            f"not measured, which needs {HELD_OUT} images or more"
+            f"{path}: {model.name} in int8, calibrated on all {len(samples)} images; agreement with the float32 model "
+            f"was not measured, which requires at least {HELD_OUT} images"
         )
-    print(f"  it has the network alone; an image is prepared before, from pixels 0..255: {describe(preprocess)}")
+    print(f"  the file contains the network only; prepare images of 0..255 as follows: {describe(preprocess)}")

@@ -1,4 +1,4 @@
-"""`keras-residual finetune`."""
+"""The command `keras-residual finetune`."""
 
 from __future__ import annotations
 
@@ -10,31 +10,51 @@ SUMMARY = "Train a classifier on your own images. Run the same command again to 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="a folder per class, a .csv or .parquet manifest, or tfds:NAME")
-    parser.add_argument("--model", default="ResNet18", metavar="NAME", help="a registered network (%(default)s)")
+    parser.add_argument(
+        "data", metavar="DATA", help="directory with one folder per class, a .csv or .parquet table, or tfds:NAME"
+    )
+    parser.add_argument("--model", default="ResNet18", metavar="NAME", help="name of a network (%(default)s)")
     parser.add_argument(
         "--weights",
         default="imagenet",
         metavar="SRC",
-        help="imagenet, a repository such as timm/resnet18.a1_in1k, a file, a run, or none (%(default)s)",
+        help="imagenet, a repository such as timm/resnet18.a1_in1k, a file, a run directory, or none (%(default)s)",
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the images (by the size of the data)")
-    parser.add_argument("--output", metavar="RUN", help="the run's directory (runs/NAME)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of split, order, new weights (%(default)s)")
     parser.add_argument(
-        "--validation", type=_fraction_or_source, default=0.2, metavar="PART", help="a part, or a source (%(default)s)"
+        "--epochs", type=int, metavar="N", help="number of epochs (default: by the size of the dataset)"
     )
-    parser.add_argument("--recipe", metavar="NAME", help="a preset, for example finetune or resnet_strikes_back_a2")
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images (the checkpoint's)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images in a step")
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="the highest one, for this batch size")
-    parser.add_argument("--head-epochs", type=int, metavar="N", help="epochs, out of all, that train the head alone")
+    parser.add_argument("--output", metavar="RUN", help="run directory (runs/NAME)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="seed of split, shuffling, augmentation and new weights (%(default)s)",
+    )
+    parser.add_argument(
+        "--validation",
+        type=_fraction_or_source,
+        default=0.2,
+        metavar="PART",
+        help="fraction for validation, or a dataset of its own (%(default)s)",
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="name of a recipe, for example finetune or resnet_strikes_back_a2"
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="height and width of the images (default: the checkpoint's)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images per step")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="peak learning rate, for this batch size")
+    parser.add_argument("--head-epochs", type=int, metavar="N", help="how many of the epochs train only the new head")
     parser.add_argument("--batch-norm", choices=["frozen", "train"], help="freeze or update batch-norm statistics")
-    parser.add_argument("--patience", type=int, metavar="N", help="epochs without improvement before it stops early")
     parser.add_argument(
-        "--precision", default="auto", metavar="POLICY", help="for example mixed_bfloat16 (%(default)s)"
+        "--patience", type=int, metavar="N", help="stop early after this many epochs without improvement"
     )
-    parser.add_argument("--deterministic", action="store_true", help="the same seed gives the same bits")
+    parser.add_argument(
+        "--precision", default="auto", metavar="POLICY", help="dtype policy, for example mixed_bfloat16 (%(default)s)"
+    )
+    parser.add_argument("--deterministic", action="store_true", help="make runs with the same seed bit-identical")
     parser.add_argument("--overwrite", action="store_true", help="replace a run with other settings")
     parser.add_argument(
         "--resume-anyway",
@@ -44,9 +64,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="resume an interrupted run even if settings or versions differ",
     )
     several = parser.add_argument_group("several machines", "Each runs the same command, with KERAS_BACKEND=jax.")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--processes", type=int, default=1, metavar="N", help="how many there are (%(default)s)")
-    several.add_argument("--process-id", type=int, default=0, metavar="I", help="which one this is, 0 to N - 1")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    several.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes (%(default)s)")
+    several.add_argument("--process-id", type=int, default=0, metavar="I", help="number of this process, from 0")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
         if options.processes == 1:
             raise
         print(f"keras-residual: {error}", file=sys.stderr, flush=True)
-        os._exit(2)  # at a usual exit JAX would wait for the process that has gone
+        os._exit(2)  # a normal exit would wait for the process that has ended
 
 
 def _fraction_or_source(text: str) -> float | str:

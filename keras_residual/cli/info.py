@@ -1,14 +1,14 @@
-"""`keras-residual info`."""
+"""The command `keras-residual info`."""
 
 from __future__ import annotations
 
 import argparse
 
-SUMMARY = "Show what is known of a model."
+SUMMARY = "Show parameters, cost, source and checkpoints of a model."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a model's name, its timm name, or a checkpoint of timm's")
+    parser.add_argument("name", metavar="NAME", help="name of a model, also its timm name, or of a timm checkpoint")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
         p for p in published().values() if p.tag.partition(".")[0] in names and p.tag.endswith(f".{tag}" * bool(tag))
     ]
     if tag and not known:
-        raise ValueError(f"No checkpoint {tag!r} of {row.name} is known. `keras-residual info {row.name}` shows all.")
+        raise ValueError(f"{row.name} has no checkpoint {tag!r}. `keras-residual info {row.name}` lists those it has.")
     if known:
         print(f"\n  {'checkpoint':<58} {'pixels':>6} {'classes':>7} {'top-1':>6} {'top-5':>6}    at  licence")
     for p in sorted(known, key=lambda p: -(p.top1 or 0)):

@@ -1,4 +1,4 @@
-"""`keras-residual inspect`."""
+"""The command `keras-residual inspect`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ SUMMARY = "Inspect a run: skip connections, gradients, block importance, salienc
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="the run's directory")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="draw Grad-CAM or attention roll-out on these")
-    parser.add_argument("--data", metavar="DATA", help="labelled images to measure on (the run's own)")
-    parser.add_argument("--count", type=int, default=32, metavar="N", help="how many of them (%(default)s)")
-    parser.add_argument("--output", metavar="DIR", help="where figures and tables go (RUN/inspect)")
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="images on which to draw Grad-CAM or attention rollout"
+    )
+    parser.add_argument(
+        "--data", metavar="DATA", help="labelled images for gradients and block importance (default: those of the run)"
+    )
+    parser.add_argument("--count", type=int, default=32, metavar="N", help="number of labelled images (%(default)s)")
+    parser.add_argument("--output", metavar="DIR", help="directory for figures and tables (RUN/inspect)")
 
 
 def run(options: argparse.Namespace) -> None:
     """Diagnose a run, print each result, and write figures and tables.
 
-    Gradients and blocks are measured on labelled images of `--data`, by default what the run was trained on; if there
-    are none, on the given images, labelled by the run itself.
+    Gradients and blocks are measured on the labelled images of `--data`, by default the run's training data; without
+    any, on the given images with the labels that the run predicts.
     """
     from keras_residual.classifier import Classifier
 
@@ -82,13 +86,13 @@ def _inspect(
             with attempt(f"{name}.png"):
                 result.plot(folder / f"{name}.png")
     if x is None:
-        say("Gradients and blocks are measured on images: give some, or --data.")
+        say("Gradients and block importance require images. Give image files, or --data.")
     written = [file for name in results for file in (f"{name}.png", f"{name}.csv") if (folder / file).exists()]
     say(literal(f"written to {folder}/: {', '.join(written)}"))
 
 
 def _trained_on(run: Path) -> str | None:
-    """Return the data that the run was trained on, if they still exist."""
+    """Return the path of the training data, if it still exists."""
     record = run / "run.json"
     data = json.loads(record.read_text(encoding="utf-8")).get("data") if record.is_file() else None
     return data if data and Path(data).exists() else None
@@ -111,7 +115,7 @@ def _sample(classifier: Classifier, data: str | None, count: int) -> tuple[Any, 
 
 
 def _read(classifier: Classifier, images: Sequence[str]) -> tuple[Any, list[Any]]:
-    """Return images as the network takes them, and as they are shown: cropped to what it sees."""
+    """Return images as the network's input, and as pixels for display, cropped in the same way."""
     import numpy as np
 
     from keras_residual.data import UnreadableError, decode

@@ -1,4 +1,4 @@
-"""`keras-residual list`."""
+"""The command `keras-residual list`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def run(options: argparse.Namespace) -> None:
         params = f"{row.params / 1e6:,.1f} M" if row.params else ""
         table.add_row(name, row.timm or "", row.source, params, f"{row.gmacs:,.2f}" if row.gmacs else "")
     if not names:
-        raise ValueError(f"No model matches {options.pattern!r}. `keras-residual list` shows all.")
+        raise ValueError(f"No model matches {options.pattern!r}. `keras-residual list` lists all.")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     print(f"{len(names)} models")

@@ -1,4 +1,4 @@
-"""`keras-residual predict`."""
+"""The command `keras-residual predict`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SUMMARY = "Classify images."
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Exit codes: 0 if every image was classified; 1 if an image could not be read, or there was none; 2 if the "
-        "command could not be carried out (no such run or file, a URL)."
+        "command failed (for example, no such run or file, or a URL)."
     )
-    parser.add_argument("run", metavar="RUN", help="the run's directory")
+    parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, or patterns such as 'photos/*.jpg'")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown for each (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="one line of JSON for each image")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="number of classes to print (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per image")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"keras-residual: There are no images in {', '.join(options.images)}.", file=sys.stderr)
         return 1
     classifier, failed = Classifier.load(expand(options.run)), False
-    for first in range(0, len(images), 256):  # answers appear as they are known
+    for first in range(0, len(images), 256):  # print results while the rest is running
         for found in classifier.predict(images[first : first + 256]):
             failed |= bool(found.error)
             if options.json:

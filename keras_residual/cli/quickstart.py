@@ -1,4 +1,4 @@
-"""`keras-residual quickstart`."""
+"""The command `keras-residual quickstart`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ SUMMARY = "Train, compare and export a small residual network on handwritten dig
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of runs, each with a split of its own"
-    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="number of runs, each with its own split")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first run")
-    parser.add_argument("--epochs", type=int, default=None, metavar="N", help="epochs of training")
+    parser.add_argument("--epochs", type=int, default=None, metavar="N", help="training epochs (40)")
     parser.add_argument("--width", type=int, default=32, metavar="N", help="channels of the first stage (%(default)s)")
-    parser.add_argument("--output", default="runs/digits", metavar="DIR", help="where results go (%(default)s)")
+    parser.add_argument("--output", default="runs/digits", metavar="DIR", help="run directory (%(default)s)")
     parser.add_argument(
-        "--saved-model", default="saved_models/digits", metavar="DIR", help="where the export goes (%(default)s)"
+        "--saved-model",
+        default="saved_models/digits",
+        metavar="DIR",
+        help="directory of the exported model (%(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`keras-residual verify`."""
+"""The command `keras-residual verify`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 
 from keras_residual.io import expand
 
-SUMMARY = "Check an export: its files, and the answers of its signatures."
+SUMMARY = "Verify an export: hashes of its files, and responses of its signatures."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", help="a model's directory, or one version's")
+    parser.add_argument("directory", metavar="DIR", help="directory of a model, or of one version")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Check one exported version, or all of a model, and print how far each answer differs from the recorded one."""
+    """Check one exported version, or all of a model, and print how far each response differs from the recorded one."""
     from keras_residual.exporting.bundle import METADATA, verify
 
     directory = expand(options.directory)
