@@ -282,7 +282,7 @@ def test_the_network_is_built_with_the_rates_of_the_recipe(photos, tmp_path, mon
 
 def test_a_network_without_a_default_checkpoint(photos, tmp_path):
     """The same words from the builder and from the job."""
-    words = r"weights must name .* for ResNet20, .*got 'imagenet'.*--weights none"
+    words = r"weights. must be a repository or a file for ResNet20, .*got .imagenet.*--weights none"
     with pytest.raises(ValueError, match=words):
         finetune(photos, "ResNet20", "imagenet", output=tmp_path / "run")
     with pytest.raises(ValueError, match=words):
