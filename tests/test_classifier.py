@@ -280,7 +280,7 @@ def test_a_folder_of_images_and_other_files(classifier, tmp_path):
     named = {os.path.relpath(p.name, tmp_path): p.error for p in classifier.predict(tmp_path)}
     assert [name for name, error in named.items() if not error] == ["a.png", "b", "deep/C.PNG"]
     assert "HEIC" in named["photo.heic"]
-    assert "link to nothing" in named["gone.jpg"]
+    assert "broken link" in named["gone.jpg"]
     assert len(found) == len(named) == 5
 
 

@@ -210,7 +210,7 @@ def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
     except (UnreadableError, OSError) as error:
         return error
     except MemoryError:
-        return UnreadableError("needs more memory than there is")
+        return UnreadableError("needs more memory than is available")
 
 
 def too_long(image: np.ndarray[Any, Any], size: tuple[int, int]) -> str:
