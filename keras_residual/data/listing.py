@@ -334,8 +334,8 @@ def table(
             listing.warnings.append(f"Labels that are not in classes are skipped: {listed(other)}.")
     elif all(name.isdigit() for name in occurring) and occurring != [str(i) for i in range(len(occurring))]:
         listing.warnings.append(
-            f"The labels are integers with gaps, {occurring[0]} to {occurring[-1]}; the {len(occurring)} that occur are "
-            "renumbered from 0 in this order, and the original numbers become the class names."
+            f"The labels are integers with gaps, {occurring[0]} to {occurring[-1]}; the {len(occurring)} that occur "
+            "are renumbered from 0 in this order, and the original numbers become the class names."
         )
     if len(listing.classes) < 2:
         raise ValueError(f"A manifest must have at least two classes; got {file!r} with only {listed(occurring)}.")
@@ -408,7 +408,7 @@ def _decoded(file: str) -> str:
         return content.decode("utf-16", "replace")
     if b"\0" in content[:1000]:
         raise ValueError(
-            f"A table must be text in UTF-8, or in UTF-16 with a byte order mark; got '{literal(file)}', which contains "
+            f"A table must be text in UTF-8, or in UTF-16 with a byte order mark; got '{literal(file)}', which has "
             "zero bytes, so it is UTF-16 without the mark or a binary file. Save it as CSV in UTF-8."
         )
     return content.decode("utf-8-sig", "surrogateescape")
