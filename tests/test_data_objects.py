@@ -337,7 +337,7 @@ def test_table_in_another_encoding(folder, tmp_path):
     with pytest.raises(ValueError, match=r"t\.csv', with the label 'caf\\xe9'.*cp1252.*'caf\u00e9'.*CSV UTF-8.*iconv"):
         load(tmp_path / "t.csv")
     (tmp_path / "u.csv").write_bytes(text(folder).encode("utf-16-le"))
-    with pytest.raises(ValueError, match="zero bytes: UTF-16 without the mark"):
+    with pytest.raises(ValueError, match="zero bytes, so it is UTF-16 without the mark"):
         load(tmp_path / "u.csv")
 
 
@@ -355,10 +355,10 @@ def test_table_with_the_bytes_of_file_names(folder, tmp_path):
     [
         ("t.xlsx", "Save the sheet as CSV"),
         ("t.jsonl", "to_csv"),
-        ("t.zip", "Unpack it and give the folder"),
+        ("t.zip", "Unpack it and pass the folder"),
         ("t.npz", r"pass \(images, labels\)"),
         ("t.tfrecord", "tf.data.Dataset that parses it"),
-        ("t.JPG", "one image: give the folder"),
+        ("t.JPG", "single image; pass the folder"),
         ("t.what", r"\.csv, \.tsv, \.txt or \.parquet"),
     ],
 )

@@ -27,7 +27,8 @@ def directory(path: str) -> str | None:
     ]
     if len(found) > 1:
         raise ValueError(
-            f"A TFDS directory must contain only one dataset; got '{literal(path)}' with {listed(found)}. Pass one of these."
+            f"A TFDS directory must contain only one dataset; got '{literal(path)}' with {listed(found)}. Pass one of "
+            "these."
         )
     return found[0] if found else None
 
