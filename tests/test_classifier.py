@@ -255,7 +255,7 @@ def test_paths_as_a_shell_would_expand_them(classifier, tmp_path, monkeypatch):
     assert names("$PHOTOS/**/*.png") == ["[d].png", "a.png", "b.png", "deep/c.png"]
     assert names("$PHOTOS/[d].png") == ["[d].png"], "a file of this name, not a pattern"
     for nothing in ("$PHOTOS/*.jpg", "~/nowhere.png", "$NOWHERE/a.png"):
-        with pytest.raises(FileNotFoundError, match="There is no image"):
+        with pytest.raises(FileNotFoundError, match="No such image"):
             classifier.predict(nothing)
 
 
