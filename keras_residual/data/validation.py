@@ -187,7 +187,7 @@ def _map_with_corruption(
 ) -> list[tuple[Any, str]]:
     """Map in threads and return each result with the corruption that libjpeg reports for the item, usually "".
 
-    libjpeg fills missing pixels with grey and prints a warning to standard error without naming the file. Only if a
+    libjpeg fills missing pixels with gray and prints a warning to standard error without naming the file. Only if a
     batch causes such a warning are its items with a `suspect` result decoded again, one by one. Threads help because
     the decoders release Python's global interpreter lock.
     """
