@@ -171,7 +171,7 @@ IMAGE = noise(40, 50, 3)
         (noise(10, 28, 28), r"x\[\.\.\., None\]"),
         (noise(40, 50, 7), r"shape \(40, 50, 7\)"),
         (noise(784), r"shape \(784,\)"),
-        (np.zeros((0, 5, 3)), "holds nothing"),
+        (np.zeros((0, 5, 3)), "empty array of shape"),
         (np.full((4, 4, 3), np.nan), "NaN"),
     ],
 )

@@ -107,8 +107,8 @@ def _from_records(
             examples = "; ".join(f"{literal(listing.names[i])} {records[i].reason}" for i in found[:3])
             raise ValueError(
                 f"Every class must have usable images; got the class {label!r} with {len(found)} "
-                f"file{'s' if len(found) > 1 else ''}, none of which can be used: {examples}. Repair them, or select the "
-                "classes to use with classes=[...]."
+                f"file{'s' if len(found) > 1 else ''}, none of which can be used: {examples}. Repair them, or select "
+                "the classes to use with classes=[...]."
             )
     return Gathered(
         listing.classes,
