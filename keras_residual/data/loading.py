@@ -143,7 +143,8 @@ def load(
         raise DataError(skipped)
     parts = _split(given, 0.0 if fraction is None else fraction, seed, warnings)
     if not (any(parts.values()) if partial else parts["train"]):
-        raise ValueError(f"{'Evaluation' if partial else 'Training'} needs at least one usable image; got none.")
+        purpose = "Evaluation" if partial else "Training"
+        raise ValueError(f"{purpose} data must contain at least one usable image; got none.")
     if other is None:
         validating = _examples(given, parts["validation"])
     else:

@@ -268,7 +268,7 @@ def _describe_unknown(data: bytes) -> str:
         return "has only zero bytes, probably from a crash or a failed copy"
     if not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", data[:1000]):
         return "is text, not an image"
-    return f"is not in a supported format ({READ})"
+    return f"is not an image in a supported format ({READ})"
 
 
 def _short(error: Exception) -> str:
