@@ -171,7 +171,7 @@ IMAGE = noise(40, 50, 3)
         (noise(10, 28, 28), r"x\[\.\.\., None\]"),
         (noise(40, 50, 7), r"shape \(40, 50, 7\)"),
         (noise(784), r"shape \(784,\)"),
-        (np.zeros((0, 5, 3)), "holds nothing"),
+        (np.zeros((0, 5, 3)), "empty array of shape"),
         (np.full((4, 4, 3), np.nan), "NaN"),
     ],
 )
@@ -255,7 +255,7 @@ def test_paths_as_a_shell_would_expand_them(classifier, tmp_path, monkeypatch):
     assert names("$PHOTOS/**/*.png") == ["[d].png", "a.png", "b.png", "deep/c.png"]
     assert names("$PHOTOS/[d].png") == ["[d].png"], "a file of this name, not a pattern"
     for nothing in ("$PHOTOS/*.jpg", "~/nowhere.png", "$NOWHERE/a.png"):
-        with pytest.raises(FileNotFoundError, match="There is no image"):
+        with pytest.raises(FileNotFoundError, match="No such image"):
             classifier.predict(nothing)
 
 
@@ -280,7 +280,7 @@ def test_a_folder_of_images_and_other_files(classifier, tmp_path):
     named = {os.path.relpath(p.name, tmp_path): p.error for p in classifier.predict(tmp_path)}
     assert [name for name, error in named.items() if not error] == ["a.png", "b", "deep/C.PNG"]
     assert "HEIC" in named["photo.heic"]
-    assert "link to nothing" in named["gone.jpg"]
+    assert "broken link" in named["gone.jpg"]
     assert len(found) == len(named) == 5
 
 

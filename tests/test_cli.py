@@ -180,7 +180,7 @@ def test_predict_tells_by_its_exit_code(run, photos, tmp_path, capsys):
     for folder in ("empty", "notes"):
         assert main(["predict", str(run), str(tmp_path / folder)]) == 1
         assert f"There are no images in {tmp_path / folder}." in capsys.readouterr().err
-    for given, words in (("https://example.com/a.jpg", "Download it first"), ("nowhere/*.jpg", "There is no image")):
+    for given, words in (("https://example.com/a.jpg", "Download it first"), ("nowhere/*.jpg", "No such image")):
         assert main(["predict", str(run), str(photos / "01.jpg"), given]) == 2
         out, err = capsys.readouterr()
         assert words in err

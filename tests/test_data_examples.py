@@ -122,8 +122,8 @@ def test_without_order_the_same_images_come():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 25}, "batch_size=25 for 24 images. Take a smaller batch"),
-        ({"batch_size": 0}, "positive number. Received: 0"),
+        ({"batch_size": 25}, "batch_size=25 for 24 images. Use a smaller batch_size"),
+        ({"batch_size": 0}, "positive integer; got 0"),
         ({"seed": -1}, "seed"),
         ({"start": -1}, "start"),
         ({"crop": "centre"}, "'random', 'center', 'squash', 'pad'; got 'centre'"),

@@ -27,7 +27,7 @@ def listing(classes):
 
 
 def all_occur(given):
-    arrays._all_occur(given)
+    arrays._check_classes(given)
     assert not given.warnings
 
 

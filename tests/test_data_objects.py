@@ -168,13 +168,16 @@ def test_fit_names_load(name):
 
 REJECTED = {
     "images alone": (lambda: X, r"must have labels.*\(images, labels\)"),
-    "tf.data without labels": (lambda: PAIRS.map(lambda x, y: x), r'alone. Use label_mode="int"'),
-    "weights of examples": (lambda: PAIRS.map(lambda x, y: (x, y, 1.0)), r"3 parts.*lambda image, label, \*others"),
-    "two images": (lambda: PAIRS.map(lambda x, y: {"left": x, "right": x, "y": y}), "'left' .*Say which two to use"),
-    "endless tf.data": (lambda: PAIRS.repeat(), r"without an end. Leave out \.repeat\(\)"),
-    "endless tf.data, filtered": (lambda: PAIRS.repeat().filter(lambda x, y: True), "20 are different.*cardinality"),
-    "endless PyDataset": (lambda: Batches(None), "without an end"),
-    "endless generator": (lambda: itertools.cycle(zip(X, Y, strict=True)), r"20 are different.*itertools\.islice"),
+    "tf.data without labels": (lambda: PAIRS.map(lambda x, y: x), r'got only .*Use label_mode="int"'),
+    "weights of examples": (lambda: PAIRS.map(lambda x, y: (x, y, 1.0)), r"3 values.*lambda image, label, \*others"),
+    "two images": (lambda: PAIRS.map(lambda x, y: {"left": x, "right": x, "y": y}), "'left' .*Select the two to use"),
+    "endless tf.data": (lambda: PAIRS.repeat(), r"got an infinite tf.data.Dataset. Remove \.repeat\(\)"),
+    "endless tf.data, filtered": (
+        lambda: PAIRS.repeat().filter(lambda x, y: True),
+        "only 20 of its first.*cardinality",
+    ),
+    "endless PyDataset": (lambda: Batches(None), "got an infinite Batches"),
+    "endless generator": (lambda: itertools.cycle(zip(X, Y, strict=True)), r"only 20 of its first.*itertools\.islice"),
     "empty generator": (lambda: generator([]), "yields nothing"),
     "empty list": (list, "from a folder|must be keras_residual"),
     "a number": (lambda: 3, "from a folder|must be keras_residual"),
@@ -337,7 +340,7 @@ def test_table_in_another_encoding(folder, tmp_path):
     with pytest.raises(ValueError, match=r"t\.csv', with the label 'caf\\xe9'.*cp1252.*'caf\u00e9'.*CSV UTF-8.*iconv"):
         load(tmp_path / "t.csv")
     (tmp_path / "u.csv").write_bytes(text(folder).encode("utf-16-le"))
-    with pytest.raises(ValueError, match="zero bytes: UTF-16 without the mark"):
+    with pytest.raises(ValueError, match="zero bytes, so it is UTF-16 without the mark"):
         load(tmp_path / "u.csv")
 
 
@@ -355,10 +358,10 @@ def test_table_with_the_bytes_of_file_names(folder, tmp_path):
     [
         ("t.xlsx", "Save the sheet as CSV"),
         ("t.jsonl", "to_csv"),
-        ("t.zip", "Unpack it and give the folder"),
+        ("t.zip", "Unpack it and pass the folder"),
         ("t.npz", r"pass \(images, labels\)"),
         ("t.tfrecord", "tf.data.Dataset that parses it"),
-        ("t.JPG", "one image: give the folder"),
+        ("t.JPG", "single image; pass the folder"),
         ("t.what", r"\.csv, \.tsv, \.txt or \.parquet"),
     ],
 )

@@ -75,9 +75,9 @@ def test_exactly_the_bad_ones_are_skipped(spoiled, tmp_path):
     assert {row["path"] for row in rows} == expected
     assert all(row["reason"] for row in rows)
     reasons = {row["path"]: row["reason"] for row in rows}
-    assert "FIFO; it was not opened" in reasons["cow/fifo.jpg"]
-    assert "device; it was not opened" in reasons["cow/device.jpg"]
-    assert "link to nothing" in reasons["ant/gone.jpg"]
+    assert "FIFO, not a file; it was not opened" in reasons["cow/fifo.jpg"]
+    assert "device, not a file; it was not opened" in reasons["cow/device.jpg"]
+    assert "broken link" in reasons["ant/gone.jpg"]
     assert "macOS" in reasons["ant/._000.jpg"]
     for batch, _ in found.train.training(8, 32).take(6):
         assert batch.shape == (8, 32, 32, 3)

@@ -214,7 +214,7 @@ def test_a_dataset_of_tensorflow():
     ]
     assert histories[0] == histories[1]
     endless = tf.data.Dataset.from_tensor_slices((x, y)).repeat()
-    with pytest.raises(ValueError, match=r"Leave out .repeat"):
+    with pytest.raises(ValueError, match=r"Remove .repeat"):
         fit(network(), RECIPE, endless, **QUIET)
 
 

@@ -1,4 +1,4 @@
-"""From a folder of images (or a manifest, TFDS, arrays) to checked, fast, repeatable `tf.data` pipelines."""
+"""Turn folders of images, manifests, TFDS datasets and arrays into checked, fast, repeatable `tf.data` pipelines."""
 
 from keras_residual.data.examples import Examples
 from keras_residual.data.loading import Data, DataError, load

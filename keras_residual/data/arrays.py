@@ -1,4 +1,4 @@
-"""Images that are in memory already, or listed there. Wrong values are told apart."""
+"""Check images and labels given as Python objects: arrays, PIL images, encoded images or paths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def from_collected(
     """Check the images and labels of a Python object.
 
     Raises:
-        ValueError: For images or labels that cannot be trained on, with the rule and what came.
+        ValueError: For images or labels that cannot be used for training.
     """
     if kind_of(found.images) == "paths":
         return _from_paths(found, classes, partial, cache, max_pixels, progress)
@@ -47,7 +47,7 @@ def _from_paths(
     max_pixels: int,
     progress: Progress | None,
 ) -> Gathered:
-    """Files by their paths, relative to the working directory; wherever they are, only their folder's inside counts."""
+    """Check files given by paths, naming them relative to their common folder, so that its location does not matter."""
     paths = [os.path.abspath(os.path.expanduser(os.fsdecode(path))) for path in found.images]
     root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
     labels, classes = _named(found, classes)
@@ -66,7 +66,7 @@ def _from_images(
     listing = Listing(
         "", names, found.names or [str(i) for i in range(len(items))], labels, [None] * len(items), [], warnings
     )
-    _all_occur(listing)
+    _check_classes(listing)
     if pixels is not None:
         return from_pixels(listing, pixels)
     grey = False
@@ -79,7 +79,7 @@ def _from_images(
 
 
 def _named(found: Collected, classes: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
-    """Return labels and classes, both as names where the source has names for its numbers."""
+    """Return labels and classes, both as names if the source has names for its class indices."""
     if found.classes is None:
         return found.labels, classes
     numbers = class_numbers(found.labels, known=True)
@@ -88,21 +88,21 @@ def _named(found: Collected, classes: Sequence[str] | None) -> tuple[Any, Sequen
 
 
 def _pngs_of_arrays(items: Sequence[Any]) -> tuple[list[bytes], bool]:
-    """Arrays of different sizes, kept as PNG, which loses nothing; and whether they are grey."""
+    """Encode arrays of different sizes as PNG, which is lossless, and return whether they are grayscale."""
     arrays = [np.asarray(item) for item in items]
     dtypes, channels = {item.dtype.name for item in arrays}, {item.shape[2:] for item in arrays}
     if dtypes != {"uint8"}:
-        raise ValueError(f"Images of different sizes must be uint8, 0..255. Received: {', '.join(sorted(dtypes))}.")
+        raise ValueError(f"Images of different sizes must be uint8, 0..255; got {', '.join(sorted(dtypes))}.")
     if not channels <= {(1,), (3,)}:
         raise ValueError(
-            "Images of different sizes must be arrays (height, width, channels) with 1 or 3 channels. Received: "
+            "Images of different sizes must be arrays (height, width, channels) with 1 or 3 channels; got the shapes "
             f"{' and '.join(str(item.shape) for item in arrays[:2])}."
         )
     return [tf.io.encode_png(item, compression=1).numpy() for item in arrays], channels == {(1,)}
 
 
 def _png(picture: Any) -> bytes:
-    """A PIL image as a file, so that the rules for files (transparency, palettes, 16 bits) hold for it, too."""
+    """Encode a PIL image as PNG, so that the rules for files (transparency, palettes, 16 bits) also apply to it."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         picture = picture.convert("RGB")
@@ -118,7 +118,7 @@ def _labels(y: Any, classes: Sequence[str] | None) -> tuple[list[int], tuple[str
         names = tuple(sorted(set(given)) if classes is None else map(class_name, classes))
         unknown = sorted(set(given) - set(names))
         if unknown:
-            raise ValueError(f"Each label is one of classes. Received: {listed(unknown)}; classes is {listed(names)}.")
+            raise ValueError(f"Every label must be in classes, {listed(names)}; got {listed(unknown)}.")
         number = {name: i for i, name in enumerate(names)}
         return [number[name] for name in given], names
     require_class_numbers(y, None if classes is None else len(classes), names=True)
@@ -131,11 +131,11 @@ def _labels(y: Any, classes: Sequence[str] | None) -> tuple[list[int], tuple[str
     return [int(label) for label in y], tuple(map(str, range(high + 1) if classes is None else classes))
 
 
-def _all_occur(listing: Listing) -> None:
-    """Refuses a single class, and says which classes never occur."""
+def _check_classes(listing: Listing) -> None:
+    """Reject a single class and warn about classes that have no images."""
     if len(listing.classes) < 2:
-        raise ValueError(f"Data has at least two classes. Received: {listed(listing.classes)}.")
+        raise ValueError(f"Data must have at least two classes; got {listed(listing.classes)}.")
     occurring = set(listing.labels)
-    dead = [name for i, name in enumerate(listing.classes) if i not in occurring]
-    if dead:
-        listing.warnings.append(f"No image has one of the classes {listed(dead)}: nothing can be learned of them.")
+    empty = [name for i, name in enumerate(listing.classes) if i not in occurring]
+    if empty:
+        listing.warnings.append(f"There are no images of the classes {listed(empty)}, so they cannot be learned.")

@@ -1,4 +1,4 @@
-"""What every kind of source comes to before it is split: usable images, their labels, and what was found out."""
+"""Collect the usable images of any source, with labels and warnings, before they are split."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Gathered:
     """Usable images of one source.
 
     Attributes:
-        classes: Names of the classes, in the order of their numbers.
+        classes: Class names, in the order of their indices.
         store: The images.
-        names: Name of each.
-        labels: Number of its class.
-        splits: `"train"`, `"validation"`, `"test"`, or `None` where the source does not say.
-        digests: Hash of each one's content.
-        skipped: Images that are left out, with the reason.
-        warnings: What the user should know.
-        named: Whether names identify the images. If not, their content does: the source returns them in any order.
+        names: Name of each image.
+        labels: Class index of each image.
+        splits: `"train"`, `"validation"`, `"test"`, or `None` if the source does not define a split.
+        digests: Hash of the content of each image.
+        skipped: Skipped images, with the reason.
+        warnings: Warnings for the user.
+        named: Whether names identify the images. If not, their content does, because the source has no fixed order.
     """
 
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Gathered:
 def from_listing(
     listing: Listing, source: str, cache: str | os.PathLike[str] | bool, max_pixels: int, progress: Progress | None
 ) -> Gathered:
-    """Looks at every file of a listing."""
+    """Check every file of a listing."""
     place = default_cache(source) if cache is True else Path(cache) if cache else None  # type: ignore[arg-type]
     paths = [listing.path(name) for name in listing.names]
     records = scan(paths, place, max_pixels, progress)
@@ -63,12 +63,12 @@ def from_listing(
 def from_bytes(
     listing: Listing, items: list[bytes], channels: int, max_pixels: int, progress: Progress | None
 ) -> Gathered:
-    """Looks at images that are in memory, encoded; `listing` has their names."""
-    return _from_records(listing, items, scan_bytes(items, max_pixels, progress), channels, True, "the data set")
+    """Check encoded images in memory, whose names are in `listing`."""
+    return _from_records(listing, items, scan_bytes(items, max_pixels, progress), channels, True, "the dataset")
 
 
 def from_pixels(listing: Listing, images: np.ndarray[Any, Any]) -> Gathered:
-    """Images that are decoded already, `(N, height, width, channels)` uint8."""
+    """Gather decoded images, `(N, height, width, channels)` uint8."""
     digests = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
     return Gathered(
         listing.classes,
@@ -100,14 +100,15 @@ def _from_records(
             continue
         if not found:
             raise ValueError(
-                f"Each class has images. Received: the class {label!r} without any in {where}. Put some in, remove it, "
-                "or name the classes that count with classes=[...]."
+                f"Every class must have images; got the class {label!r} without any in {where}. Add some, remove the "
+                "class, or select the classes to use with classes=[...]."
             )
         if all(records[i].reason for i in found):
             examples = "; ".join(f"{literal(listing.names[i])} {records[i].reason}" for i in found[:3])
             raise ValueError(
-                f"Each class has images that can be used. Received: the class {label!r}, of whose {len(found)} files "
-                f"none can: {examples}. Mend them, or name the classes that count with classes=[...]."
+                f"Every class must have usable images; got the class {label!r} with {len(found)} "
+                f"file{'s' if len(found) > 1 else ''}, none of which can be used: {examples}. Repair them, or select "
+                "the classes to use with classes=[...]."
             )
     return Gathered(
         listing.classes,
@@ -122,19 +123,21 @@ def _from_records(
 
 
 _NOTES = {
-    "animated": "animated: the first frame counts",
-    "several pages": "TIFFs of several pages: the first one counts",
-    "transparent": "partly transparent: transparency is dropped, so colours underneath show",
-    "16-bit": "16-bit: the high byte counts",
-    "extra bytes": "JPEGs with bytes that do not belong there: look at them",
-    "CMYK": "CMYK: converted to RGB without a colour profile",
+    "animated": "animated: only the first frame is used",
+    "several pages": "multi-page TIFF: only the first page is used",
+    "transparent": "partly transparent: transparency is dropped, so the colors underneath show",
+    "16-bit": "16-bit: only the high byte is used",
+    "extra bytes": "JPEG with extraneous bytes: check that it looks right",
+    "CMYK": "CMYK: converted to RGB without a color profile",
 }
 
 
 def _notes(names: list[str], records: list[Record]) -> list[str]:
     warnings = []
-    for note, words in _NOTES.items():
+    for note, explanation in _NOTES.items():
         found = [name for name, record in zip(names, records, strict=True) if note in record.notes]
         if found:
-            warnings.append(f"{len(found):,} image{'s are' if len(found) > 1 else ' is'} {words} ({listed(found, 3)}).")
+            warnings.append(
+                f"{len(found):,} image{'s are' if len(found) > 1 else ' is'} {explanation} ({listed(found, 3)})."
+            )
     return warnings

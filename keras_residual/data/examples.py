@@ -1,4 +1,4 @@
-"""One split of a data set, and the `tf.data` pipelines that training and evaluation read it by."""
+"""Build the `tf.data` pipelines for training and evaluation from one split of a dataset."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Geometry = int | tuple[int, int] | Weights | Preprocess
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """Images and the numbers of their classes.
+    """Images with their class indices.
 
     Attributes:
-        store: Where the pixels are.
-        rows: `(n,)`: which of the store's images these are.
-        labels: `(n,)` int32.
-        names: Name of each image: its path where it is a file.
+        store: Store that contains the images.
+        rows: `(n,)`: indices of these images in the store.
+        labels: `(n,)` int32: class indices.
+        names: Name of each image; the path if it is a file.
     """
 
     store: Store
@@ -38,7 +38,7 @@ class Examples:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray[Any, Any], int]:
-        """The image `(height, width, channels)`, uint8, upright and whole, and its label."""
+        """Return the full image `(height, width, channels)`, uint8, upright, and its label."""
         place = int(self.rows[index])
         with tf.device("CPU:0"):
             image = self._upright(tf.constant(place, tf.int32))
@@ -46,26 +46,26 @@ class Examples:
 
     @property
     def channels(self) -> int:
-        """Channels of every image."""
+        """Return the number of channels of every image."""
         return self.store.channels
 
     def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Examples:
-        """Some of the examples, in the given order."""
+        """Select examples by index, in the given order."""
         indices = np.asarray(indices, "int64")
         return Examples(self.store, self.rows[indices], self.labels[indices], tuple(self.names[i] for i in indices))
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches in an epoch.
+        """Return the number of full batches in an epoch.
 
         Raises:
-            ValueError: If there is not even one.
+            ValueError: If there are fewer images than one batch.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size is a positive number. Received: {batch_size}.")
+            raise ValueError(f"batch_size must be a positive integer; got {batch_size}.")
         if len(self) < batch_size:
             raise ValueError(
-                f"Training takes full batches, so a batch has at most as many images as there are. Received: "
-                f"batch_size={batch_size} for {len(self)} images. Take a smaller batch."
+                "batch_size must be at most the number of training images, because training uses only full batches; "
+                f"got batch_size={batch_size} for {len(self)} images. Use a smaller batch_size."
             )
         return len(self) // batch_size
 
@@ -84,39 +84,41 @@ class Examples:
         deterministic: bool = True,
         part: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
-        """Endless batches for training, all full: images `(B, height, width, C)` uint8, labels `(B,)` int32.
+        """Return an infinite dataset of full training batches.
 
-        Each epoch has an order of its own, from which the remainder that fills no batch is left out. Order, crop and
-        flip are a function of the seed, the epoch and the position in it alone: what begins at `start=k` is exactly
-        what follows the first k batches. Parts of JPEGs are decoded, not whole ones, scaled down by the decoder where
-        they are much larger than `size`; then resized, as `_resized` says.
+        A batch consists of images `(B, height, width, C)` uint8 and labels `(B,)` int32. Each epoch has a different
+        order, and its last `len(self) % batch_size` images are dropped. Order, crop and flip depend only on the seed,
+        the epoch and the position in the epoch, so a dataset with `start=k` continues exactly after the first k
+        batches. Only the cropped part of a JPEG is decoded, and the decoder scales it down if it is much larger than
+        `size`; then it is resized as described in `_resized`.
 
         Args:
-            batch_size: Images in a batch.
+            batch_size: Number of images per batch.
             size: Height and width of the images, or one number for both.
-            seed: 0 to 2**32 - 1.
-            start: The step to begin at, counted from the beginning of training.
-            crop: `"random"`, `"center"`, `"squash"` or `"pad"`, as in `sampling.Views`, and likewise the next three.
-            scale: Part of the area that a random crop takes.
-            ratio: Width / height of a random crop.
+            seed: Random seed, 0 to 2**32 - 1.
+            start: First step, counted from the beginning of training.
+            crop: `"random"`, `"center"`, `"squash"` or `"pad"`. This and the next four are described in
+                `sampling.Views`.
+            scale: Smallest and largest fraction of the area of a random crop.
+            ratio: Smallest and largest width / height of a random crop.
             padding: Pixels on each side for `"pad"`; by default an eighth of the size.
             flip: Whether half of the images are mirrored left to right.
-            deterministic: Whether images come in order; if not, one that is slow to read does not hold up others.
-            part: `(i, n)`: the i-th of n equal parts of each batch, for one of n processes.
+            deterministic: Whether to keep the order of the images. If not, a slow image does not delay others.
+            part: `(i, n)`: return the i-th of n equal parts of each batch, for one of n processes.
 
         Raises:
-            ValueError: If there are fewer images than a batch has, or an argument is out of its range.
+            ValueError: If there are fewer images than one batch, or an argument is out of range.
         """
         steps = self.steps_per_epoch(batch_size)
         size = height_and_width(size)
         views = Views(size, crop, scale, ratio, min(size) // 8 if padding is None else padding, flip)
         if not 0 <= seed < 1 << 32:
-            raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
+            raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {seed}.")
         if not 0 <= start < steps << 31:
-            raise ValueError(f"start is the number of a step, from 0 on. Received: {start}.")
+            raise ValueError(f"start must be the index of a step, from 0 to {(steps << 31) - 1:,}; got {start}.")
         if not 0 <= part[0] < part[1] or batch_size % part[1]:
             raise ValueError(
-                f"part (i, n) is one of n equal parts of {batch_size} images, 0 <= i < n. Received: {part}."
+                f"part must be (i, n), with 0 <= i < n and n a divisor of the batch size {batch_size}; got {part}."
             )
         each = batch_size // part[1]
         data: Any = sampling.positions(len(self), batch_size, seed, start)
@@ -127,42 +129,45 @@ class Examples:
         def planned(place: Any, position: Any, noise: Any) -> Any:
             return *self._planned(views, tf.gather(rows, place), noise), tf.gather(labels, place)
 
-        def seen(row: Any, window: Any, way: Any, turns: Any, shift: Any, label: Any) -> Any:
-            return self._seen(views, row, window, way, turns, shift), label
+        def rendered(row: Any, window: Any, way: Any, turns: Any, shift: Any, label: Any) -> Any:
+            return self._rendered(views, row, window, way, turns, shift), label
 
-        # planned many at a time, before anything is read
+        # Planning a chunk of images at once is cheaper than one at a time.
         data = data.batch(sampling.CHUNK).map(_plain(planned)).unbatch()
-        data = data.map(_plain(seen), tf.data.AUTOTUNE, deterministic)
+        data = data.map(_plain(rendered), tf.data.AUTOTUNE, deterministic)
         data = data.batch(each, drop_remainder=True)
         data = data.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
         return data.with_options(_options(deterministic)).prefetch(tf.data.AUTOTUNE)
 
     def evaluation(self, batch_size: int, size: Geometry) -> tf.data.Dataset:
-        """All images once, in order: images `(B, height, width, C)` uint8, labels `(B,)` int32; the last batch may be
-        smaller.
+        """Return a dataset of all images, once and in order; the last batch may be smaller.
 
-        The geometry is that of `keras_residual.preprocessing`; its mean and standard deviation are not applied.
+        A batch consists of images `(B, height, width, C)` uint8 and labels `(B,)` int32. Images are resized and cropped
+        as in `keras_residual.preprocessing`, but not normalized by its mean and standard deviation.
 
         Args:
-            batch_size: Images in a batch.
-            size: A `Preprocess` layer or a checkpoint's record, for resizing and cropping as they say; or the height
-                and width, for `Preprocess`' own defaults.
+            batch_size: Number of images per batch.
+            size: A `Preprocess` layer or the record of a checkpoint, to resize and crop accordingly; or the height and
+                width, to use the defaults of `Preprocess`.
+
+        Raises:
+            ValueError: If `batch_size` is not positive or `size` is invalid.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size is a positive number. Received: {batch_size}.")
+            raise ValueError(f"batch_size must be a positive integer; got {batch_size}.")
         layer = geometry(size, self.channels)
         shape = (*layer.size, self.channels)
         rows, labels = self._tensors()
 
-        def seen(i: Any) -> Any:
+        def rendered(i: Any) -> Any:
             image = self._upright(tf.gather(rows, i))
             if keras.backend.backend() == "tensorflow":
                 image = _cropped(layer, image)
-            else:  # Keras' operations are not TensorFlow's then
+            else:  # with other backends, Keras operations cannot run in a tf.data graph
                 image = tf.numpy_function(lambda x: np.asarray(_cropped(layer, x)), [image], tf.uint8)
             return tf.ensure_shape(image, shape), tf.gather(labels, i)
 
-        data = tf.data.Dataset.range(len(self)).map(_plain(seen), tf.data.AUTOTUNE, deterministic=True)
+        data = tf.data.Dataset.range(len(self)).map(_plain(rendered), tf.data.AUTOTUNE, deterministic=True)
         return data.batch(batch_size).with_options(_options(True)).prefetch(tf.data.AUTOTUNE)
 
     def _tensors(self) -> tuple[Any, Any]:
@@ -170,7 +175,7 @@ class Examples:
             return tf.constant(self.rows, tf.int32), tf.constant(self.labels, tf.int32)
 
     def _planned(self, views: Views, row: Any, noise: Any) -> tuple[Any, ...]:
-        """For many images: the row, the part of the file, how to read it, how to turn it, the shift."""
+        """Return, for many images, the row, the window, the way to read it, the flags to turn it and the shift."""
         _, height, width, transpose, upside_down, mirrored = self.store.facts(row)
         upright = tf.where(transpose, width, height), tf.where(transpose, height, width)
         window = sampling.windows(views, *upright, noise)
@@ -182,8 +187,8 @@ class Examples:
         shift = tf.cast(noise[:, :2] * float(2 * views.padding + 1), tf.int32)
         return row, window, way, turns, shift
 
-    def _seen(self, views: Views, row: Any, window: Any, way: Any, turns: Any, shift: Any) -> Any:
-        """One image as training sees it."""
+    def _rendered(self, views: Views, row: Any, window: Any, way: Any, turns: Any, shift: Any) -> Any:
+        """Return one training image: read, resized, turned and shifted as planned."""
         image = self.store.part(row, window, way)
         transposed = self.store.transposed
         image = _resized(image, tf.where(turns[0], views.size[::-1], views.size) if transposed else views.size)
@@ -195,7 +200,7 @@ class Examples:
         return tf.ensure_shape(image, (*views.size, self.channels))
 
     def _upright(self, row: Any) -> Any:
-        """One image, whole."""
+        """Return one full image, upright."""
         image = self.store.whole(row)
         if not self.store.turned:
             return image
@@ -203,20 +208,20 @@ class Examples:
 
 
 def _turned(image: Any, turns: Any, transposed: bool) -> Any:
-    """Transposes, turns upside down and mirrors an image as three flags say; the first only if `transposed`."""
+    """Transpose (only if `transposed`), flip upside down and mirror an image, each if its flag in `turns` is set."""
     if transposed:
         image = tf.cond(turns[0], lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image))
-    turn = tf.reduce_any(turns[1:])  # to turn costs as much as to copy three times
+    turn = tf.reduce_any(turns[1:])  # flipping costs as much as three copies
     return tf.cond(turn, lambda: tf.reverse(image, tf.boolean_mask([0, 1], turns[1:])), lambda: tf.identity(image))
 
 
 def _plain(function: Any) -> Any:
-    """Spares TensorFlow looking for Python's own control flow, of which there is none."""
+    """Exclude a function from AutoGraph conversion, which it does not need as it has no Python control flow."""
     return tf.autograph.experimental.do_not_convert(function)
 
 
 def geometry(size: Geometry, channels: int = 3) -> Preprocess:
-    """The layer that resizes and crops as a checkpoint wants it, but does not normalise."""
+    """Return a `Preprocess` layer that resizes and crops as required, but with a standard deviation of 1."""
     if isinstance(size, Weights):
         size = preprocessing(size)
     if not isinstance(size, Preprocess):
@@ -229,7 +234,7 @@ def height_and_width(size: Any) -> tuple[int, int]:
     """Return a size as height and width.
 
     Raises:
-        ValueError: If it is neither one positive whole number nor two of them.
+        ValueError: If it is neither one positive integer nor two of them.
     """
     pair = (size, size) if isinstance(size, (int, np.integer)) else size
     if (
@@ -238,8 +243,8 @@ def height_and_width(size: Any) -> tuple[int, int]:
         or not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in pair)
     ):
         raise ValueError(
-            f"size must be one positive number of pixels, or (height, width), as arrays have them. Received: {size!r}. "
-            "The size of a PIL image is (width, height): use image.size[::-1]."
+            f"size must be one positive integer, or (height, width) in pixels; got {size!r}. The size of a PIL image "
+            "is (width, height): use image.size[::-1]."
         )
     return int(pair[0]), int(pair[1])
 
@@ -250,13 +255,13 @@ def _cropped(layer: Preprocess, image: Any) -> Any:
 
 
 def _resized(image: Any, size: Any) -> Any:
-    """`(height, width, C)` -> size, uint8: bilinear, where it shrinks by half as much again by area first.
+    """Resize `(height, width, C)` to a size, as uint8: bilinear, after area resizing if it shrinks by more than 1.5.
 
-    Up to that factor plain bilinear is as near to Pillow's bicubic as Pillow's bilinear is; beyond, it leaves out
-    pixels. Either is several times faster than `tf.image.resize(antialias=True)`.
+    Up to that factor, plain bilinear resizing is as close to Pillow's bicubic as Pillow's bilinear is; beyond it, it
+    ignores pixels. Both are several times faster than `tf.image.resize(antialias=True)`.
     """
     shape = tf.shape(image)[:2]
-    image = tf.cast(image[None], tf.float32)  # the kernels for floats are the faster ones
+    image = tf.cast(image[None], tf.float32)  # the float kernels are faster
 
     def bilinear(x: Any) -> Any:
         return tf.raw_ops.ResizeBilinear(images=x, size=size, half_pixel_centers=True)[0]
@@ -272,6 +277,6 @@ def _resized(image: Any, size: Any) -> Any:
 def _options(deterministic: bool) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = deterministic
-    # images are divided by `part` or by the strategy, not by rewriting the pipeline
+    # `part` or the distribution strategy divides the images; TensorFlow must not rewrite the pipeline for that.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return options

@@ -1,4 +1,4 @@
-"""Images in any form that a caller has them: files, folders, patterns, encoded bytes, Pillow images, arrays."""
+"""Find and read images given as files, folders, patterns, encoded bytes, PIL images or arrays."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from keras_residual.io import expand
 from keras_residual.reading import host
 from keras_residual.reading.host import UnreadableError
 
-# Also those of photos that are not read: a folder's HEIC photos must be reported, not passed over.
+# Includes formats that we cannot read, so that, for example, HEIC photos in a folder are reported instead of ignored.
 _SUFFIXES = {*SUFFIXES, ".jpe", ".dib", ".pbm", ".pnm", ".j2k", ".heic", ".heif", ".jxl"}
 _MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP", re.DOTALL)
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of two left
-_RULE = "An image must be an array (height, width, channels) of 0..255, or (height, width) if it is grey."
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib collapses "//" to "/"
+_RULE = "An image must be an array (height, width, channels) of 0..255, or (height, width) if grayscale"
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -33,15 +33,15 @@ def find(places: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[Pat
     """Find image files.
 
     Args:
-        places: Files, folders, which are searched with all that is in them, and patterns such as `photos/*.jpg`; `~`
-            and environment variables are expanded.
+        places: Files, folders, which are searched recursively, and patterns such as `photos/*.jpg`; `~` and
+            environment variables are expanded.
 
     Returns:
-        The images, in order, and the files in folders that are passed over: hidden ones, and those that neither their
-        suffix nor their first bytes show to be images.
+        The images, in order, and the skipped files in folders: hidden files, and files that neither their suffix nor
+        their first bytes identify as images.
 
     Raises:
-        FileNotFoundError: If there is no such file, or none of this pattern.
+        FileNotFoundError: If a file does not exist or no file matches a pattern.
         ValueError: For a URL.
     """
     found: list[Path] = []
@@ -58,7 +58,7 @@ def find(places: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], list[Pat
         else:
             matches = sorted(glob.glob(str(path), recursive=True))
             if not matches:
-                raise FileNotFoundError(f"There is no image {str(path)!r}.")
+                raise FileNotFoundError(f"No such image: {str(path)!r}. Check the path or pattern.")
             more, others = find(map(Path, matches))
             found, skipped = found + more, skipped + others
     return found, skipped
@@ -70,7 +70,7 @@ def _is_image(file: Path, folder: Path) -> bool:
     if file.suffix.lower() in _SUFFIXES:
         return True
     try:
-        if not file.is_file():  # to open a FIFO would wait for ever
+        if not file.is_file():  # opening a FIFO would block forever
             return False
         with file.open("rb") as opened:
             return bool(_MAGIC.match(opened.read(16)))
@@ -82,19 +82,19 @@ def _is_image(file: Path, folder: Path) -> bool:
 
 
 def named(images: Any, channels: int = 3) -> list[tuple[str, Any]]:
-    """List images of any form.
+    """List images of any form with their names.
 
     Args:
-        images: A path, folder or pattern; the bytes of a file; a Pillow image; an array or tensor of one image or of a
-            batch; or an iterable of these, mixed.
-        channels: Arrays may have these, as the classifier does, or 1, 3 or 4.
+        images: A path, folder or pattern; the bytes of a file; a PIL image; an array or tensor of one image or of a
+            batch; or an iterable of any of these.
+        channels: Number of input channels of the classifier. Arrays must have this many channels, or 1, 3 or 4.
 
     Returns:
-        Each one's name, its path or number, with what `read` takes.
+        The name of each image (its path or its index) and a source that `read` accepts.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: For an array that is no image of 0..255. In a list, with its index.
+        ValueError: For an array that is not an image of 0..255; for lists, the message contains the index.
         TypeError: For anything else.
     """
     single = isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike, Image.Image))
@@ -114,7 +114,7 @@ def named(images: Any, channels: int = 3) -> list[tuple[str, Any]]:
 
 
 def _one(image: Any, number: int, channels: int) -> Iterator[tuple[str, Any]]:
-    """Name one image, or each of a folder or of a batch."""
+    """Yield the name and source of one image, or of each image in a folder or batch."""
     if not isinstance(image, Image.Image) and hasattr(image, "__array__"):
         array = np.asarray(image)
         if array.ndim or array.dtype.kind not in "SUO":
@@ -143,45 +143,45 @@ def _pixels(array: np.ndarray[Any, Any], channels: int) -> np.ndarray[Any, Any]:
     shape, kinds = array.shape, (1, 3, 4, channels)
     batch = array[None, ..., None] if array.ndim == 2 else array[None] if array.ndim == 3 else array
     if batch.ndim == 4 and batch.shape[-1] not in kinds:
-        hint = " If it is a batch of grey images, add the axis of channels: x[..., None]." if array.ndim == 3 else ""
+        hint = " If it is a batch of grayscale images, add a channel axis: x[..., None]." if array.ndim == 3 else ""
         if batch.shape[1] in kinds:
             hint = channels_first(array.ndim - 3)
-        raise ValueError(f"{_RULE} Received: shape {shape}.{hint}")
+        raise ValueError(f"{_RULE}; got shape {shape}.{hint}")
     if batch.ndim != 4:
-        raise ValueError(f"{_RULE} Received: shape {shape}.")
+        raise ValueError(f"{_RULE}; got shape {shape}.")
     return checked_pixels(batch, [])
 
 
 def checked_pixels(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[Any, Any]:
-    """Return a batch of images as uint8, if its values are of 0..255.
+    """Check that a batch of images has values of 0..255 and return it as uint8.
 
     Args:
-        x: `(N, height, width, channels)`, of whole or floating numbers.
-        warnings: Gets what is allowed but suspicious.
+        x: `(N, height, width, channels)`, integer or floating-point.
+        warnings: List to which warnings about allowed but suspicious values are appended.
 
     Raises:
-        ValueError: For a wrong rank, order of axes, range or dtype, with the rule and what came.
+        ValueError: For a wrong rank, order of axes, range or dtype.
     """
-    rule = "Images must be an array (number, height, width, channels) of 0..255."
+    rule = "Images must be an array (number, height, width, channels) of 0..255"
     if x.ndim == 3:
-        raise ValueError(f"{rule} Received: {x.shape}. If they are grey, add the axis of channels: x[..., None].")
+        raise ValueError(f"{rule}; got shape {x.shape}. If they are grayscale, add a channel axis: x[..., None].")
     if x.ndim != 4:
-        raise ValueError(f"{rule} Received: {x.shape}.")
+        raise ValueError(f"{rule}; got shape {x.shape}.")
     if not x.size:
-        raise ValueError(f"{rule} Received: {x.shape}, which holds nothing.")
+        raise ValueError(f"{rule}; got an empty array of shape {x.shape}.")
     if x.shape[1] in (1, 3, 4) and x.shape[-1] > 4:
-        raise ValueError(f"{rule} Received: {x.shape}.{channels_first()}")
+        raise ValueError(f"{rule}; got shape {x.shape}.{channels_first()}")
     if x.dtype.name == "bfloat16":
         x = x.astype("float32")
     require_pixels(x)
     high = x.max()
     if 0 < high < 64:
         warnings.append(
-            f"The images' values end at {high:g}, where 0..255 is expected: scale them if 255 is not white."
+            f"The largest pixel value is {high:g}, but 0..255 is expected; scale the images if 255 is not white."
         )
     rounded = np.round(x).astype("uint8")
     if x.dtype.kind == "f" and not np.array_equal(rounded, x):
-        warnings.append("The images' values are rounded to whole numbers.")
+        warnings.append("The pixel values are rounded to integers.")
     return rounded
 
 
@@ -189,11 +189,11 @@ def checked_pixels(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[A
 
 
 def read(sources: Sequence[Any]) -> list[np.ndarray[Any, Any] | str]:
-    """Read images as `named` lists them.
+    """Read images from the sources that `named` returns.
 
     Returns:
-        Of each the pixels, uint8 `(height, width, channels)`, or why it cannot be read, by the same verdict as before
-        training.
+        For each image its pixels, uint8 `(height, width, channels)`, or the reason why it cannot be read, decided as
+        in the check before training.
     """
     if all(isinstance(source, np.ndarray) for source in sources):
         return list(sources)
@@ -210,11 +210,11 @@ def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
     except (UnreadableError, OSError) as error:
         return error
     except MemoryError:
-        return UnreadableError("needs more memory than there is")
+        return UnreadableError("needs more memory than is available")
 
 
 def too_long(image: np.ndarray[Any, Any], size: tuple[int, int]) -> str:
-    """Return why an image is too long to be resized by its shorter side to a model's size; "" if it is not."""
+    """Return why an image is too long to resize its shorter side to the model's size; "" if it can be resized."""
     longer, shorter = max(image.shape[:2]), min(image.shape[:2])
     if longer // shorter * size[0] * size[1] <= host.MAX_PIXELS:
         return ""

@@ -1,4 +1,4 @@
-"""`load`: any source becomes checked examples to train on and to validate with."""
+"""Load datasets from any supported source, checked and split for training and validation."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from keras_residual.reading.host import MAX_PIXELS
 
 
 class DataError(ValueError):
-    """Images that cannot be used, where `on_error="raise"` asks for an error.
+    """Error for images that cannot be used, raised with `on_error="raise"`.
 
     Attributes:
-        skipped: Each of them, with the reason.
+        skipped: Name of each such image, with the reason.
     """
 
     def __init__(self, skipped: Sequence[tuple[str, str]]) -> None:
@@ -36,23 +36,23 @@ class DataError(ValueError):
         if len(skipped) > 50:
             lines.append(f"  and {len(skipped) - 50:,} more")
         super().__init__(
-            f"{len(skipped):,} images cannot be used. Mend or remove them, or leave them out with "
+            f"{len(skipped):,} images cannot be used. Repair or remove them, or skip them with "
             'on_error="skip":\n' + "\n".join(lines)
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """A data set, checked and split.
+    """A checked and split dataset.
 
     Attributes:
-        train: What to train on.
-        validation: What to choose by; may be empty, if that was asked for.
-        test: What is held out for the end, if the source has such a part.
-        labels: Names of the classes, in the order of their numbers.
-        skipped: Images that are left out, with the reason.
-        warnings: What is odd about the data, in plain words.
-        fingerprint: Changes with any file's name, content, class or split, and with the names of the classes.
+        train: Training split.
+        validation: Validation split, for model selection; empty only if requested.
+        test: Test split, for the final evaluation, if the source has one.
+        labels: Class names, in the order of their indices.
+        skipped: Skipped images, with the reason.
+        warnings: Warnings about the data, as sentences to print.
+        fingerprint: Hash that changes with the name, content, class or split of any image, and with the class names.
     """
 
     train: Examples
@@ -64,15 +64,15 @@ class Data:
     fingerprint: str
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
-        """Writes what is left out as a CSV table with the columns path and reason."""
+        """Write the skipped images to a CSV file with the columns path and reason."""
         write_table(Path(path), ("path", "reason"), self.skipped)
 
     def __str__(self) -> str:
-        words = f"{len(self.labels)} classes, {len(self.train):,} images to train on"
-        words += f", {len(self.validation):,} to validate with" + (
+        text = f"{len(self.labels)} classes, {len(self.train):,} images to train on"
+        text += f", {len(self.validation):,} to validate with" + (
             f", {len(self.test):,} to test with" if self.test else ""
         )
-        return words + (f"; {len(self.skipped):,} left out" if self.skipped else "")
+        return text + (f"; {len(self.skipped):,} skipped" if self.skipped else "")
 
 
 def load(
@@ -88,73 +88,74 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Data:
-    """Loads a data set; every image is decoded once, by the decoder that training uses, before anything else.
+    """Load a dataset and check every image by decoding it once with the decoder used in training.
 
     Args:
-        source: A folder with a folder per class, or with `train/` and `val/` (`valid/`, `validation/`) and perhaps
-            `test/`, which have a folder per class each; a table (`.csv`, `.tsv`, `.txt`, `.parquet`, or a DataFrame)
-            with the columns path, label and perhaps split (train, val or test); `"tfds:NAME"` or `"tfds:NAME:CONFIG"`;
-            a directory prepared by TFDS; `(images, labels)`, images as an array `(N, height, width, channels)` of
-            0..255, or a list of arrays, PIL images, encoded images or paths; a finite `tf.data.Dataset`,
-            `keras.utils.PyDataset`, data loader, generator or list of `(image, label)`, one by one or in batches.
-            `tf.data`, `PyDataset`, loaders and generators may shuffle: the order is a function of the content alone,
-            and so are split and fingerprint. Their `class_names` are used.
-        validation: Part of the images, 0 <= validation < 1, that validates, where the source does not say which; the
-            same part of each class. Or a source of its own, of any kind.
-        seed: Which images validate: a function of their names and the seed.
-        classes: Names of the classes that count, in the order of their numbers; all, sorted, by default.
-        partial: Whether this is a set to measure with: some of `classes` may be without images, and others are an
-            error. So it always is for a source of `validation`.
-        on_error: `"skip"` leaves out images that cannot be used and lists them in `skipped`; `"raise"` raises.
-        cache: Where verdicts on files are kept, so that those that did not change are not looked at again: a file;
-            `True` for one in the user's cache directory, `False` for none.
-        max_pixels: Larger images are refused before they are decoded.
-        data_dir: Where TFDS keeps its data sets, for `"tfds:..."`.
-        progress: Called now and then with the number of images looked at and of all.
+        source: A folder with one subfolder per class, or with `train/`, `val/` (`valid/`, `validation/`) and optionally
+            `test/`, each with one subfolder per class; a table (`.csv`, `.tsv`, `.txt`, `.parquet`, or a DataFrame)
+            with the columns path, label and optionally split (train, val or test); `"tfds:NAME"` or
+            `"tfds:NAME:CONFIG"`; a directory prepared by TFDS; `(images, labels)`, with the images as an array
+            `(N, height, width, channels)` of 0..255, or a list of arrays, PIL images, encoded images or paths; a
+            finite `tf.data.Dataset`, `keras.utils.PyDataset`, data loader, generator or list of `(image, label)`, one
+            by one or in batches. `tf.data`, `PyDataset`, loaders and generators may shuffle: order, split and
+            fingerprint depend on the content alone. Their `class_names` are used.
+        validation: Fraction of the images to use for validation, 0 <= validation < 1, if the source does not define a
+            validation split; the same fraction of each class. Or a separate source of any supported kind.
+        seed: Seed of the validation split, which depends only on the image names and the seed.
+        classes: Names of the classes to use, in the order of their indices; by default all classes, sorted.
+        partial: Whether the dataset is only for evaluation. Some of `classes` may then have no images, and any other
+            class is an error. A source passed as `validation` is always treated this way.
+        on_error: `"skip"` skips images that cannot be used and lists them in `skipped`; `"raise"` raises an error.
+        cache: Cache of scan results, so that unchanged files are not decoded again: a file, `True` for a file in the
+            user's cache directory, or `False` for no cache.
+        max_pixels: Larger images are rejected before decoding.
+        data_dir: Directory in which TFDS stores its datasets, for `"tfds:..."`.
+        progress: Called periodically with the number of images checked and the total.
 
     Returns:
-        The data set. Print its `warnings`.
+        The dataset. Print its `warnings`.
 
     Raises:
-        ValueError: If the source is not of these kinds, or something about it makes training pointless: a class
-            without images, only one class, classes in validation that training lacks, labels out of range.
-        DataError: A `ValueError` that lists the images that cannot be used, if `on_error="raise"`.
-        FileNotFoundError: If there is no such folder or file.
+        ValueError: If the source is of no supported kind, or the data cannot be used for training: a class without
+            images, only one class, classes in validation that training lacks, labels out of range.
+        DataError: With `on_error="raise"`, if any images cannot be used; a `ValueError` that lists them.
+        FileNotFoundError: If the folder or file does not exist.
     """
     if on_error not in ("skip", "raise"):
-        raise ValueError(f'on_error is "skip" or "raise". Received: {on_error!r}.')
+        raise ValueError(f'on_error must be "skip" or "raise"; got {on_error!r}.')
     if classes is not None and (isinstance(classes, str) or len(set(classes)) < max(2, len(classes))):
-        raise ValueError(f"classes names at least two classes, each once. Received: {classes!r}.")
+        raise ValueError(f"classes must name at least two classes, each once; got {classes!r}.")
     fraction = validation if isinstance(validation, (int, float)) and not isinstance(validation, bool) else None
     if fraction is not None and not 0 <= fraction < 1:
         raise ValueError(
-            f"validation is a part of the images, 0 <= validation < 1, or a source. Received: {validation}."
+            f"validation must be a fraction of the images, 0 <= validation < 1, or a source; got {validation}."
         )
     if partial and classes is None:
-        raise ValueError("partial=True needs the names of the classes. Received: classes=None.")
+        raise ValueError("classes must name the classes if partial=True; got classes=None.")
     given = _gather(source, classes, partial, cache, max_pixels, data_dir, progress)
     warnings, skipped = list(given.warnings), list(given.skipped)
     other: Gathered | None = None
     if fraction is None:
         other = _gather(validation, given.classes, True, cache, max_pixels, data_dir, progress)
-        warnings += [f"In validation: {words}" for words in [*other.warnings, *_absent(other)]]
+        warnings += [f"In validation: {warning}" for warning in [*other.warnings, *_absent(other)]]
         skipped += other.skipped
     if on_error == "raise" and skipped:
         raise DataError(skipped)
     parts = _split(given, 0.0 if fraction is None else fraction, seed, warnings)
     if not (any(parts.values()) if partial else parts["train"]):
-        raise ValueError(f"{'Measuring' if partial else 'Training'} needs images. Received: none that can be used.")
+        purpose = "Evaluation" if partial else "Training"
+        raise ValueError(f"{purpose} data must contain at least one usable image; got none.")
     if other is None:
         validating = _examples(given, parts["validation"])
     else:
         if parts["validation"]:
             raise ValueError(
-                f"Images to validate with come from one place. Received: validation='{literal(str(validation))}', and "
-                f"a source that has {len(parts['validation'])} of its own."
+                f"Validation images must come from a single source; got validation='{literal(str(validation))}', but "
+                f"the training source already contains {len(parts['validation'])} of them. Remove one of the two."
             )
         validating = _examples(other, [i for i, split in enumerate(other.splits) if split in (None, "validation")])
-    _doubles(given, parts, other, warnings)
-    _occurring(given, parts["train"], partial, warnings)
+    _warn_of_duplicates(given, parts, other, warnings)
+    _check_classes(given, parts["train"], partial, warnings)
     return Data(
         _examples(given, parts["train"]),
         validating,
@@ -179,14 +180,14 @@ def _gather(
     if found is not None:
         return arrays.from_collected(found, classes, partial, cache, max_pixels, progress)
     if not isinstance(source, (str, os.PathLike)):
-        raise ValueError(f"Data must come from {KINDS}. Received: {type(source).__name__}.")
+        raise ValueError(f"Data must come from {KINDS}; got an object of type {type(source).__name__}.")
     path = os.fspath(source)
     path = os.fsdecode(path)
     if path.startswith("tfds:"):
         return tfds.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
     path = os.path.expanduser(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"There is no folder or manifest '{literal(path)}'.")
+        raise FileNotFoundError(f"No such folder or manifest: '{literal(path)}'. Check the path.")
     if os.path.isdir(path):
         found = tfds.directory(path)
         if found:
@@ -202,11 +203,11 @@ def _examples(given: Gathered, rows: list[int]) -> Examples:
 
 
 def _split(given: Gathered, fraction: float, seed: int, warnings: list[str]) -> dict[str, list[int]]:
-    """Which images go where. Where the source says, as it says; else the same part of each class validates.
+    """Assign images to splits, as the source does or else the same fraction of each class to validation.
 
-    Within a class, images are put in the order of a hash of the seed and their name (of streams, which have no names,
-    of their content), and the first ones validate.
-    Copies of one image stay together, in training: else validation would know what was trained on.
+    The images of a class are ordered by a hash of the seed and their name (for streams, which have no names, their
+    content), and the first ones become the validation split. All copies of an image go to the training split, because
+    validation must not contain training images.
     """
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     undecided: list[int] = []
@@ -218,7 +219,7 @@ def _split(given: Gathered, fraction: float, seed: int, warnings: list[str]) -> 
     by_class: dict[int, list[int]] = collections.defaultdict(list)
     for i in undecided:
         by_class[given.labels[i]].append(i)
-    alone = []
+    too_small = []
     for label, members in sorted(by_class.items()):
         single = [i for i in members if copies[given.digests[i]] == 1]
         single.sort(key=lambda i: hashlib.blake2b(f"{seed}/".encode() + os.fsencode(given.keys[i])).digest())
@@ -226,17 +227,21 @@ def _split(given: Gathered, fraction: float, seed: int, warnings: list[str]) -> 
         if fraction and not count and single and len(members) > 1:
             count = 1
         if fraction and not count:
-            alone.append(given.classes[label])
+            too_small.append(given.classes[label])
         validating = set(single[:count])
         parts["validation"] += [i for i in members if i in validating]
         parts["train"] += [i for i in members if i not in validating]
-    if alone:
-        warnings.append(f"The classes {listed(alone)} have too few images to validate with: theirs are trained on.")
+    if too_small:
+        warnings.append(
+            f"The classes {listed(too_small)} have too few images to validate with; all of them are used for training."
+        )
     return {name: sorted(rows) for name, rows in parts.items()}
 
 
-def _doubles(given: Gathered, parts: dict[str, list[int]], other: Gathered | None, warnings: list[str]) -> None:
-    """Says which images occur in two splits, under two classes, or more than once."""
+def _warn_of_duplicates(
+    given: Gathered, parts: dict[str, list[int]], other: Gathered | None, warnings: list[str]
+) -> None:
+    """Append warnings about images that occur in two splits, in two classes, or more than once in one class."""
     places: dict[str, list[tuple[str, int, str]]] = collections.defaultdict(list)
     for split, rows in parts.items():
         for i in rows:
@@ -246,40 +251,43 @@ def _doubles(given: Gathered, parts: dict[str, list[int]], other: Gathered | Non
             places[digest].append(("validation", label, name))
     several = [found for found in places.values() if len(found) > 1]
     names = [" = ".join(literal(name) for *_, name in found[:3]) for found in several]
-    for words, test in (
-        ("in two splits: what is measured there is too good", lambda found: len({split for split, *_ in found}) > 1),
+    for where, test in (
+        (
+            "in two splits, so evaluation results will be too good",
+            lambda found: len({split for split, *_ in found}) > 1,
+        ),
         ("in two classes", lambda found: len({label for _, label, _ in found}) > 1),
         (
-            "more than once in one class; training sees them as often",
+            "more than once in one class; every copy is used",
             lambda found: len({(split, label) for split, label, _ in found}) == 1,
         ),
     ):
         hits = [name for name, found in zip(names, several, strict=True) if test(found)]
         if hits:
-            warnings.append(f"{len(hits):,} image{'s are' if len(hits) > 1 else ' is'} {words} ({listed(hits, 3)}).")
+            warnings.append(f"{len(hits):,} image{'s are' if len(hits) > 1 else ' is'} {where} ({listed(hits, 3)}).")
 
 
 def _absent(given: Gathered) -> list[str]:
     occurring = set(given.labels)
     found = [name for i, name in enumerate(given.classes) if i not in occurring]
-    return [f"No image has one of the classes {listed(found)}: nothing is measured of them."] if found else []
+    return [f"There are no images of the classes {listed(found)}, so they are not evaluated."] if found else []
 
 
-def _occurring(given: Gathered, rows: list[int], partial: bool, warnings: list[str]) -> None:
+def _check_classes(given: Gathered, rows: list[int], partial: bool, warnings: list[str]) -> None:
     if partial:
         warnings += _absent(given)
         return
     counts = np.bincount([given.labels[i] for i in rows], minlength=len(given.classes))
-    dead = [name for name, count in zip(given.classes, counts, strict=True) if not count]
-    if dead and not any("nothing can be learned" in words for words in warnings):
+    empty = [name for name, count in zip(given.classes, counts, strict=True) if not count]
+    if empty and not any("cannot be learned" in warning for warning in warnings):
         raise ValueError(
-            f"Each class has images to train on. Received: none for {listed(dead)}. Put some into training, or name "
-            "the classes that count with classes=[...]."
+            f"Every class must have training images; got none for {listed(empty)}. Add some to the training split, or "
+            "select the classes to use with classes=[...]."
         )
 
 
 def _fingerprint(given: Gathered, parts: dict[str, list[int]], other: Gathered | None) -> str:
-    """A hash of what is trained on and measured with; the place of a folder and its files' times do not matter."""
+    """Return a hash of the images, classes and splits, independent of folder location and file times."""
     state = hashlib.blake2b(digest_size=16)
     state.update(json.dumps(given.classes).encode())
     groups = [(split, given, rows) for split, rows in parts.items()]

@@ -1,4 +1,4 @@
-"""Sources that are Python objects: arrays, lists, tables, `tf.data`, generators. All become images with labels."""
+"""Collect images and labels from Python objects: arrays, lists, tables, `tf.data`, generators."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ KINDS = (
     "keras.utils.PyDataset, data loader, generator or list of (image, label)"
 )
 LONGEST = 1_000_000  # examples of a source of unknown length
-REPEATING = 1000  # examples after which a source of unknown length may not consist of repetitions
+REPEATING = 1000  # examples after which a source of unknown length is checked for repetitions
 
 
 @dataclasses.dataclass
 class Collected:
-    """The content of a source.
+    """Content of a source.
 
     Attributes:
         images: An array `(N, ...)`, or a list of arrays, encoded images (bytes), PIL images or paths.
-        labels: As the source has them, one for each image: `(N,)`, `(N, 1)` or one-hot `(N, classes)`.
-        classes: Names of the classes, where the source knows them and its labels are their numbers.
-        names: Name of each image, where the source knows them.
-        splits: The split of each image, where the source is a table that has them.
-        ordered: Whether the order is the user's. Otherwise it is a function of the content alone: sources that shuffle
-            return the same examples in another order each time.
+        labels: Labels in the form of the source, one per image: `(N,)`, `(N, 1)` or one-hot `(N, classes)`.
+        classes: Class names, if the source has them and its labels are class indices.
+        names: Name of each image, if the source has them.
+        splits: Split of each image, if the source is a table with a split column.
+        ordered: Whether the images are in the order of the source. If not, the order depends on the content alone,
+            because a source that shuffles yields the same examples in a different order each time.
     """
 
     images: Any
@@ -48,7 +48,7 @@ class Collected:
 
 
 class Budget:
-    """Part of the machine's memory, for datasets that are kept there."""
+    """Memory limit for datasets that are kept in memory, as a fraction of the available memory."""
 
     def __init__(self, part: float = 0.5) -> None:
         self.limit, self.used = int(_memory() * part), 0
@@ -57,14 +57,14 @@ class Budget:
         self.used += count
         if self.used > self.limit:
             raise ValueError(
-                f"A dataset that is no folder of files is kept in memory and may use {self.limit / 1e9:.1f} GB of it "
-                "on this machine. Received: more, or a dataset that does not end. Write its images to a folder per "
-                "class; if it repeats, leave out .repeat()."
+                f"A dataset that is not a folder of files is kept in memory and must fit into {self.limit / 1e9:.1f} "
+                "GB on this machine; got a larger or an infinite one. Write its images to a folder per class, or "
+                "remove .repeat() if it repeats."
             )
 
 
 def _memory() -> int:
-    """Return the bytes of memory that this process may use; a container may have less than its machine."""
+    """Return the memory limit of this process in bytes; a container may have less memory than its machine."""
     total = 16 << 30
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -78,7 +78,7 @@ def _memory() -> int:
     return total
 
 
-# ------------------------------------------------------------------------------------------------------- what it is
+# ------------------------------------------------------------------------------------------------------- collecting
 
 
 def collect(source: Any, what: str = "The dataset") -> Collected | None:
@@ -86,13 +86,13 @@ def collect(source: Any, what: str = "The dataset") -> Collected | None:
 
     Args:
         source: See `KINDS`.
-        what: Its name in errors.
+        what: Name of the source in error messages.
 
     Returns:
-        Its images and labels; `None` for a path, or what is no source at all.
+        Images and labels; `None` for a path or an object of an unsupported type.
 
     Raises:
-        ValueError: If it does not end, or yields something else than images with labels.
+        ValueError: If the source is infinite, or yields anything other than images with labels.
     """
     if source is None or isinstance(source, (str, bytes, os.PathLike, int, float)):
         return None
@@ -106,14 +106,14 @@ def collect(source: Any, what: str = "The dataset") -> Collected | None:
             return Collected(_stacked(images), labels)
         return Collected(_images(source[0]), source[1]) if len(source) == 2 else None
     if isinstance(source, (np.ndarray, tf.Tensor)) or hasattr(source, "__array__"):
-        raise ValueError(f"{what} must have labels. Received: images alone. Pass (images, labels), both as arrays.")
+        raise ValueError(f"{what} must have labels; got only images. Pass (images, labels), both as arrays.")
     if isinstance(source, (Iterable, tf.data.Dataset, keras.utils.PyDataset)) or hasattr(source, "__getitem__"):
         return _from_stream(source, what)
     return None
 
 
 def kind_of(images: Any) -> str:
-    """Say what images are: "array", "arrays" of several sizes, "encoded", "pictures" (of PIL) or "paths"."""
+    """Return the form of images: "array", "arrays" of different sizes, "encoded", "pictures" (PIL) or "paths"."""
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OSU":
         return "array"
     first = images[0] if len(images) else None
@@ -127,7 +127,7 @@ def kind_of(images: Any) -> str:
 
 
 def _images(images: Any) -> Any:
-    """Return a list as it is, and whatever else holds images (a tensor, a column of a table) as an array."""
+    """Return lists, tuples and arrays unchanged, and any other container (tensor, table column) as an array."""
     return images if isinstance(images, (list, tuple, np.ndarray)) else np.asarray(images)
 
 
@@ -136,7 +136,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _is_table(source: Any) -> bool:
-    """Return True for the data frames of pandas, Polars and the like."""
+    """Return True for data frames, such as those of pandas and Polars."""
     return hasattr(source, "columns") and hasattr(source, "shape") and hasattr(source, "__getitem__")
 
 
@@ -144,7 +144,7 @@ def _from_table(source: Any, what: str) -> Collected:
     names = {str(name).strip().lower(): name for name in source.columns}
     if not {"path", "label"} <= set(names):
         raise ValueError(
-            f"{what}: a table must have the columns path and label, and may have split. Received: "
+            f"{what}: a table must have the columns path and label, and may have split; got the columns "
             f"{', '.join(map(str, source.columns))}. Rename them: table.rename(columns={{...}})."
         )
     columns = {key: list(source[names[key]]) for key in ("path", "label", "split") if key in names}
@@ -152,7 +152,7 @@ def _from_table(source: Any, what: str) -> Collected:
 
 
 def _is_list_of_pairs(source: Sequence[Any]) -> bool:
-    """Tell `[(image, label), ...]` from `(images, labels)`."""
+    """Return True for `[(image, label), ...]`, and False for `(images, labels)`."""
     if not isinstance(source, list) or not source:
         return False
     return all(
@@ -166,13 +166,13 @@ def _is_list_of_pairs(source: Sequence[Any]) -> bool:
 
 
 def _from_stream(source: Any, what: str) -> Collected:
-    """Read what yields examples or batches, once, into an order that is a function of the content alone."""
+    """Read a source of examples or batches once, and sort it into an order that depends on the content alone."""
     length = _length(source, what)
     images: list[Any] = []
     labels: list[Any] = []
     digests: list[bytes] = []
     different: set[bytes] = set()
-    numbers, files = Budget(0.25), Budget()  # numbers are copied before they are used
+    numbers, files = Budget(0.25), Budget()  # arrays are copied once more when they are stacked
     for element in _elements(source):
         for image, label in _examples(*_pair_of(element, what)):
             encoded = isinstance(image, (bytes, str, os.PathLike))
@@ -184,7 +184,7 @@ def _from_stream(source: Any, what: str) -> Collected:
             if length is None:
                 _check_end(len(images), len(different), source, what)
     if not images:
-        raise ValueError(f"{what} must have images. Received: a {_name(source)} that yields nothing.")
+        raise ValueError(f"{what} must have images; got a {_name(source)} that yields nothing.")
     order = sorted(range(len(images)), key=lambda i: (digests[i], _digest(np.asarray(labels[i]))))
     names = _names(source, len(images))
     labels = [labels[i] for i in order]
@@ -199,10 +199,10 @@ def _from_stream(source: Any, what: str) -> Collected:
 
 
 def _length(source: Any, what: str) -> int | None:
-    """Return how many elements a stream has, `None` if that is not known.
+    """Return the number of elements of a stream, or `None` if it is unknown.
 
     Raises:
-        ValueError: If it is known not to end.
+        ValueError: If the stream is known to be infinite.
     """
     if isinstance(source, tf.data.Dataset):
         length = int(source.cardinality())
@@ -215,8 +215,7 @@ def _length(source: Any, what: str) -> int | None:
         length, endless = _counted(lambda: len(source)), False
     if endless:
         raise ValueError(
-            f"{what} must end. Received: a {_name(source)} without an end. Leave out .repeat(), or take part of it: "
-            ".take(n)."
+            f"{what} must be finite; got an infinite {_name(source)}. Remove .repeat(), or limit it with .take(n)."
         )
     return length
 
@@ -224,39 +223,39 @@ def _length(source: Any, what: str) -> int | None:
 def _counted(count: Callable[[], int | None]) -> int | None:
     try:
         return count()
-    except (TypeError, NotImplementedError):  # a generator; a loader or PyDataset that does not know
+    except (TypeError, NotImplementedError):  # a generator, or a loader or PyDataset without a length
         return None
 
 
 def _check_end(count: int, different: int, source: Any, what: str) -> None:
     advice = (
-        "Leave out .repeat(); if it does end, state its length: data.apply(tf.data.experimental.assert_cardinality(n))."
+        "Remove .repeat(); if it is finite, set its length: data.apply(tf.data.experimental.assert_cardinality(n))."
         if isinstance(source, tf.data.Dataset)
-        else "If it does end, pass a list: list(itertools.islice(source, n))."
+        else "If it is finite, pass a list: list(itertools.islice(source, n))."
     )
     if count >= REPEATING and count > 4 * different:
         raise ValueError(
-            f"{what} must end. Received: a {_name(source)} of unknown length that repeats itself: of its first "
-            f"{count:,} examples {different:,} are different. {advice}"
+            f"{what} must be finite; got a {_name(source)} of unknown length that repeats itself: only {different:,} "
+            f"of its first {count:,} examples are different. {advice}"
         )
     if count > LONGEST:
         raise ValueError(
-            f"{what} must end. Received: a {_name(source)} of unknown length, with more than {LONGEST:,} examples. "
+            f"{what} must be finite; got a {_name(source)} of unknown length with more than {LONGEST:,} examples. "
             f"{advice}"
         )
 
 
 def _elements(source: Any) -> Iterator[Any]:
-    if isinstance(source, keras.utils.PyDataset):  # its own iteration may be endless
+    if isinstance(source, keras.utils.PyDataset):  # iterating over a PyDataset may never end
         return (source[i] for i in range(source.num_batches or 0))
     return iter(source)
 
 
 def _pair_of(element: Any, what: str) -> tuple[Any, Any]:
-    """Return image and label, or a batch of them, of one element of a source.
+    """Return the image and label, or the batch of them, in one element of a source.
 
     Raises:
-        ValueError: If the element is something else.
+        ValueError: If the element has any other form.
     """
     if isinstance(element, Mapping):
         image, label = _keys_of(element, what)
@@ -268,23 +267,23 @@ def _pair_of(element: Any, what: str) -> tuple[Any, Any]:
         if not isinstance(image, (Mapping, tuple)) and not isinstance(label, (Mapping, tuple)):
             return _value(image), _value(label)
     if isinstance(element, (tuple, list)):
-        received = f"{len(element)} parts: {', '.join(map(_shape, element))}"
+        received = f"{len(element)} values: {', '.join(map(_shape, element))}"
         hint = "map(lambda image, label, *others: (image, label))" if len(element) > 2 else "map(...)"
     else:
         received, hint = (
-            f"{_shape(element)} alone",
-            'label_mode="int" in image_dataset_from_directory, or zip labels to it',
+            f"only {_shape(element)}",
+            'label_mode="int" in image_dataset_from_directory, or zip the images with labels',
         )
-    raise ValueError(f"{what} must yield pairs (image, label). Received: {received}. Use {hint}.")
+    raise ValueError(f"{what} must yield pairs (image, label); got {received}. Use {hint}.")
 
 
 def _keys_of(element: Mapping[str, Any], what: str) -> tuple[str, str]:
-    """Return the names of image and label in a dictionary of features."""
-    usual = [
+    """Return the keys of the image and the label in a dictionary of features."""
+    standard = [
         next((key for key in element if str(key).lower() in (name, f"{name}s")), None) for name in ("image", "label")
     ]
-    if usual[0] is not None and usual[1] is not None:
-        return usual[0], usual[1]
+    if standard[0] is not None and standard[1] is not None:
+        return standard[0], standard[1]
     values = {key: _value(value) for key, value in element.items()}
     images = [key for key, value in values.items() if _is_image(value)]
     labels = [key for key, value in values.items() if key not in images and np.ndim(value) <= 2]
@@ -292,7 +291,7 @@ def _keys_of(element: Mapping[str, Any], what: str) -> tuple[str, str]:
         return images[0], labels[0]
     features = ", ".join(f"{key!r} {_shape(value)}" for key, value in element.items())
     raise ValueError(
-        f"{what} must yield pairs (image, label). Received: a dictionary with {features}. Say which two to use: "
+        f"{what} must yield pairs (image, label); got a dictionary with {features}. Select the two to use: "
         "map(lambda features: (features['...'], features['...']))."
     )
 
@@ -302,7 +301,7 @@ def _is_image(value: Any) -> bool:
 
 
 def _examples(image: Any, label: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the examples of an element: the one that it is, or those of a batch."""
+    """Yield the examples of an element, which is a single example or a batch."""
     if isinstance(image, tf.RaggedTensor):
         if image.shape.rank == 4:
             image = [row.to_tensor().numpy() if isinstance(row, tf.RaggedTensor) else row.numpy() for row in image]
@@ -322,18 +321,18 @@ def _is_batch(image: Any, label: Any) -> bool:
         return False
     if isinstance(image, list) or np.ndim(image) >= 4 or np.ndim(label) >= 2:
         return True
-    # One image with a one-hot label, or as many vectors (strings, signals) as labels
+    # Distinguish one image with a one-hot label from a batch of vectors (strings, signals).
     one_image = np.ndim(image) == 3 and image.shape[-1] in (1, 3, 4) and is_one_hot(np.asarray(label)[None])
     return len(image) == len(label) and not one_image
 
 
 def _value(value: Any) -> Any:
-    """Return a tensor of any library as NumPy's; ragged ones, text, pictures and lists of them stay."""
+    """Convert a tensor of any library to NumPy; ragged tensors, text, PIL images and lists of them are unchanged."""
     if isinstance(value, (bytes, str, os.PathLike, tf.RaggedTensor, np.ndarray)) or _is_picture(value):
         return value
     if isinstance(value, list) and value and (_is_picture(value[0]) or len({np.shape(one) for one in value}) > 1):
         return value
-    if hasattr(value, "detach"):  # PyTorch's, which may be on a GPU or have a gradient
+    if hasattr(value, "detach"):  # a PyTorch tensor, which may be on a GPU or require a gradient
         value = value.detach().cpu()  # pyright: ignore[reportAttributeAccessIssue]
     array = np.asarray(value)
     return array.item() if array.ndim == 0 and array.dtype.kind in "OSU" else array
@@ -364,7 +363,7 @@ def _digest(value: Any) -> bytes:
 
 
 def _stacked(images: Sequence[Any]) -> Any:
-    """Return an array where all images are arrays of one shape."""
+    """Stack images into one array if all are arrays of the same shape; return a list otherwise."""
     if isinstance(images[0], np.ndarray) and len({image.shape for image in images}) == 1:
         return np.stack(images)
     return list(images)
@@ -375,7 +374,7 @@ def _name(source: Any) -> str:
 
 
 def _class_names(source: Any) -> tuple[str, ...] | None:
-    """Return the names that a source has for its class numbers, as those of Keras and torchvision have."""
+    """Return the class names of a source, such as the datasets of Keras and torchvision, or `None`."""
     indices = getattr(source, "class_indices", None)
     if isinstance(indices, Mapping):
         return tuple(sorted(indices, key=lambda name: indices[name]))
@@ -387,7 +386,7 @@ def _class_names(source: Any) -> tuple[str, ...] | None:
 
 
 def _names(source: Any, count: int) -> list[str] | None:
-    """Return the names of images in the order in which a source yields them; `None` where that order is random."""
+    """Return the image names in the order in which a source yields them, or `None` if that order is random."""
     stages = [source] if hasattr(source, "_inputs") else []
     for stage in stages:
         stages += stage._inputs()

@@ -1,7 +1,7 @@
-"""What training sees when: order, crop and flip of every image as a pure function of seed, epoch and position.
+"""Plan the order, crop and flip of every training image as a pure function of seed, epoch and position.
 
-Nothing here has a state, so that a run that starts at step k sees exactly what an uninterrupted one would. Everything
-is planned for many images at once, before anything is read.
+The functions are stateless, so that a run resumed at step k uses exactly the same images as an uninterrupted one.
+Everything is planned for many images at once, before any file is read.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any, Literal, get_args
 import tensorflow as tf
 
 Crop = Literal["random", "center", "squash", "pad"]
-CHUNK = 256  # images planned at once; part of the definition of the random numbers, the batch is not
+CHUNK = 256  # images planned at once; changing it changes the random numbers, unlike changing the batch size
 _ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """How training looks at an image.
+    """Settings for cropping, resizing and flipping training images.
 
     Attributes:
         size: Height and width of the result.
-        crop: `"random"` cuts out a part of random size and shape (Inception's, as in torchvision); `"center"` the
-            largest middle part of the right shape; `"squash"` takes all, not keeping its shape; `"pad"` does so too,
-            then reflects the edges outward and cuts out at a random place (as the CIFAR networks do).
-        scale: For `"random"`: least and largest part of the image's area.
-        ratio: For `"random"`: least and largest width / height of the part.
+        crop: `"random"` crops a random area and aspect ratio (as in Inception and torchvision); `"center"` crops the
+            largest central part with the aspect ratio of `size`; `"squash"` resizes the full image, ignoring its
+            aspect ratio; `"pad"` does the same, then pads by reflection and crops at a random position (as for CIFAR).
+        scale: For `"random"`: smallest and largest fraction of the image area.
+        ratio: For `"random"`: smallest and largest width / height of the crop.
         padding: For `"pad"`: pixels on each side.
         flip: Whether half of the images are mirrored left to right.
     """
@@ -41,39 +41,43 @@ class Views:
     def __post_init__(self) -> None:
         check_crop(self.crop, self.scale)
         if min(self.size) < 1:
-            raise ValueError(f"size is a height and a width of at least 1. Received: {self.size}.")
+            raise ValueError(f"size must be a height and a width of at least 1; got {self.size}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio is the least and largest width / height. Received: {self.ratio}.")
+            raise ValueError(f"ratio must be the smallest and largest width / height; got {self.ratio}.")
         if not 0 <= self.padding < min(self.size):
-            raise ValueError(f"padding is less than the size, {min(self.size)} here. Received: {self.padding}.")
+            raise ValueError(
+                f"padding must be at least 0 and less than the size, {min(self.size)}; got {self.padding}."
+            )
 
 
 def check_crop(crop: str, scale: tuple[float, float], prefix: str = "") -> None:
-    """Raise unless a crop is one that there is, and its scale is within the image.
+    """Check that a crop mode exists and its scale is valid.
 
     Args:
         crop: One of `Crop`.
-        scale: Least and largest part of the image's area.
-        prefix: Of the arguments' names, where they are a recipe's.
+        scale: Smallest and largest fraction of the image area.
+        prefix: Prefix of the argument names in error messages, for the arguments of a recipe.
 
     Raises:
-        ValueError: If not.
+        ValueError: If the crop mode is unknown or the scale is not within (0, 1].
     """
     if crop not in get_args(Crop):
         raise ValueError(f"{prefix}crop must be one of {', '.join(map(repr, get_args(Crop)))}; got {crop!r}.")
     if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
         name = f"{prefix}crop_scale" if prefix else "scale"
-        raise ValueError(f"{name} must be the least and largest part of the area, in (0, 1]; got {scale}.")
+        raise ValueError(f"{name} must be the smallest and largest fraction of the area, in (0, 1]; got {scale}.")
 
 
 def positions(count: int, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
-    """Endless `(place, position, noise)`: which image comes at which position of its epoch, and random numbers for it.
+    """Return an infinite dataset of `(place, position, noise)`.
+
+    Each element consists of the index of an image, its position in the epoch, and random numbers for it.
 
     Args:
         count: Number of images.
-        batch_size: The last `count % batch_size` images of each epoch's order are left out.
-        seed: The seed, 0 to 2**32 - 1.
-        start: The step to begin at.
+        batch_size: Batch size; the last `count % batch_size` images of each epoch are dropped.
+        seed: Random seed, 0 to 2**32 - 1.
+        start: First step.
     """
     each = count // batch_size * batch_size
     first, skipped = divmod(start * batch_size, each)
@@ -94,7 +98,7 @@ def positions(count: int, batch_size: int, seed: int, start: int) -> tf.data.Dat
 
 
 def _order(count: int, seed: int, epoch: Any) -> Any:
-    uniform: Any = tf.random.stateless_uniform  # over all numbers, without bounds
+    uniform: Any = tf.random.stateless_uniform  # without bounds: over the full int64 range
     keys = uniform((count,), _seeds(seed, epoch, 0), minval=None, maxval=None, dtype=tf.int64, alg="philox")
     return tf.argsort(keys, stable=True)
 
@@ -104,12 +108,16 @@ def _uniform(shape: tuple[int, ...], seed: int, epoch: Any, stream: Any) -> Any:
 
 
 def _seeds(seed: int, epoch: Any, stream: Any) -> Any:
-    """Different for each epoch and stream (fewer than 2**32)."""
+    """Return a seed pair that is unique for each epoch and stream (fewer than 2**32)."""
     return tf.stack([tf.constant(seed, tf.int64), tf.bitwise.left_shift(epoch, 32) + stream])
 
 
 def windows(views: Views, height: Any, width: Any, noise: Any) -> Any:
-    """`(N,)` heights and widths of upright images -> `(N, 4)` int32: top, left, height and width of what is seen."""
+    """Return the crop windows of upright images with `(N,)` heights and widths.
+
+    Returns:
+        `(N, 4)` int32: top, left, height and width of each window.
+    """
     if views.crop in ("squash", "pad"):
         return tf.stack([tf.zeros_like(height), tf.zeros_like(width), height, width], -1)
     tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
@@ -131,14 +139,14 @@ def windows(views: Views, height: Any, width: Any, noise: Any) -> Any:
 
 
 def _middle(height: Any, width: Any, tall: Any, wide: Any, lowest: float, highest: float) -> Any:
-    """The largest part in the middle whose width / height is within bounds."""
+    """Return the largest central window whose width / height is within bounds."""
     h = tf.clip_by_value(tf.cast(tf.round(wide / lowest), tf.int32), 1, height)
     w = tf.clip_by_value(tf.cast(tf.round(tall * highest), tf.int32), 1, width)
     return tf.stack([(height - h) // 2, (width - w) // 2, h, w], -1)
 
 
 def as_stored(window: Any, height: Any, width: Any, transpose: Any, upside_down: Any, mirrored: Any) -> Any:
-    """`(N, 4)` windows of upright images -> where these pixels lie in the files; height and width are the files'."""
+    """Convert `(N, 4)` windows of upright images to windows of the stored images, with the stored height and width."""
     top, left, h, w = tf.unstack(window, axis=-1)
     tall, wide = tf.where(transpose, width, height), tf.where(transpose, height, width)
     top = tf.where(upside_down, tall - top - h, top)

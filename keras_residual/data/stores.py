@@ -1,4 +1,4 @@
-"""Where the pixels of a data set lie, seen from inside a `tf.data` pipeline: encoded images, or an array."""
+"""Read the pixels of a dataset inside a `tf.data` pipeline, from encoded images or an array."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from keras_residual.reading.host import JPEG, ORIENTATIONS, PILLOW, PNG
 
 
 class _Table:
-    """What a pipeline has to know of each image before it reads it.
+    """Table of what a pipeline needs to know about each image before reading it.
 
     Attributes:
-        table: `(N, 6)` int32: how to decode it, its stored height and width, and three flags that turn it upright.
-        kinds: Which ways of decoding occur.
-        transposed: Whether any image is to be transposed.
-        turned: Whether any image is not upright as stored.
+        table: `(N, 6)` int32: decoder, stored height and width, and three flags that turn the image upright.
+        kinds: Decoders that occur.
+        transposed: Whether any image must be transposed.
+        turned: Whether any image is not stored upright.
     """
 
     def __init__(self, columns: Sequence[Any]) -> None:
@@ -36,19 +36,23 @@ class _Table:
         return len(self.table)
 
     def facts(self, place: Any) -> list[Any]:
-        """Places `(...)` -> how, height, width (int32), transpose, upside_down, mirrored (bool), `(...)` each."""
+        """Look up images at places `(...)`.
+
+        Returns:
+            how, height, width (int32), transpose, upside_down, mirrored (bool), each `(...)`.
+        """
         facts = tf.unstack(tf.gather(self.table, place), axis=-1)
         return facts[:3] + [flag > 0 for flag in facts[3:]]
 
 
 class Encoded(_Table):
-    """Images as files, or as bytes in memory.
+    """Encoded images in files or in memory.
 
     Args:
-        items: Paths, or contents.
-        records: What the scan found out about each.
-        channels: 3, or 1 for grey.
-        in_memory: Whether `items` are contents.
+        items: Paths, or the encoded images.
+        records: Scan result of each image.
+        channels: 3, or 1 for grayscale.
+        in_memory: Whether `items` are encoded images rather than paths.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Encoded(_Table):
         return item if self.in_memory else tf.io.read_file(item)
 
     def changed(self) -> list[str]:
-        """Return the files that were removed or modified since they were checked."""
+        """Return the files that have been removed or modified since the check."""
         found = []
         for item in () if self.in_memory else self.items.numpy():
             try:
@@ -77,13 +81,13 @@ class Encoded(_Table):
         return found
 
     def whole(self, place: Any) -> Any:
-        """The image at a place, `(height, width, channels)`, uint8, as stored: not yet turned."""
+        """Return the full image at a place, `(height, width, channels)`, uint8, as stored (not turned upright)."""
         data = self._bytes(place)
         readers = [lambda: host.decode_jpeg(data), lambda: host.decode_png(data), lambda: _pillow(data)]
         return self._grey(_switch(self.facts(place)[0], readers, self.kinds))
 
     def part(self, place: Any, window: Any, way: Any) -> Any:
-        """Part of the image at a place, as stored; `window` and `way` as `ways` gives them."""
+        """Return part of the image at a place, as stored, with `window` and `way` from `ways`."""
         data = self._bytes(place)
 
         def cut(image: Any) -> Any:
@@ -102,9 +106,11 @@ class Encoded(_Table):
         return self._grey(_switch(way, readers, used))
 
     def ways(self, place: Any, window: Any, size: tuple[int, int]) -> tuple[Any, Any]:
-        """`(N,)` places, `(N, 4)` windows as stored -> windows and how to read them, so that `size` is still met.
+        """Choose how to read `(N, 4)` windows of the images at `(N,)` places so that they are at least `size`.
 
-        The ways are those of `part`: a JPEG scaled down by 1, 2, 4 or 8, a PNG, whatever Pillow reads.
+        Returns:
+            The windows, scaled down if the decoder does so, and the ways for `part`: 0 to 3 for a JPEG scaled down by
+            1, 2, 4 or 8, 4 for a PNG, 5 for any other format (read with Pillow).
         """
         how, _, _, transpose, _, _ = self.facts(place)
         least = tf.where(transpose[:, None], size[::-1], size)  # (N, 2)
@@ -123,7 +129,7 @@ class Pixels(_Table):
     """Images as an array `(N, height, width, channels)`, uint8."""
 
     def changed(self) -> list[str]:
-        """Return nothing: an array does not change."""
+        """Return an empty list, because an array in memory does not change."""
         return []
 
     def __init__(self, images: np.ndarray[Any, Any]) -> None:
@@ -148,7 +154,7 @@ Store = Encoded | Pixels
 
 
 def _pillow(data: Any) -> Any:
-    if tf.executing_eagerly():  # NumPy would take zeros off the end of the bytes
+    if tf.executing_eagerly():  # tf.numpy_function would strip trailing zero bytes
         return tf.constant(host.pillow_pixels(data.numpy()))
     image = tf.numpy_function(lambda content: host.pillow_pixels(bytes(content)), [data], tf.uint8, stateful=False)
     image.set_shape((None, None, 3))
@@ -156,7 +162,7 @@ def _pillow(data: Any) -> Any:
 
 
 def _switch(number: Any, branches: Sequence[Any], used: set[int]) -> Any:
-    """`tf.switch_case` over those branches that occur at all."""
+    """Call `tf.switch_case` with only the branches that are used."""
     kept = sorted(used)
     if len(kept) == 1:
         return branches[kept[0]]()

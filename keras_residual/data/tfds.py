@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets: by name, or a directory that TFDS has prepared."""
+"""Load datasets from TensorFlow Datasets (TFDS), by name or from a prepared directory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from keras_residual.io import literal
 
 
 def directory(path: str) -> str | None:
-    """The folder below `path` (or itself) that TFDS has prepared, if there is one.
+    """Return the directory prepared by TFDS at or below `path`, or `None` if there is none.
 
     Raises:
-        ValueError: If there are several.
+        ValueError: If there is more than one.
     """
     found = [
         os.path.dirname(file)
@@ -26,7 +26,10 @@ def directory(path: str) -> str | None:
         for file in glob.glob(os.path.join(glob.escape(path), depth, "dataset_info.json"))
     ]
     if len(found) > 1:
-        raise ValueError(f"One data set at a time. Received: '{literal(path)}', which holds {listed(found)}.")
+        raise ValueError(
+            f"A TFDS directory must contain only one dataset; got '{literal(path)}' with {listed(found)}. Pass one of "
+            "these."
+        )
     return found[0] if found else None
 
 
@@ -38,10 +41,10 @@ def from_tfds(
     data_dir: str | os.PathLike[str] | None = None,
     partial: bool = False,
 ) -> Gathered:
-    """Reads `tfds:NAME`, `tfds:NAME:CONFIG` or a prepared directory; images stay encoded until they are used.
+    """Read `tfds:NAME`, `tfds:NAME:CONFIG` or a prepared directory; images stay encoded until they are used.
 
     Raises:
-        ValueError: If there is no such data set, or it has not one image and one class label.
+        ValueError: If the dataset does not exist, or does not have exactly one image and one class label.
     """
     import tensorflow_datasets as tfds
 
@@ -53,18 +56,18 @@ def from_tfds(
     lacking = [name for name in chosen if name not in names and not partial]
     if lacking:
         raise ValueError(
-            f"Each of classes is one of the data set's. Received: {listed(lacking)}; it has {listed(names)}."
+            f"Every name in classes must be a class of the dataset, {listed(names)}; got {listed(lacking)}."
         )
     number = {i: chosen.index(name) for i, name in enumerate(names) if name in chosen}
     listing, items, budget = Listing("", chosen, partial=partial), [], Budget()
-    # a builder that has not been prepared may not know its splits
+    # The splits of a builder that has not been prepared may be unknown.
     splits = {split: SPLITS.get(split.lower()) for split in builder.info.splits} or {"train": "train"}
     read = {split: part for split, part in splits.items() if part} if "train" in splits.values() else {}
     if not read:
         read = {next(iter(splits)): None}
     others = [split for split in splits if split not in read]
     if others:
-        listing.warnings.append(f"The splits {listed(others)} are left out.")
+        listing.warnings.append(f"The splits {listed(others)} are skipped.")
     for split, part in read.items():
         data = builder.as_dataset(split=split, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False)
         for i, example in enumerate(data.as_numpy_iterator()):
@@ -93,12 +96,13 @@ def _builder(tfds: Any, source: str, data_dir: str | os.PathLike[str] | None) ->
         builder = tfds.builder(name, **({} if data_dir is None else {"data_dir": data_dir}))
     except tfds.core.DatasetNotFoundError:
         raise ValueError(
-            f"tfds:NAME is a data set that TensorFlow Datasets knows. Received: {source!r}. "
-            "`tfds.list_builders()` lists them."
+            f"tfds:NAME must be a dataset in TensorFlow Datasets; got {source!r}. `tfds.list_builders()` lists them."
         ) from None
     except ValueError as error:
-        raise ValueError(f"tfds:NAME:CONFIG is a data set and one of its configurations. {error}") from None
-    builder.download_and_prepare()  # nothing, if it was
+        raise ValueError(
+            f"tfds:NAME:CONFIG must be a dataset and one of its configurations; got {source!r}. {error}"
+        ) from None
+    builder.download_and_prepare()  # does nothing if already prepared
     return builder
 
 
@@ -112,6 +116,6 @@ def _keys(tfds: Any, builder: Any) -> tuple[str, str]:
     if len(images) == 1 and len(labels) == 1:
         return images[0], labels[0]
     raise ValueError(
-        f"A data set to classify has one image and one class label. Received: {builder.info.name!r} with the images "
-        f"{listed(images)} and the labels {listed(labels)}."
+        f"A TFDS dataset must have exactly one image and one class label; got {builder.info.name!r} with the images "
+        f"{listed(images) or '(none)'} and the labels {listed(labels) or '(none)'}."
     )

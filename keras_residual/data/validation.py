@@ -1,6 +1,7 @@
-"""Every file is looked at before training: read whole and decoded by the decoder that training uses.
+"""Check every image before training by decoding it completely with the decoder used in training.
 
-A header's word is not enough (a cut-off file has a good one), nor is Pillow's (it reads files that TensorFlow refuses).
+The header alone is not reliable (a truncated file has a valid one), nor is Pillow (it reads files that TensorFlow
+rejects).
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ from keras_residual.reading.host import UnreadableError
 MAX_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
-# The verdicts of a cache count as long as these rules and decoders do.
+# Cached results are valid only for these rules and decoder versions.
 _RULES = f"2 tensorflow {tf.__version__} pillow {PIL.__version__}"
-_LARGE = 8_000_000  # pixels; such images are decoded one at a time, so that memory does not grow with the cores
+_LARGE = 8_000_000  # pixels; larger images are decoded one at a time, so that memory use does not grow with the cores
 _one_at_a_time = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What the scan found out about one image.
+    """Result of scanning one image.
 
     Attributes:
-        reason: Why it cannot be used; empty if it can.
-        how: Which decoder reads it, as in `host.Header`, and likewise the next four.
-        height: Rows as decoded.
-        width: Columns as decoded.
-        orientation: EXIF's number, which is still to be applied.
-        notes: What a user should know of it.
-        digest: Hash of the file's content.
+        reason: Why the image cannot be used; empty if it can.
+        how: Decoder that reads it. This and the next four attributes are those of `host.Header`.
+        height: Height as decoded.
+        width: Width as decoded.
+        orientation: EXIF orientation, not yet applied.
+        notes: Remarks for the user.
+        digest: Hash of the file content.
     """
 
     reason: str = ""
@@ -64,7 +65,7 @@ class Record:
 
 
 def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
-    """Decodes the bytes of an image as training will, and says what came of it."""
+    """Decode the bytes of an image as in training and return the result."""
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
         head = host.header(data, max_pixels)
@@ -77,12 +78,12 @@ def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
     except UnreadableError as error:
         return Record(str(error), digest=digest)
     except MemoryError:
-        return Record("needs more memory than there is", digest=digest)
+        return Record("needs more memory than is available", digest=digest)
     return Record("", head.how, head.height, head.width, head.orientation, head.notes, digest)
 
 
 def check_file(path: str, max_pixels: int = host.MAX_PIXELS) -> Record:
-    """Checks one file. What is no regular file is never opened: a FIFO would wait for ever."""
+    """Check one file. Only regular files are opened: opening a FIFO would block forever."""
     try:
         data = content(path)
     except UnreadableError as error:
@@ -98,13 +99,16 @@ def scan(
     max_pixels: int = host.MAX_PIXELS,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """Checks files in parallel; those that have kept time and size since the last scan are taken from the cache.
+    """Check files in parallel, reusing cached results of files with unchanged size and modification time.
 
     Args:
-        paths: The files.
-        cache: A file with earlier verdicts, which is brought up to date; `None` for no cache.
-        max_pixels: Larger images are refused before they are decoded.
-        progress: Called now and then with the number of files done and of all.
+        paths: Paths of the files.
+        cache: File with the results of earlier scans, which is updated; `None` for no cache.
+        max_pixels: Larger images are rejected before decoding.
+        progress: Called periodically with the number of files done and the total.
+
+    Returns:
+        One record per path, in the same order.
     """
     rules = f"{_RULES} max_pixels {max_pixels}"
     known = _cached(cache, rules)
@@ -120,13 +124,13 @@ def scan(
             records[path] = record
             if progress and (len(records) % 64 == 0 or len(records) == len(set(paths))):
                 progress(len(records), len(set(paths)))
-    finally:  # also if it was interrupted
+    finally:  # keep the results of an interrupted scan too
         if cache and missing:
-            rows = dict(known)  # another part of the same data may share the cache
+            rows = dict(known)  # another split of the same dataset may share the cache
             for path, stamp in zip(paths, stamps, strict=True):
                 if path in records and stamp is not None:
                     rows[path] = [*stamp, *dataclasses.astuple(records[path])]
-            with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the training
+            with contextlib.suppress(OSError):  # without a cache the next scan is slower, but training still works
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 with written_whole(cache) as part:
                     part.write_text(json.dumps({"rules": rules, "files": rows}), encoding="ascii")
@@ -136,7 +140,7 @@ def scan(
 def scan_bytes(
     items: Sequence[bytes], max_pixels: int = host.MAX_PIXELS, progress: Progress | None = None
 ) -> list[Record]:
-    """Checks images that are in memory."""
+    """Check encoded images in memory, as `scan` does files."""
     records = []
     for record in _parallel(lambda data: check(data, max_pixels), items):
         records.append(record)
@@ -146,112 +150,116 @@ def scan_bytes(
 
 
 def default_cache(source: str) -> Path:
-    """Where the verdicts on a folder or manifest are kept: with the user's other caches, not among the images."""
+    """Return the cache file for a folder or manifest, in the user's cache directory rather than among the images."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.blake2b(os.fsencode(os.path.realpath(source)), digest_size=8).hexdigest()
     return Path(home, "keras_residual", "scans", f"{name}.json")
 
 
 def _parallel(function: Callable[[Any], Record], items: Sequence[Any]) -> Iterator[Record]:
-    """Check items in threads, in order, some hundred at a time."""
+    """Check items in threads, in order, 256 at a time."""
     for start in range(0, len(items), 256):
         chunk = items[start : start + 256]
-        for record, words in _heard(function, chunk, lambda record: record.how == host.JPEG and not record.reason):
-            if reason := _loss(words):
+        checked = _map_with_corruption(function, chunk, lambda record: record.how == host.JPEG and not record.reason)
+        for record, corruption in checked:
+            if reason := _loss(corruption):
                 yield Record(reason, digest=record.digest)
             else:
-                yield dataclasses.replace(record, notes=(*record.notes, "extra bytes")) if words else record
+                yield dataclasses.replace(record, notes=(*record.notes, "extra bytes")) if corruption else record
 
 
 def decoded(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Decode images in threads; the results are the function's, and `UnreadableError` for JPEGs that have lost pixels.
+    """Decode images in threads, with an `UnreadableError` as the result of each JPEG that has lost pixels.
 
     Args:
-        function: Takes an item and returns its pixels, or an exception.
-        items: A batch: while it is decoded, what C libraries print to standard error is collected.
+        function: Takes an item and returns its pixels or an exception.
+        items: Batch of images. While it is decoded, the standard error of C libraries is captured.
+
+    Returns:
+        One result per item, in the same order.
     """
-    heard = _heard(function, items, lambda result: not isinstance(result, Exception))
-    return [UnreadableError(_loss(words)) if _loss(words) else result for result, words in heard]
+    results = _map_with_corruption(function, items, lambda result: not isinstance(result, Exception))
+    return [UnreadableError(_loss(corruption)) if _loss(corruption) else result for result, corruption in results]
 
 
-def _heard(
+def _map_with_corruption(
     function: Callable[[Any], Any], items: Sequence[Any], suspect: Callable[[Any], bool]
 ) -> list[tuple[Any, str]]:
-    """Map in threads; return each result with what libjpeg found corrupt in that item, mostly "".
+    """Map in threads and return each result with the corruption that libjpeg reports for the item, usually "".
 
-    libjpeg replaces what is missing by grey and calls that a warning, which goes to standard error, without a name.
-    Only if there was one, those items are decoded again, one by one, whose result is `suspect`. Decoders do not hold
-    Python's lock.
+    libjpeg fills missing pixels with gray and prints a warning to standard error without naming the file. Only if a
+    batch causes such a warning are its items with a `suspect` result decoded again, one by one. Threads help because
+    the decoders release Python's global interpreter lock.
     """
     with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is said in the verdict
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # the record already has what matters
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-        with _overheard() as said:
+        with _captured_stderr() as captured:
             results = list(pool.map(function, items))
-        if not (said and "JPEG data" in said[0]):
+        if not (captured and "JPEG data" in captured[0]):
             return [(result, "") for result in results]
         return [
-            _alone(function, item) if suspect(result) else (result, "")
+            _call_with_corruption(function, item) if suspect(result) else (result, "")
             for item, result in zip(items, results, strict=True)
         ]
 
 
-def _alone(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
-    with _overheard() as said:
+def _call_with_corruption(function: Callable[[Any], Any], item: Any) -> tuple[Any, str]:
+    with _captured_stderr() as captured:
         result = function(item)
-    words = re.search(r"Corrupt JPEG data: (.*)", said[0] if said else "")
-    return result, words[1].strip() if words else ""
+    match = re.search(r"Corrupt JPEG data: (.*)", captured[0] if captured else "")
+    return result, match[1].strip() if match else ""
 
 
-def _loss(words: str) -> str:
-    """Return why a JPEG cannot be used, from what libjpeg found corrupt in it; superfluous bytes do no harm."""
-    lost = words and "extraneous bytes" not in words
-    return f"is damaged: some of its pixels are lost ({words})" if lost else ""
+def _loss(corruption: str) -> str:
+    """Return why a JPEG with this corruption cannot be used; "" for extraneous bytes, which are harmless."""
+    lost = corruption and "extraneous bytes" not in corruption
+    return f"is damaged: some of its pixels are lost ({corruption})" if lost else ""
 
 
-_one_listener = threading.Lock()
-_LOG = re.compile(r"[IWEF]\d{4} ")  # how a line of TensorFlow's log begins
+_capture_lock = threading.Lock()
+_LOG = re.compile(r"[IWEF]\d{4} ")  # start of a line of TensorFlow's log
 _DECODERS_LOG = re.compile(r"\b(jpeg_mem|png_io|gif_io)\.cc:\d+\]")
 _DECODERS = re.compile(r"JPEG|JFIF|Huffman|SOS|SOF|marker|progression|scanlines|TIFF|PNG|WebP|GIF|gif")
 
 
 @contextlib.contextmanager
-def _overheard() -> Iterator[list[str]]:
-    """Collect what C libraries print to standard error meanwhile; the list is filled at the end.
+def _captured_stderr() -> Iterator[list[str]]:
+    """Capture what C libraries print to standard error inside the context; the text is appended on exit.
 
-    Two other ways were tried. Child processes that redirect their own standard error have to import TensorFlow: 42 s
-    instead of 9 s for 5,000 JPEGs of 96 x 96 on two busy cores. What libjpeg complains about cannot be found in the
-    bytes without decoding them. So the stream that C code prints to is exchanged, not the process's file: what Python
-    prints, in whichever thread, appears at once, and lines of other C code are passed on afterwards.
+    We tried two alternatives. Child processes that redirect their standard error have to import TensorFlow: 42 s
+    instead of 9 s for 5,000 JPEGs of 96 x 96 on two busy cores. And the faults that libjpeg reports cannot be detected
+    without decoding. So we replace the stream that C code prints to, not the file descriptor of the process: output
+    from Python, in any thread, still appears at once, and lines from other C code are written out afterwards.
     """
-    said: list[str] = []
-    with _one_listener:  # a second one would put back the first one's stream
-        file = _paper(os.getpid())
-        with _exchanged(file) if _c_stderr() else _redirected(file):
-            yield said
+    captured: list[str] = []
+    with _capture_lock:  # a concurrent capture would restore the wrong stream
+        file = _capture_file(os.getpid())
+        with _replaced_stream(file) if _c_stderr() else _redirected(file):
+            yield captured
         file.seek(0)
-        said.append(file.read().decode("utf-8", "replace"))
+        captured.append(file.read().decode("utf-8", "replace"))
         file.seek(0)
         file.truncate()
-        others = [line for line in said[0].splitlines(keepends=True) if not _is_decoders(line)]
-        with contextlib.suppress(OSError):  # there may be no standard error
+        others = [line for line in captured[0].splitlines(keepends=True) if not _is_from_decoder(line)]
+        with contextlib.suppress(OSError):  # the process may have no standard error
             if others:
                 os.write(2, "".join(others).encode())
 
 
-def _is_decoders(line: str) -> bool:
+def _is_from_decoder(line: str) -> bool:
     return bool((_DECODERS_LOG if _LOG.match(line) else _DECODERS).search(line))
 
 
 @functools.cache
-def _paper(process: int) -> Any:
-    """Return the file that is written to, one for each process: a forked one would share its place."""
+def _capture_file(process: int) -> Any:
+    """Return the capture file, one per process because a forked process would share the file offset."""
     return tempfile.TemporaryFile()
 
 
 @functools.cache
 def _c_stderr() -> Any:
-    """Return C's variable `stderr`, or `None` where it cannot be set, as on Windows."""
+    """Return the C variable `stderr`, or `None` where it cannot be set, such as on Windows."""
     name = {"linux": "stderr", "darwin": "__stderrp"}.get(sys.platform)
     try:
         return ctypes.c_void_p.in_dll(ctypes.CDLL(None), name) if name else None
@@ -261,31 +269,31 @@ def _c_stderr() -> Any:
 
 @functools.cache
 def _stream(file: Any) -> int:
-    """Return a C stream to a file, which is never closed: another thread may still be writing when it is put away."""
+    """Return a C stream to a file; it is never closed because another thread may still be writing to it."""
     libc = ctypes.CDLL(None)
     libc.fdopen.restype = ctypes.c_void_p
     libc.setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
     stream = libc.fdopen(os.dup(file.fileno()), b"w")
-    libc.setvbuf(stream, None, 2, 0)  # _IONBF: nothing waits in a buffer
+    libc.setvbuf(stream, None, 2, 0)  # _IONBF: unbuffered
     return stream
 
 
 @contextlib.contextmanager
-def _exchanged(file: Any) -> Iterator[None]:
-    """Let C code that prints to `stderr` write to a file meanwhile."""
+def _replaced_stream(file: Any) -> Iterator[None]:
+    """Make C code that prints to `stderr` write to a file inside the context."""
     variable = _c_stderr()
-    usual, variable.value = variable.value, _stream(file)
+    original, variable.value = variable.value, _stream(file)
     try:
         yield
     finally:
-        variable.value = usual
+        variable.value = original
 
 
 @contextlib.contextmanager
 def _redirected(file: Any) -> Iterator[None]:
-    """Redirect the whole process's standard error, if there is one, to a file meanwhile."""
+    """Redirect the standard error of the process, if it has one, to a file inside the context."""
     try:
-        usual = os.dup(2)
+        original = os.dup(2)
     except OSError:
         yield
         return
@@ -295,8 +303,8 @@ def _redirected(file: Any) -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         yield
     finally:
-        os.dup2(usual, 2)
-        os.close(usual)
+        os.dup2(original, 2)
+        os.close(original)
 
 
 def _cached(cache: Path | None, rules: str) -> dict[str, list[Any]]:
@@ -308,7 +316,7 @@ def _cached(cache: Path | None, rules: str) -> dict[str, list[Any]]:
             return {}
         files = found["files"]
         return {path: [*row[:7], tuple(row[7]), row[8]] for path, row in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # none, or a damaged one
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # missing or damaged
         return {}
 
 
@@ -321,24 +329,22 @@ def _stamp(path: str) -> list[int] | None:
 
 
 def content(path: str) -> bytes:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
-        UnreadableError: If it is none, or empty, or far too large.
-        OSError: If it cannot be read.
+        UnreadableError: If the path is missing or not a regular file, or the file is empty or larger than `MAX_BYTES`.
+        OSError: If the file cannot be read.
     """
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        raise UnreadableError("is a link to nothing" if os.path.islink(path) else "does not exist") from None
+        raise UnreadableError("is a broken link" if os.path.islink(path) else "does not exist") from None
     if not stat.S_ISREG(found.st_mode):
         kinds = {stat.S_IFIFO: "FIFO", stat.S_IFCHR: "device", stat.S_IFBLK: "device", stat.S_IFSOCK: "socket"}
-        raise UnreadableError(
-            f"is not a file but a {kinds.get(stat.S_IFMT(found.st_mode), 'folder')}; it was not opened"
-        )
+        raise UnreadableError(f"is a {kinds.get(stat.S_IFMT(found.st_mode), 'folder')}, not a file; it was not opened")
     if not found.st_size:
         raise UnreadableError("is empty")
     if found.st_size > MAX_BYTES:
-        raise UnreadableError(f"has {found.st_size:,} bytes; an image of more than {MAX_BYTES:,} is not read")
+        raise UnreadableError(f"has {found.st_size:,} bytes; an image file must have at most {MAX_BYTES:,}")
     with open(path, "rb") as file:
         return file.read()

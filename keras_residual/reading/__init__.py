@@ -1,4 +1,4 @@
-"""Image bytes to pixels, by one set of rules: `host` for training and `predict`, `graph` inside an exported model."""
+"""Decode images by one set of rules: in `host` for training and `predict`, in `graph` inside exported models."""
 
 from keras_residual.reading.host import UnreadableError, decode
 

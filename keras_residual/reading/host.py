@@ -1,18 +1,19 @@
-"""One image file, from bytes to pixels: which decoder reads it right, and what its pixels are.
+"""Decode an image file on the host, choosing the decoder that reads it correctly.
 
-JPEG (grey and colour) and PNG go through TensorFlow's own kernels, which agree with Pillow to the bit and can decode a
-part of a JPEG; everything else (GIF, BMP, WebP, TIFF, AVIF, JPEG 2000, PPM, CMYK JPEG) goes through Pillow, because
-TensorFlow reads it wrongly (palette BMP), not at all (TIFF, AVIF), or whole where a frame is asked for (GIF).
+JPEG (grayscale and color) and PNG are decoded by TensorFlow kernels, which agree with Pillow to the bit and can decode
+part of a JPEG. Everything else (GIF, BMP, WebP, TIFF, AVIF, JPEG 2000, PPM, CMYK JPEG) is decoded by Pillow, because
+TensorFlow reads it incorrectly (palette BMP), not at all (TIFF, AVIF), or decodes all frames when only one is needed
+(GIF).
 
-The result is always what one sees, as 8-bit RGB:
+The result is always upright 8-bit RGB:
 
 * the EXIF orientation is applied;
 * 16-bit samples keep their high byte (Pillow's `convert` would clip them); 32-bit and float samples have no fixed
-  range and are refused;
-* transparency is dropped, as in torchvision, timm and `tf.io.decode_image`: a network that is trained here sees the
-  pixels that it sees when it is served;
-* of an animation the first frame counts;
-* colour profiles are not applied.
+  range and are rejected;
+* transparency is dropped, as in torchvision, timm and `tf.io.decode_image`, so that a network receives the same pixels
+  in training and in serving;
+* only the first frame of an animation is used;
+* color profiles are not applied.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-# How a file is decoded.
+# Decoders of a file.
 JPEG, PNG, PILLOW = 0, 1, 2
 
-# Formats that are tried, and no others: Pillow also knows some that run programs (EPS).
+# Only these formats are tried, because Pillow runs external programs for some others (EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
 READ = "JPEG, PNG, GIF, BMP, WebP, TIFF, AVIF, JPEG 2000 and PPM"
 MAX_PIXELS = 64_000_000  # 192 MB as RGB
 
-# Decoders work through each scan of a JPEG and each compressed text of a PNG, even of a small file: millions of them
-# take hours. jpegtran writes 100 scans at most, and a thumbnail may have a few.
+# Decoders process every scan of a JPEG and every compressed text of a PNG, so that a small file with millions of them
+# takes hours. jpegtran writes at most 100 scans, and an embedded thumbnail may add a few.
 SCAN, MOST_SCANS = b"\xff\xda", 128
 TEXTS, MOST_TEXTS = (b"zTXt", b"iTXt", b"iCCP"), 100
 
@@ -53,19 +54,19 @@ ORIENTATIONS = {
 
 
 class UnreadableError(ValueError):
-    """An image that cannot be used; the message is the reason, in the user's terms."""
+    """Error for an image that cannot be used, with the reason as its message."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What the first bytes of an image say.
+    """Properties of an image according to its header.
 
     Attributes:
-        how: `JPEG`, `PNG` or `PILLOW`.
-        height: Rows as stored, before the orientation is applied.
-        width: Columns likewise.
-        orientation: EXIF's number, 1 to 8; 1 for `PILLOW`, which applies it itself.
-        notes: What a user should know: `"animated"`, `"transparent"`, `"16-bit"`, `"CMYK"`.
+        how: Decoder: `JPEG`, `PNG` or `PILLOW`.
+        height: Height as stored, before the orientation is applied.
+        width: Width as stored, before the orientation is applied.
+        orientation: EXIF orientation, 1 to 8; always 1 for `PILLOW`, because that decoder applies it.
+        notes: Remarks for the user: `"animated"`, `"several pages"`, `"transparent"`, `"16-bit"`, `"CMYK"`.
     """
 
     how: int
@@ -76,20 +77,20 @@ class Header:
 
 
 def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Read the header of an image; no pixel is decoded.
+    """Read the header of an image without decoding any pixels.
 
     Raises:
-        UnreadableError: If the bytes are no image, or declare more than `max_pixels`.
+        UnreadableError: If the bytes are not an image, or its header declares more than `max_pixels`.
     """
-    _refuse_endless_work(data)
+    _check_decoding_cost(data)
     try:
-        # Pillow reads the header only
+        # Image.open reads only the header.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise UnreadableError(
                     f"declares {width:,} x {height:,} pixels, more than max_pixels={max_pixels:,}; "
-                    "make it smaller, or raise max_pixels if it is meant"
+                    "resize it, or increase max_pixels if the size is intended"
                 )
             native = _native(image)
             notes = tuple(name for name, found in _notes(image, data).items() if found)
@@ -100,23 +101,23 @@ def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableError(f"declares far more pixels than max_pixels={max_pixels:,}") from None
     except UnidentifiedImageError:
-        raise UnreadableError(_what_it_is(data)) from None
-    except Exception as error:  # parsers fail in ways of their own
+        raise UnreadableError(_describe_unknown(data)) from None
+    except Exception as error:  # Pillow's parsers raise many kinds of exceptions
         raise UnreadableError(f"is damaged: its header cannot be read ({_short(error)})") from None
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
-    """Decodes one image of any format that is read: what training and evaluation see of it.
+    """Decode one image of any supported format to the pixels used in training and evaluation.
 
     Args:
-        data: The bytes of the file.
-        max_pixels: Larger images are refused before they are decoded.
+        data: Content of the file.
+        max_pixels: Larger images are rejected before decoding.
 
     Returns:
         `(height, width, 3)`, uint8, upright.
 
     Raises:
-        UnreadableError: A `ValueError` whose message is the reason.
+        UnreadableError: If the image cannot be used; a `ValueError` with the reason as its message.
     """
     head = header(data, max_pixels)
     if head.how == PILLOW:
@@ -125,38 +126,43 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
         with tf.device("CPU:0"):
             image = (decode_jpeg if head.how == JPEG else decode_png)(tf.constant(data)).numpy()
     except tf.errors.OpError:
-        raise UnreadableError("is damaged or cut off: its header is whole, its pixels are not") from None
+        raise UnreadableError("is damaged or truncated: its header is complete, but its pixels are not") from None
     if image.shape[:2] != (head.height, head.width):
-        raise UnreadableError("is damaged: its parts disagree about its size")
+        raise UnreadableError("is damaged: its size differs from the size in its header")
     transpose, upside_down, mirrored = ORIENTATIONS[head.orientation]
     image = image.transpose(1, 0, 2) if transpose else image
     return np.ascontiguousarray(image[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
 
 
 def decode_jpeg(data: Any, ratio: int = 1) -> Any:
-    """JPEG bytes -> `(height, width, 3)`, as stored. This IDCT is Pillow's, to the bit; the default one is not."""
+    """Decode a JPEG to `(height, width, 3)`, as stored, with the IDCT that agrees with Pillow to the bit."""
     return tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
 def decode_jpeg_window(data: Any, window: Any, ratio: int = 1) -> Any:
-    """Part of a JPEG; `window` is `(top, left, height, width)` of the image scaled down by `ratio` (1, 2, 4 or 8).
+    """Decode part of a JPEG.
 
-    Scaling by the IDCT averages, and costs less than decoding all. At the window's edges colours may differ by a few
-    levels from those of the whole image: chroma is interpolated without the neighbours outside.
+    Scaling in the IDCT averages pixels and is faster than decoding at full size. At the edges of the window, colors may
+    differ by a few levels from those of the full image, because chroma is interpolated without the neighbors outside.
+
+    Args:
+        data: Content of the file.
+        window: `(top, left, height, width)` in the image scaled down by `ratio`.
+        ratio: 1, 2, 4 or 8.
     """
     return tf.io.decode_and_crop_jpeg(data, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
 def decode_png(data: Any) -> Any:
-    """PNG bytes -> `(height, width, 3)`, as stored."""
+    """Decode a PNG to `(height, width, 3)`, as stored."""
     return tf.io.decode_png(data, channels=3)
 
 
 def pillow_pixels(data: bytes) -> np.ndarray[Any, Any]:
-    """The slower, careful path: `(height, width, 3)`, uint8, upright.
+    """Decode an image with Pillow to `(height, width, 3)`, uint8, upright; slower, but for every supported format.
 
     Raises:
-        UnreadableError: With the reason.
+        UnreadableError: If the image cannot be decoded.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -164,14 +170,14 @@ def pillow_pixels(data: bytes) -> np.ndarray[Any, Any]:
     except UnreadableError:
         raise
     except Exception as error:
-        raise UnreadableError(f"is damaged or cut off ({_short(error)})") from None
+        raise UnreadableError(f"is damaged or truncated ({_short(error)})") from None
 
 
 def rgb(image: Image.Image) -> np.ndarray[Any, Any]:
-    """Return the pixels of a Pillow image of any mode: `(height, width, 3)`, uint8, upright.
+    """Return the pixels of a PIL image of any mode: `(height, width, 3)`, uint8, upright.
 
     Raises:
-        UnreadableError: With the reason.
+        UnreadableError: If the image cannot be decoded or converted.
     """
     try:
         image.load()
@@ -182,18 +188,18 @@ def rgb(image: Image.Image) -> np.ndarray[Any, Any]:
         if image.mode in ("I", "F"):
             raise UnreadableError("has 32-bit samples, which have no fixed range; save it with 8 or 16 bits")
         if image.mode in ("LAB", "HSV"):
-            raise UnreadableError(f"is in the {image.mode} colour space; save it as RGB")
-        if image.mode in ("La", "RGBa"):  # colours that are already multiplied by their opacity
+            raise UnreadableError(f"is in the {image.mode} color space; save it as RGB")
+        if image.mode in ("La", "RGBa"):  # premultiplied alpha
             image = image.convert("LA" if image.mode == "La" else "RGBA")
         return np.array(image.convert("RGB"))
     except UnreadableError:
         raise
     except Exception as error:
-        raise UnreadableError(f"is damaged or cut off ({_short(error)})") from None
+        raise UnreadableError(f"is damaged or truncated ({_short(error)})") from None
 
 
 def grey(image: Any) -> Any:
-    """`(..., 3)` -> `(..., 1)`, uint8, by Pillow's rule for mode "L"; a tensor."""
+    """Convert RGB `(..., 3)` to grayscale `(..., 1)`, a uint8 tensor, with Pillow's formula for mode "L"."""
     parts = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
     return tf.cast((tf.reduce_sum(parts, -1, keepdims=True) + 0x8000) // 0x10000, tf.uint8)
 
@@ -201,11 +207,12 @@ def grey(image: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------- the header
 
 
-def _refuse_endless_work(data: bytes) -> None:
+def _check_decoding_cost(data: bytes) -> None:
+    """Reject small files that would take a decoder hours."""
     if data.startswith(b"\xff\xd8") and data.count(SCAN) > MOST_SCANS:
-        raise UnreadableError(f"is damaged: it has {data.count(SCAN):,} scans, far more than encoders write")
+        raise UnreadableError(f"is damaged: it has {data.count(SCAN):,} scans, far more than any encoder writes")
     if data.startswith(b"\x89PNG") and sum(map(data.count, TEXTS)) > MOST_TEXTS:
-        raise UnreadableError("is damaged: it has far more compressed texts than encoders write")
+        raise UnreadableError("is damaged: it has far more compressed texts than any encoder writes")
 
 
 def _native(image: Image.Image) -> int:
@@ -227,40 +234,44 @@ def _notes(image: Image.Image, data: bytes) -> dict[str, bool]:
 
 def _orientation(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG" and not re.search(b"eXIf|Raw profile type|com.adobe.xmp", data):
-        return 1  # to look for EXIF at a PNG's end, Pillow would decode all of it
+        return 1  # Pillow would decode the complete PNG to look for EXIF at its end
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # EXIF that cannot be read turns nothing
+    except Exception:  # ignore unreadable EXIF
         return 1
     return found if found in ORIENTATIONS else 1
 
 
 _KINDS = (
-    (rb"\x00\x05\x16[\x00\x07]", "is a file of macOS' own (its name starts with ._), not an image"),
-    (rb"....ftyp(heic|heix|hevc|heim|heis|hevm|mif1|msf1)", "is a HEIC photo, which is not read; convert it to JPEG"),
-    (rb"(?i)\s*(<!doctype html|<html|<head|<body)", "is a web page, not an image: a download that failed"),
-    (rb"(?i)\s*(<\?xml.{0,400})?<svg", "is an SVG drawing, which is not read; save it as PNG"),
+    (rb"\x00\x05\x16[\x00\x07]", "is a macOS metadata file (its name starts with ._), not an image"),
+    (
+        rb"....ftyp(heic|heix|hevc|heim|heis|hevm|mif1|msf1)",
+        "is a HEIC photo, which is not supported; convert it to JPEG",
+    ),
+    (rb"(?i)\s*(<!doctype html|<html|<head|<body)", "is a web page, not an image, probably from a failed download"),
+    (rb"(?i)\s*(<\?xml.{0,400})?<svg", "is an SVG drawing, which is not supported; save it as PNG"),
     (rb"%PDF|%!PS", "is a PDF or PostScript document; save its pages as PNG"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "is an archive, not an image; unpack it"),
-    (rb"version https://git-lfs", "is a pointer of Git LFS, not the image itself: run `git lfs pull`"),
+    (rb"version https://git-lfs", "is a Git LFS pointer, not the image; run `git lfs pull`"),
     (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\x00|MM\x00\*|BM", "is damaged: its header cannot be read"),
 )
 
 
-def _what_it_is(data: bytes) -> str:
+def _describe_unknown(data: bytes) -> str:
+    """Return why bytes that Pillow does not recognize cannot be used."""
     if not data:
         return "is empty"
     for pattern, reason in _KINDS:
         if re.match(pattern, data[:1000], re.DOTALL):
             return reason
     if not any(data[:4096]):
-        return "holds zero bytes only, as after a crash or a copy that failed"
+        return "has only zero bytes, probably from a crash or a failed copy"
     if not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", data[:1000]):
         return "is text, not an image"
-    return f"is not an image that is read, which are {READ}"
+    return f"is not an image in a supported format ({READ})"
 
 
 def _short(error: Exception) -> str:
-    words = " ".join(str(error).split()) or type(error).__name__
-    words = re.sub(r"<_io\.BytesIO object at \w+>", "the file", words)
-    return words if len(words) <= 90 else words[:87] + "..."
+    message = " ".join(str(error).split()) or type(error).__name__
+    message = re.sub(r"<_io\.BytesIO object at \w+>", "the file", message)
+    return message if len(message) <= 90 else message[:87] + "..."
