@@ -325,7 +325,7 @@ def run(tmp_path_factory):
 
 def test_evaluate_says_what_it_left_out(run):
     classifier = kr.Classifier.load(run / "run")
-    with pytest.warns(UserWarning, match=r"1 file is not measured: 中文/broken\.png") as seen:
+    with pytest.warns(UserWarning, match=r"Skipped 1 file: 中文/broken\.png") as seen:
         found = classifier.evaluate(run / "photos")
     assert seen[0].filename == __file__
     assert (found["images"], found["skipped"]) == (8, 1)
