@@ -132,7 +132,7 @@ def test_every_figure_draws_every_name(saved, tmp_path):
         assert literal in texts[0]
         for other in texts[2:]:
             assert any(literal in text for text in other)
-    captions = [text.partition(" ")[0] for text in texts[1]]
+    captions = [text.removeprefix("predicted ").partition(" (")[0] for text in texts[1]]
     assert {r"US$10\frac$", r"a\nb", r"caf\xe9"} & set(captions)
     for figure in (matrix, frequent):
         assert not any(text.get_parse_math() for text in figure.axes[0].get_yticklabels())
