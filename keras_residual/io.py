@@ -78,7 +78,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV table, whole or not at all. Text is written as `literal` returns it: one line per row."""
+    """Write a CSV table atomically. Text is escaped by `literal`, so each row is one line."""
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         for row in (header, *rows):
@@ -86,7 +86,7 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all. Reading it back returns every string unchanged."""
+    """Write a JSON file atomically. Reading it back returns every string unchanged."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with written_whole(path) as part:  # UTF-8 has no surrogates; backslashreplace writes them as JSON's own \\udcff
         part.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -118,4 +118,4 @@ def per_class(truth: Any, guesses: Any, classes: int) -> dict[str, np.ndarray[An
     truth, guesses = np.asarray(truth), np.asarray(guesses)
     hits, own, named = (np.bincount(part, minlength=classes) for part in (truth[truth == guesses], truth, guesses))
     measures = {"recall": (hits, own), "precision": (hits, named), "f1": (2 * hits, own + named)}
-    return {"images": own, **{name: part / np.maximum(whole, 1) for name, (part, whole) in measures.items()}}
+    return {"images": own, **{name: part / np.maximum(total, 1) for name, (part, total) in measures.items()}}

@@ -59,5 +59,5 @@ def test_each_measurement_has_its_own_process():
     assert rows[1].images_per_second > rows[0].images_per_second
     assert np.isfinite([row.peak_mb for row in rows]).all()
     assert rows[1].peak_mb < rows[0].peak_mb  # that of training would stay in one process
-    with pytest.raises(ChildProcessError, match="The training benchmark of ViTSmall16 .* failed"):
+    with pytest.raises(ChildProcessError, match=r"The training benchmark of ViTSmall16 .* failed"):
         benchmark("ViTSmall16", size=17, steps=1, say=lambda line: None)

@@ -127,7 +127,7 @@ def test_only_the_models_own_calls_count():
 
 
 def test_costs_need_a_size():
-    with pytest.raises(ValueError, match="must be known.*input_shape"):
+    with pytest.raises(ValueError, match=r"must be known.*input_shape"):
         costs("ResNet18", input_shape=(None, None, 3))
     with pytest.raises(ValueError, match="Functional or a built Sequential"):
         costs(keras.Sequential([keras.layers.Dense(4)]))
