@@ -55,15 +55,8 @@ def draw_curves(
         axis.grid(alpha=0.3)
         if best is not None and history.get(f"val_{name}"):
             value = history[f"val_{name}"][best]
-            axis.plot(
-                [best + 1],
-                [value],
-                "*",
-                color="tab:red",
-                markersize=12,
-                zorder=5,
-                label=f"kept weights (epoch {best + 1})",
-            )
+            kept = f"kept weights (epoch {best + 1})"
+            axis.plot([best + 1], [value], "*", color="tab:red", markersize=12, zorder=5, label=kept)
         if name == "accuracy" and constant is not None:
             axis.axhline(constant, color="grey", linestyle=":", label="majority class")
         if head:
@@ -104,9 +97,8 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
     # Scale the colours separately; otherwise a few mistakes would hardly be visible next to many correct predictions.
     for cmap, part in (("Blues", diagonal), ("Reds", ~diagonal)):
         shown = np.ma.masked_where(~part | (matrix == 0), matrix)
-        axis.imshow(
-            shown, cmap=cmap, vmin=0, vmax=1.6 * max(1, matrix[part].max())
-        )  # keep cells pale enough for black text
+        pale = 1.6 * max(1, matrix[part].max())  # keeps cells pale enough for black text
+        axis.imshow(shown, cmap=cmap, vmin=0, vmax=pale)
     if len(labels) <= 40:
         for row, column in np.argwhere(matrix):
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9 if side < 7 else 7)

@@ -155,9 +155,7 @@ class RunDirectory:
     def _set_aside(self) -> None:
         """Move the old run to `.previous`; `_restore` undoes this if the new run fails before its first checkpoint."""
         kept = self.path / _PREVIOUS
-        if (
-            kept.exists() and not (self.path / CONFIG).is_file()
-        ):  # keep the run in `.previous`: the newer one has no classifier
+        if kept.exists() and not (self.path / CONFIG).is_file():  # only the run in `.previous` has a classifier
             self._remove()
             return
         shutil.rmtree(kept, ignore_errors=True)
