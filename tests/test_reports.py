@@ -226,6 +226,19 @@ def test_a_confusion_matrix_has_at_most_60_classes(classes, matrix, saved, tmp_p
         assert all(" → " in name for name in names)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "drawn", "title"),
+    [
+        (0, 0, "No mistakes in 1,200 test images"),
+        (1, 1, "The only mistake of 1,200 test images"),
+        (9, 9, "All 9 mistakes of 1,200 test images"),
+        (1_100, 24, "The 24 worst of 1,100 mistakes in 1,200 test images"),
+    ],
+)
+def test_title_of_the_mistakes(wrong, drawn, title):
+    assert reports._mistakes_title(wrong, drawn, 1_200, "test") == title
+
+
 def test_confusions():
     truth, guesses = np.array([0, 0, 0, 1, 2, 2, 2]), np.array([1, 1, 0, 2, 0, 0, 0])
     assert metrics.confusions(truth, guesses) == [(3, 2, 0), (2, 0, 1), (1, 1, 2)]
