@@ -1,6 +1,6 @@
-"""How fast a network trains and answers on this machine: XLA on and off, images/s, memory, compilation.
+"""Benchmarks of training and inference on this machine: throughput, peak memory and compilation time.
 
-Each setting runs in a process of its own, so that its peak of memory is its own.
+Each setting runs in a separate process, so that its peak memory is measured separately.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["Measured", "benchmark", "measure"]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One row of the table.
+    """Result of one measurement, a row of the table.
 
     Attributes:
         model: Name of the network.
         mode: `"training"` (the step of `keras_residual.fit`: forward, backward, SGD with momentum) or `"inference"`.
-        xla: Whether XLA compiles it.
-        backend: Keras' backend.
-        device: What it ran on.
-        precision: The dtype policy.
-        batch_size: Images in a step.
-        size: Height and width of the images.
-        images_per_second: Of the timed steps.
-        peak_mb: Peak of memory in MB: of the device, as the backend counts it; on a CPU of the whole process.
-        compile_seconds: What the first step took more than later ones: tracing and compilation.
+        xla: True if the step is compiled with XLA.
+        backend: Keras backend.
+        device: Name of the GPU, or `CPU`.
+        precision: Keras dtype policy.
+        batch_size: Images per step.
+        size: Height and width of the images in pixels.
+        images_per_second: Throughput of the timed steps.
+        peak_mb: Peak memory in MB: of the device, as reported by the backend; on a CPU, of the whole process.
+        compile_seconds: Extra time of the first step compared with later ones, for tracing and compilation.
     """
 
     model: str
@@ -64,25 +64,25 @@ def benchmark(
     csv: str | os.PathLike[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Measured]:
-    """Measures a registered network with random weights on random images, and prints the table.
+    """Benchmark a registered network with random weights on random images, and print the results.
 
     Args:
-        name: Of the network.
-        batch_size: Images in a step.
-        size: Height and width of the images; the network's own if `None`.
-        steps: Timed steps.
-        xla: `"both"`, `"on"` or `"off"`. On JAX, which always compiles, there is `"on"` alone.
-        precision: A dtype policy; `"auto"` for bfloat16 on GPUs that compute it fast, float32 elsewhere.
-        hlo: A file for the training step as XLA has compiled it (optimised HLO).
-        csv: A file for the table.
-        say: Gets each line for the user.
+        name: Name of the network.
+        batch_size: Images per step.
+        size: Height and width of the images in pixels; `None` for the network's default.
+        steps: Number of timed steps.
+        xla: `"both"`, `"on"` or `"off"`. JAX always compiles, so with JAX only `"on"` is measured.
+        precision: Keras dtype policy; `"auto"` uses bfloat16 on GPUs with fast bfloat16, and float32 elsewhere.
+        hlo: File to write the optimised HLO of the training step to.
+        csv: File to write the table to.
+        say: Function called with each line of output.
 
     Returns:
-        A row for each mode with XLA off and on.
+        One row per mode and XLA setting.
 
     Raises:
-        ValueError: If there is no such network, a number is out of its range, or HLO is asked for without XLA.
-        ChildProcessError: If a measurement fails, with the end of what it said.
+        ValueError: If the network is not registered, a number is out of range, or HLO is requested without XLA.
+        ChildProcessError: If a measurement fails; the message ends with the last lines of its standard error.
     """
     import keras
 
@@ -91,13 +91,13 @@ def benchmark(
     row = find(name).config
     if steps < 1 or batch_size < 2 or (size is not None and size < 1):
         raise ValueError(
-            "A benchmark has at least one step of two images (batch normalisation needs two). Received: "
-            f"steps={steps}, batch_size={batch_size}, size={size}."
+            "`steps` must be at least 1, `batch_size` at least 2 (batch normalisation needs two images) and `size` at "
+            f"least 1; got steps={steps}, batch_size={batch_size}, size={size}."
         )
     if xla not in ("both", "on", "off"):
-        raise ValueError(f"xla is both, on or off. Received: {xla!r}.")
+        raise ValueError(f"`xla` must be 'both', 'on' or 'off'; got {xla!r}.")
     if hlo is not None and xla == "off":
-        raise ValueError("HLO is what XLA compiles. Received: xla='off'. Leave out hlo, or xla.")
+        raise ValueError("`xla` must be 'both' or 'on' to write HLO; got xla='off'. Leave out `hlo`, or enable XLA.")
     ways = {"both": (False, True), "on": (True,), "off": (False,)}[xla]
     if keras.backend.backend() == "jax":
         ways = (True,)
@@ -108,10 +108,10 @@ def benchmark(
             order |= {"size": size, "steps": steps, "precision": precision}
             if hlo is not None and mode == "training" and way:
                 order["hlo"] = os.fspath(hlo)
-            found.append(_apart(order))
+            found.append(_measure_in_subprocess(order))
             say(_line(found[-1]))
     if hlo is not None:
-        say(f"compiled training step written to {os.fspath(hlo)}")
+        say(f"Wrote the compiled training step (HLO) to {os.fspath(hlo)}")
     if csv is not None:
         columns = [field.name for field in dataclasses.fields(Measured)]
         write_table(Path(csv), columns, (dataclasses.astuple(row) for row in found))
@@ -128,7 +128,7 @@ def measure(
     precision: str = "auto",
     hlo: str | None = None,
 ) -> Measured:
-    """One measurement, in this process."""
+    """Run one measurement in this process; see `benchmark` for the arguments."""
     import keras
     import numpy as np
 
@@ -152,10 +152,10 @@ def measure(
     normal = ((images / 255 - 0.45) / 0.225).astype("float32")
     step, batch = None, None
     if mode == "training":
-        images = images if len(shape) == 3 else normal  # pixels are normalised inside the step, signals before
+        images = images if len(shape) == 3 else normal  # the step normalises pixels, but not signals
         execution = Execution(jit=xla)
         step, batches = prepare(model, _recipe(batch_size), (images, labels), classes=classes, execution=execution)
-        batch = next(iter(batches))  # the same one each time: images are not what is measured
+        batch = next(iter(batches))  # reuse one batch: the input pipeline is not measured
         run = functools.partial(_fit, step, batch)
     else:
         run = _inference(model, normal, xla)
@@ -185,7 +185,7 @@ def measure(
 def _recipe(batch_size: int) -> Any:
     from keras_residual.training import Recipe
 
-    # rate 0.01: random labels must not make weights overflow
+    # with a higher rate, random labels could make the weights overflow
     return Recipe(name="benchmark", learning_rate=0.01, batch_size=batch_size, schedule="constant", flip=False)
 
 
@@ -215,7 +215,7 @@ def _inference(model: Any, images: Any, xla: bool) -> Callable[[int], None]:
     def run(count: int) -> None:
         for _ in range(count - 1):
             answer(batch)
-        np.asarray(answer(batch))  # waits for the device
+        np.asarray(answer(batch))  # wait for the device
 
     return run
 
@@ -227,7 +227,7 @@ def _timed(run: Callable[[int], None], count: int) -> float:
 
 
 def _peak() -> float:
-    """Bytes: the accelerator's peak, or the process' where there is none."""
+    """Return the peak memory in bytes: of the accelerator, or of the process if there is none."""
     import keras
 
     if keras.backend.backend() == "jax":
@@ -249,18 +249,19 @@ def _peak() -> float:
     return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def _apart(order: dict[str, Any]) -> Measured:
-    """A measurement in a process of its own."""
+def _measure_in_subprocess(order: dict[str, Any]) -> Measured:
+    """Run `measure` in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", __name__, json.dumps(order)], capture_output=True, text=True, check=False
     )
-    answer = done.stdout.strip().splitlines()[-1:]
-    if done.returncode or not answer:
-        said = "\n".join(done.stderr.strip().splitlines()[-5:])
+    result = done.stdout.strip().splitlines()[-1:]
+    if done.returncode or not result:
+        stderr = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise ChildProcessError(
-            f"{order['name']} could not be measured in {order['mode']}, XLA {order['xla']}:\n{said}"
+            f"The {order['mode']} benchmark of {order['name']} with XLA {'on' if order['xla'] else 'off'} failed. Fix "
+            f"the error, or try a smaller batch:\n{stderr}"
         )
-    return Measured(**json.loads(answer[0]))
+    return Measured(**json.loads(result[0]))
 
 
 def _line(row: Measured) -> str:

@@ -1,4 +1,4 @@
-"""A network, what prepares its images, and the names of its classes: what fine-tuning makes, what a run holds."""
+"""The image classifier that fine-tuning returns and a run directory stores: model, preprocessing and labels."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from keras_residual.weights import Preprocess, Weights, WeightsError, load_weigh
 
 __all__ = ["Classifier", "Prediction"]
 
-SECTION = "keras_residual"  # of config.json: what timm's form has no place for
-NAMED = 10  # skipped files that a warning names
+SECTION = "keras_residual"  # section of config.json for values that timm's format has no field for
+NAMED = 10  # skipped files listed in a warning
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one image.
+    """Prediction for one image.
 
     Attributes:
-        name: The image's path, or its number where it came as an array.
-        label: Name of the likeliest class; empty if the image could not be read.
-        probability: Of that class.
-        probabilities: Of every class, by name.
-        error: Why the image could not be read; empty if it could.
+        name: Path of the image, or its position in the input if it has no path.
+        label: Name of the most probable class; empty if the image could not be read.
+        probability: Probability of that class.
+        probabilities: Probability of every class, by class name.
+        error: Why the image could not be read; empty if it was read.
     """
 
     name: str
@@ -45,21 +45,21 @@ class Prediction:
     error: str = ""
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The likeliest classes with their probabilities, best first."""
+        """Return the `count` most probable classes with their probabilities, most probable first."""
         return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:count]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """A network with its preprocessing and its labels.
+    """Image classifier: a model with its preprocessing and class labels.
 
     Attributes:
-        model: From normalised images `(N, H, W, C)` to logits `(N, classes)`.
-        preprocess: From images of 0..255, `(H, W, C)` of any size, to the model's input.
-        labels: Names of the classes, in the order of the logits.
-        architecture: The registered name of the network.
-        options: What its builder was given beside classes and input shape; of JSON's types.
-        tag: timm's tag of the checkpoint that it was fine-tuned from, which may change the row (`Config.tags`).
+        model: Maps normalised images `(N, H, W, C)` to logits `(N, classes)`.
+        preprocess: Maps an image `(H, W, C)` of any size, with values 0 to 255, to the model's input.
+        labels: Class names, in the order of the logits.
+        architecture: Registered name of the architecture.
+        options: Builder arguments other than the number of classes and the input shape; JSON types only.
+        tag: timm tag of the checkpoint it was fine-tuned from; some tags change the configuration (`Config.tags`).
     """
 
     model: keras.Model
@@ -72,8 +72,8 @@ class Classifier:
     def __post_init__(self) -> None:
         if self.model.output_shape[-1] != len(self.labels):
             raise ValueError(
-                f"A classifier has one label for each output. Received: {len(self.labels)} labels for "
-                f"{self.model.output_shape[-1]} outputs."
+                f"`labels` must have one label for each of the model's {self.model.output_shape[-1]} outputs; got "
+                f"{len(self.labels)} labels."
             )
 
     def predict(self, images: Any, batch_size: int = 32) -> list[Prediction]:
@@ -81,18 +81,19 @@ class Classifier:
 
         Args:
             images: A path, a folder (all images in it) or a pattern such as `"photos/*.jpg"`; the bytes of a file; a
-                PIL image; an array or tensor of 0..255, of one image `(H, W)` or `(H, W, C)` or of a batch
-                `(N, H, W, C)`; or an iterable of these, mixed. EXIF orientations are applied, transparency is dropped.
-            batch_size: Images in a batch.
+                PIL image; an array or tensor with values 0 to 255, either one image `(H, W)` or `(H, W, C)` or a batch
+                `(N, H, W, C)`; or an iterable that mixes these. EXIF orientation is applied; alpha is dropped.
+            batch_size: Images per batch.
 
         Returns:
-            One prediction for each image, in order. A file, bytes or a PIL image that cannot be read gets one that says
-            why in `error`.
+            One prediction per image, in order. If a file, bytes or a PIL image cannot be read, its prediction has the
+            reason in `error`.
 
         Raises:
             FileNotFoundError: If a path does not exist.
-            ValueError: For a URL, or an array that is not of 0..255: a range of 0..1 or -1..1, 16 bits, channels first.
-            TypeError: For anything else.
+            ValueError: If an image is a URL, or an array whose values are not 0 to 255 (0 to 1, -1 to 1, 16 bits) or
+                whose channels come first.
+            TypeError: If `images` has any other type.
         """
         from keras_residual.data.images import named, read
 
@@ -125,7 +126,7 @@ class Classifier:
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), "float32")
 
     def answers(self, examples: Any, batch_size: int = 32) -> metrics.Answers:
-        """Return what the measures need of each image; unlike `probabilities`, it fits in memory for many classes.
+        """Return the per-image results that the metrics need; unlike `probabilities`, independent of the class count.
 
         Raises:
             ValueError: If there are no images.
@@ -133,52 +134,52 @@ class Classifier:
         return metrics.Answers.joined(metrics.Answers.of(*batch) for batch in self._batches(examples, batch_size))
 
     def _batches(self, examples: Any, batch_size: int) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-        """Yield probabilities and labels, batch by batch."""
+        """Yield the probabilities and labels of each batch."""
         for images, labels in examples.evaluation(batch_size, self.preprocess):
             pixels = self.normalise(keras.ops.convert_to_numpy(images))
             yield self._probabilities(pixels), np.asarray(labels)
 
     def evaluate(self, data: Any, batch_size: int = 32, majority: int | None = None) -> dict[str, float]:
-        """Measure the classifier on labelled images; see `keras_residual.metrics.measure`.
+        """Evaluate the classifier on labelled images; see `keras_residual.metrics.measure`.
 
         Args:
-            data: What `keras_residual.data.load` reads, or an `Examples`. Classes go by their names; some may have no
-                images. Of a source that is split, the part called test, or else validation, is measured.
-            batch_size: Images in a batch.
-            majority: Number of the class that a constant classifier would predict; by default the most frequent one
-                here.
+            data: A source that `keras_residual.data.load` accepts, or an `Examples`. Classes are matched by name; a
+                class may have no images. If the source is split, the test split is used, or else the validation split.
+            batch_size: Images per batch.
+            majority: Index of the class that the majority-class baseline predicts; by default the most frequent class
+                in `data`.
 
         Returns:
-            The measures, and `skipped`: how many images of `data` could not be read and are not measured. A
-            `UserWarning` names them, and whatever else is unusual about the data.
+            The metrics, and `skipped`: the number of images in `data` that could not be read and were left out. A
+            `UserWarning` lists them and reports anything else unusual about the data.
 
         Raises:
-            ValueError: If the data has a class that the classifier does not know.
+            ValueError: If the data has a class that is not one of the classifier's labels.
         """
         from keras_residual.data import Examples
 
         if isinstance(data, Examples):
             examples, skipped = data, 0
         else:
-            examples, words, skipped = labelled(data, self.labels)
-            for line in words:
-                warnings.warn(line, stacklevel=2)
+            examples, messages, skipped = labelled(data, self.labels)
+            for message in messages:
+                warnings.warn(message, stacklevel=2)
         if majority is None:
             majority = int(np.bincount(examples.labels, minlength=1).argmax())
         return self.answers(examples, batch_size).measure(majority) | {"skipped": float(skipped)}
 
     def normalise(self, images: Any) -> Any:
-        """Pixels of 0..255 that are resized already, to the model's input."""
+        """Normalise pixels of 0 to 255, already resized, to the model's input."""
         mean, std = (np.asarray(values, "float32") for values in (self.preprocess.mean, self.preprocess.std))
         return (images.astype("float32") / 255 - mean) / std
 
     def with_probabilities(self) -> keras.Model:
-        """The model with a softmax at its end; it shares the weights."""
+        """Return the model with a softmax output; it shares its weights with `model`."""
         outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(self.model.output)
         return connected(self.model.input, outputs, self.model.name)
 
     def export(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Writes a SavedModel that TensorFlow Serving runs as it is; see `keras_residual.export` for the options."""
+        """Export a SavedModel that TensorFlow Serving can load; see `keras_residual.export` for the options."""
         from keras_residual.exporting import export
 
         return export(self.with_probabilities(), path, labels=self.labels, preprocess=self.preprocess, **options)
@@ -186,34 +187,34 @@ class Classifier:
     # ------------------------------------------------------------------------------------------- the run directory
 
     def save(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
-        """Write `weights.safetensors`, `model.keras`, `labels.txt` and `config.json`; all of them, or none.
+        """Write `weights.safetensors`, `model.keras`, `labels.txt` and `config.json`: all of them or none.
 
-        The config has timm's form, so that the directory is a source for `from_pretrained`, too.
+        The config follows timm's format, so `from_pretrained` also accepts the directory.
 
         Args:
-            directory: Created if it does not exist.
-            about: More to keep in the config's own section.
+            directory: Output directory; created if it does not exist.
+            about: Additional entries for the `keras_residual` section of the config.
 
         Raises:
-            OSError: If a file cannot be written; those of an earlier classifier are unchanged.
+            OSError: If a file cannot be written; the files of an earlier classifier are then unchanged.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "config.json"
-        with contextlib.ExitStack() as stack:  # replaces files at its end, in reverse order: the config last
+        with contextlib.ExitStack() as stack:  # on exit it replaces files in reverse order, the config last
             parts = [
                 stack.enter_context(written_whole(directory / name))
                 for name in ("config.json", "weights.safetensors", "model.keras", "labels.txt")
             ]
             save_weights(self.model, parts[1])
             keras.saving.save_model(self.with_probabilities(), parts[2])
-            lines = (f"{literal(label)}\n" for label in self.labels)  # one for each class, whatever its name
+            lines = (f"{literal(label)}\n" for label in self.labels)  # `literal` keeps each label on one line
             parts[3].write_text("".join(lines), encoding="utf-8")
             write_json(parts[0], self._config(parts[1], about))
-            config.unlink(missing_ok=True)  # an earlier one does not describe the new weights
+            config.unlink(missing_ok=True)  # the old config does not describe the new weights
 
     def save_config(self, directory: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> None:
-        """Write `config.json` for weights that `save` has written to the directory; same arguments as `save`."""
+        """Write `config.json` for weights already written by `save`; takes the same arguments as `save`."""
         directory = Path(directory)
         write_json(directory / "config.json", self._config(directory / "weights.safetensors", about))
 
@@ -245,25 +246,31 @@ class Classifier:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Classifier:
-        """Reads what `save` wrote. The network is built by this package from its name; no code of the file runs.
+        """Load a classifier that `save` wrote; the model is built from its architecture name, and no stored code runs.
 
         Raises:
-            FileNotFoundError: If the directory has no finished run.
-            WeightsError: If a file is not what was written.
+            FileNotFoundError: If the directory does not contain a finished run.
+            WeightsError: If a file is damaged, was changed, or was not written by this package.
         """
         directory = Path(directory)
         if not (directory / "config.json").is_file():
-            raise FileNotFoundError(f"A finished run has a config.json. Received: {str(directory)!r}, which has none.")
+            raise FileNotFoundError(
+                f"The directory must contain a finished run; got {str(directory)!r}, which has no config.json. Check "
+                "the path, or finish the training first."
+            )
         record = Weights.read(directory)
         own = json.loads((directory / "config.json").read_text(encoding="utf-8")).get(SECTION)
         if not isinstance(own, dict) or not {"model", "options", "input_shape", "sha256"} <= set(own):
             raise WeightsError(
-                f"A run directory was written by keras_residual. Received: {str(directory)!r}, whose config.json was "
-                "not. Published checkpoints are loaded by keras_residual.from_pretrained."
+                f"The run directory must have been written by keras_residual; got {str(directory)!r}, whose "
+                "config.json was not. Use keras_residual.from_pretrained to load a published checkpoint."
             )
         weights = directory / "weights.safetensors"
         if sha256(weights) != own["sha256"]:
-            raise WeightsError(f"{weights} is not what was written beside its config.json: it has changed.")
+            raise WeightsError(
+                f"{str(weights)!r} must have the SHA-256 that config.json records; it has a different one, so it is "
+                "damaged or was changed. Restore both files from a backup, or train again."
+            )
         entry = find(own["model"])
         model = entry.build(
             entry.config.tagged(own.get("tag")),
@@ -288,36 +295,38 @@ class Classifier:
 
 
 def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str], int]:
-    """Load the images of a source to measure a classifier of these labels on.
+    """Load the labelled images of a source to evaluate a classifier with these labels.
 
     Returns:
-        The images as `Examples`; what the user should know about them, a line each; how many could not be read.
+        The images as `Examples`, warnings for the user, and the number of images that could not be read.
 
     Raises:
-        ValueError: If the source has other classes.
+        ValueError: If the source has a class that is not in `labels`.
     """
     from keras_residual.data import load
 
     found = load(source, validation=0.0, classes=labels, partial=True)
     parts = {"test": found.test or (), "validation": found.validation, "train": found.train}
     there = [name for name, images in parts.items() if len(images)]
-    words = [f"the part {there[0]!r} of {literal(str(source))} is measured"] if len(there) > 1 else []
+    messages = []
+    if len(there) > 1:
+        messages.append(f"Evaluating on the {there[0]} split of {literal(str(source))}; its other splits are not used.")
     skipped = found.skipped
     if skipped:
         named = "; ".join(f"{literal(name)} {reason}" for name, reason in skipped[:NAMED])
         more = f"; and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
-        words.append(f"{len(skipped):,} file{'s are' if len(skipped) > 1 else ' is'} not measured: {named}{more}.")
-    return parts[there[0]], words + list(found.warnings), len(skipped)
+        messages.append(f"Skipped {len(skipped):,} file{'s' * (len(skipped) > 1)}: {named}{more}.")
+    return parts[there[0]], messages + list(found.warnings), len(skipped)
 
 
 def model_inputs(images: Any, preprocess: Preprocess, channels: int, most: int) -> np.ndarray[Any, Any]:
-    """Images as `Classifier.predict` takes them, prepared: `(N, H, W, channels)`; files that are none are left out.
+    """Load and preprocess images, given as for `Classifier.predict`, to an array `(N, H, W, channels)`.
 
-    Of more than `most` it takes so many, evenly spread over their order.
+    Unreadable files are skipped. If there are more than `most` images, `most` evenly spaced ones are used.
 
     Raises:
         FileNotFoundError: If a path does not exist.
-        ValueError: If none is an image.
+        ValueError: If no image can be read.
     """
     from keras_residual.data.images import named, read
 
@@ -327,23 +336,23 @@ def model_inputs(images: Any, preprocess: Preprocess, channels: int, most: int) 
     read_ones = (pixels for source in listed for pixels in read([source[1]]))
     prepared = [_model_input(pixels, preprocess, channels) for pixels in read_ones if not isinstance(pixels, str)]
     if not prepared:
-        raise ValueError(f"There is no image that can be read. Received: {images!r}.")
+        raise ValueError(f"At least one image must be readable; got {images!r}, none of which could be read.")
     return np.stack(prepared)
 
 
 def _model_input(image: Any, preprocess: Preprocess, channels: int) -> Any:
-    """Prepare pixels `(height, width, channels)`, uint8, of 1, 3 or 4 channels or as many as the model's."""
+    """Preprocess uint8 pixels `(height, width, channels)` that have 1, 3, 4 or the model's number of channels."""
     if image.shape[-1] != channels:
         image = _with_channels(image, channels)
     return keras.ops.convert_to_numpy(preprocess(image))
 
 
 def _with_channels(image: Any, channels: int) -> Any:
-    image = image[..., :3]  # transparency is dropped
+    image = image[..., :3]  # drop the alpha channel
     if image.shape[-1] == channels:
         return image
-    if channels == 1:  # ITU-R 601 luma, as Pillow's convert("L")
+    if channels == 1:  # ITU-R 601 luma, as in Pillow's convert("L")
         return np.round(image @ np.array([0.299, 0.587, 0.114]))[..., None].astype("uint8")
     if image.shape[-1] == 1:
         return np.repeat(image, channels, -1)
-    raise ValueError(f"The network takes {channels} channels. Received: an image of {image.shape[-1]}.")
+    raise ValueError(f"Images must have {channels} channels for this network; got an image with {image.shape[-1]}.")

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-additions and activations of one forward pass, counted layer by layer."""
+"""Parameters, multiply-adds and activations of one forward pass, counted layer by layer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Costs", "costs"]
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Costs of one sample.
+    """Costs of a forward pass on one sample.
 
     Attributes:
-        params: Trainable parameters, as timm and torchvision count them (without running statistics).
-        macs: Multiply-additions of convolutions, dense layers and attention: what papers call FLOPs.
+        params: Trainable parameters, without running statistics, as in timm and torchvision.
+        macs: Multiply-adds of convolutions, dense layers and attention, which papers often call FLOPs.
         activations: Output elements of convolutions and dense layers (Dollar et al. 2021).
     """
 
@@ -31,64 +31,67 @@ class Costs:
 
 
 def costs(model: keras.Model | str, **arguments: Any) -> Costs:
-    """Counts the costs of a model, or of a registered model by its name, without allocating its weights.
+    """Count the costs of a model, or of a registered architecture by name without allocating its weights.
 
     Args:
-        model: A model with a known input size, or a name.
-        **arguments: With a name: the builder's arguments, for example `input_shape=(32, 32, 3)`.
+        model: A model with a known input size, or a registered name.
+        **arguments: Builder arguments, only with a name; for example `input_shape=(32, 32, 3)`.
 
     Raises:
-        ValueError: If a spatial size is unknown, or the model is a subclassed or unbuilt one.
+        ValueError: If an input size is unknown, the model is subclassed or not built, or `arguments` are given without
+            a name.
     """
     if arguments and not isinstance(model, str):
         raise ValueError(
-            f"Builder's arguments go with a model's name, not with a model. Received: {sorted(arguments)}."
+            f"Builder arguments must come with a model name, not with a model; got {sorted(arguments)}. Pass the name, "
+            "or leave them out."
         )
-    whole: keras.Model = _build(model, arguments) if isinstance(model, str) else model
-    if functional(whole) is None:
+    network: keras.Model = _build(model, arguments) if isinstance(model, str) else model
+    if functional(network) is None:
         raise ValueError(
-            f"Costs are those of the calls in a Functional or built Sequential model. Received: {whole.name!r}, a "
-            f"{type(whole).__name__}. Write it with keras.Input and keras.Model(inputs, outputs)."
+            f"The model must be Functional or a built Sequential model; got {network.name!r}, a "
+            f"{type(network).__name__}. Build it with keras.Input and keras.Model(inputs, outputs)."
         )
-    params = sum(math.prod(v.shape) for v in whole.variables if v.trainable)
-    return Costs(params, *_work_of(whole))
+    params = sum(math.prod(v.shape) for v in network.variables if v.trainable)
+    return Costs(params, *_model_work(network))
 
 
 def _build(name: str, arguments: dict[str, Any]) -> keras.Model:
-    """A model whose variables have shapes but no values."""
+    """Build a model whose variables have shapes but no values."""
 
     def build() -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
             return models.create(name, **arguments)
 
-    # Keras would allocate the variables when the next scope of this thread ends: so the thread is one of its own.
+    # Use a separate thread: Keras allocates the variables when the next scope in the same thread ends.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(build).result()
 
 
-# How many axes of a kernel are those of the outputs; each output element sums over the others.
+# Number of kernel axes that index the outputs; each output element sums over the other axes.
 _OUTPUT_AXES = {
     (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D): 1,
     (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D): 2,
 }
 
 
-def _work_of(model: Any) -> tuple[int, int]:
-    """Count the multiply-additions and output elements of all calls in a model, and of those in the models in it."""
+def _model_work(model: Any) -> tuple[int, int]:
+    """Count the multiply-adds and output elements of all calls in a model, including nested models."""
     shapes = [tensor.shape[1:] for tensor in model.inputs]
     if any(None in shape for shape in shapes):
         raise ValueError(
-            f"Costs depend on the input's size. Received: inputs {shapes}. Build with a known input_shape."
+            f"The input size must be known to count the costs; got inputs {shapes}. Build the model with a complete "
+            "input_shape."
         )
     macs = activations = 0
     for node in nodes(model):
-        done, size = _work_of(node.operation) if functional(node.operation) is not None else _work(node)
+        done, size = _model_work(node.operation) if functional(node.operation) is not None else _node_work(node)
         macs, activations = macs + done, activations + size
     return macs, activations
 
 
-def _work(node: Any) -> tuple[int, int]:
-    """Count those of one call; our own layers count theirs in `macs`."""
+def _node_work(node: Any) -> tuple[int, int]:
+    """Count the multiply-adds and output elements of one call; layers of this package have a method `macs`."""
     layer = node.operation
     own = getattr(layer, "macs", None)
     if own is not None:

@@ -1,4 +1,4 @@
-"""The pictures of a run. Drawn without a screen, written whole, with names exactly as they are."""
+"""Figures of a run, drawn without a display and with every name shown literally."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 from keras_residual.io import escaped, literal, written_whole
 from keras_residual.metrics import confusions
 
-MOST_CLASSES = 60  # more rows and columns of a confusion matrix cannot be read
-MOST_CONFUSIONS = 30  # pairs of classes that are drawn instead
-BASE_FONT = "DejaVu Sans"  # comes with matplotlib
+MOST_CLASSES = 60  # a larger confusion matrix is unreadable
+MOST_CONFUSIONS = 30  # maximum number of class pairs drawn instead
+BASE_FONT = "DejaVu Sans"  # bundled with matplotlib
 
 __all__ = ["as_written", "canvas", "draw_confusion", "draw_curves", "draw_mistakes", "save", "short"]
 
@@ -30,44 +30,43 @@ def draw_curves(
     head: int = 0,
     constant: float | None = None,
 ) -> None:
-    """Draws loss and accuracy over epochs, training and validation side by side.
+    """Plot loss and accuracy per epoch, for training and validation.
 
     Args:
-        history: Values by name and epoch, as `keras.callbacks.History.history`: `loss`, `accuracy`, `val_loss` ...
-        path: The PNG to write.
-        title: Above the picture.
-        best: The epoch, from 0 on, whose weights were kept.
-        head: Epochs that trained the head alone: a grey ground.
-        constant: Accuracy of the constant answer, a dotted line.
+        history: Values per epoch by name, as in `keras.callbacks.History.history`: `loss`, `accuracy`, `val_loss` ...
+        path: PNG file to write.
+        title: Title of the figure.
+        best: Index of the epoch whose weights were kept, counted from 0.
+        head: Number of epochs that trained only the head; drawn on a grey background.
+        constant: Accuracy of the majority-class baseline; drawn as a dotted line.
     """
     figure, axes = canvas(1, 2, (9, 3.6))
     for axis, name in zip(axes[0], ("loss", "accuracy"), strict=True):
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "validation", "--")):
             if history.get(key):
-                marker = "o" if len(history[key]) < 10 else None  # a line of one point would not be seen
+                marker = "o" if len(history[key]) < 10 else None  # a line with a single point is invisible
                 epochs = range(1, len(history[key]) + 1)
                 axis.plot(epochs, history[key], style, marker=marker, markersize=4, label=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if len(history[name]) == 1:  # else the axis has parts of an epoch
+        if len(history[name]) == 1:  # otherwise the axis shows fractions of an epoch
             axis.set_xlim(0, 2)
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
         axis.grid(alpha=0.3)
         if best is not None and history.get(f"val_{name}"):
             value = history[f"val_{name}"][best]
-            axis.plot(
-                [best + 1], [value], "*", color="tab:red", markersize=12, zorder=5, label=f"kept: epoch {best + 1}"
-            )
+            kept = f"kept weights (epoch {best + 1})"
+            axis.plot([best + 1], [value], "*", color="tab:red", markersize=12, zorder=5, label=kept)
         if name == "accuracy" and constant is not None:
-            axis.axhline(constant, color="grey", linestyle=":", label="always the same class")
+            axis.axhline(constant, color="grey", linestyle=":", label="majority class")
         if head:
-            axis.axvspan(1, head + 0.5, color="grey", alpha=0.12, lw=0, label="head alone")
+            axis.axvspan(1, head + 0.5, color="grey", alpha=0.12, lw=0, label="head only")
         if axis.lines:
             axis.legend(fontsize=8)
     shown = [key for key in ("accuracy", "val_accuracy") if history.get(key)]
     low = min((min(history[key][len(history[key]) // 4 :]) for key in shown), default=0.0)
     bottom = max(0.0, min(low, 1.0 if constant is None else constant) - 0.02)
-    axes[0, 1].set_ylim(bottom, 1 + 0.1 * (1 - bottom))  # room for a line at 1, and no tick above it
+    axes[0, 1].set_ylim(bottom, 1 + 0.1 * (1 - bottom))  # leave room above a line at 1, without a tick
     axes[0, 1].yaxis.set_major_formatter(
         lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}"
     )
@@ -76,14 +75,14 @@ def draw_curves(
 
 
 def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix with its numbers; of more than 60 classes, the pairs that are confused most often.
+    """Draw a confusion matrix with counts; for more than 60 classes, the most frequently confused pairs instead.
 
     Args:
-        truth: Numbers of the true classes `(N,)`.
-        guesses: Numbers of the predicted classes `(N,)`.
-        labels: Names of the classes.
-        path: The PNG to write.
-        title: Above the picture.
+        truth: Indices of the true classes `(N,)`.
+        guesses: Indices of the predicted classes `(N,)`.
+        labels: Class names.
+        path: PNG file to write.
+        title: Title of the figure.
     """
     truth, guesses = np.asarray(truth), np.asarray(guesses)
     if len(labels) > MOST_CLASSES:
@@ -95,20 +94,21 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
     figure, axes = canvas(1, 1, (side + 0.4, side))
     axis = axes[0, 0]
     diagonal = np.eye(len(labels), dtype=bool)
-    # Each colour on its own scale: beside the many right answers, a few mistakes would hardly show.
+    # Scale the colours separately; otherwise a few mistakes would hardly be visible next to many correct predictions.
     for cmap, part in (("Blues", diagonal), ("Reds", ~diagonal)):
         shown = np.ma.masked_where(~part | (matrix == 0), matrix)
-        axis.imshow(shown, cmap=cmap, vmin=0, vmax=1.6 * max(1, matrix[part].max()))  # pale enough for black numbers
+        pale = 1.6 * max(1, matrix[part].max())  # keeps cells pale enough for black text
+        axis.imshow(shown, cmap=cmap, vmin=0, vmax=pale)
     if len(labels) <= 40:
         for row, column in np.argwhere(matrix):
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9 if side < 7 else 7)
-    if len(labels) <= 40:  # neighbours of one colour must not run together
+    if len(labels) <= 40:  # separate adjacent cells of the same colour
         axis.set_xticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.grid(which="minor", color="0.85", linewidth=0.8)
         axis.tick_params(which="minor", length=0)
     names = [short(label) for label in labels]
-    long = 0.09 * max(map(len, names)) > 0.75 * side / len(labels)  # inches of a name, and of its place
+    long = 0.09 * max(map(len, names)) > 0.75 * side / len(labels)  # inches: text width > cell width
     axis.set_xticks(range(len(labels)), names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
     axis.set_yticks(range(len(labels)), names, fontsize=9 if side < 14 else 6)
     axis.set_xlabel("predicted")
@@ -118,7 +118,7 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
 
 
 def _draw_most_frequent(truth: Any, guesses: Any, labels: Sequence[str], path: Path, title: str) -> None:
-    """Draw a bar for each of the pairs of classes that are confused most often, with their counts."""
+    """Draw the most frequently confused pairs of classes as a bar chart with counts."""
     pairs = confusions(truth, guesses)
     most = pairs[:MOST_CONFUSIONS]
     figure, axes = canvas(1, 1, (8.5, 1.6 + 0.26 * max(1, len(most))))
@@ -132,8 +132,8 @@ def _draw_most_frequent(truth: Any, guesses: Any, labels: Sequence[str], path: P
     axis.set_ylabel("true class → predicted class")
     axis.set_xlim(0, 1.1 * max((count for count, _, _ in most), default=1))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    which = "no mistakes" if not pairs else f"images: the {len(most)} most frequent of {len(pairs):,} confusions"
-    axis.set_xlabel(f"{which}, {len(labels):,} classes")
+    which = f"{len(most)} most frequent of {len(pairs):,} confused pairs" if pairs else "no mistakes"
+    axis.set_xlabel(f"images ({which}, {len(labels):,} classes)")
     figure.suptitle(literal(title))
     save(figure, path)
 
@@ -141,17 +141,17 @@ def _draw_most_frequent(truth: Any, guesses: Any, labels: Sequence[str], path: P
 def draw_mistakes(
     images: Sequence[np.ndarray[Any, Any]], captions: Sequence[str], path: Path, title: str, columns: int = 6
 ) -> None:
-    """Draws a sheet of images with a caption below each.
+    """Draw a grid of images with a caption below each.
 
     Args:
-        images: Arrays `(H, W, C)` of 0..255, of any sizes; may be none.
-        captions: Below each image.
-        path: The PNG to write.
-        title: Above the picture.
-        columns: Images in a row.
+        images: Arrays `(H, W, C)` of any size with values 0 to 255; may be empty.
+        captions: One caption per image.
+        path: PNG file to write.
+        title: Title of the figure.
+        columns: Images per row.
     """
     rows = max(1, -(-len(images) // columns))
-    figure, axes = canvas(rows, columns, (1.9 * columns, (2.3 * rows if len(images) else 0) + 0.5))
+    figure, axes = canvas(rows, columns, (2.2 * columns, (2.3 * rows if len(images) else 0) + 0.5))
     cells = np.ravel(axes)
     for cell in cells:
         cell.set_axis_off()
@@ -163,7 +163,7 @@ def draw_mistakes(
 
 
 def short(label: str, most: int = 18) -> str:
-    """Return the beginning of a name, in one line."""
+    """Return a name on one line, cut to `most` characters."""
     label = literal(label)
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
@@ -172,7 +172,7 @@ def short(label: str, most: int = 18) -> str:
 
 
 def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """Make a figure that needs no screen, and its axes as a 2-D array."""
+    """Return a figure that needs no display, and its axes as a 2-D array."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -182,19 +182,19 @@ def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG, whole or not at all, with all of its text as it is written."""
+    """Save a figure as a PNG atomically, with all of its text drawn literally."""
     as_written(figure)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", bbox_inches="tight", pad_inches=0.1)
 
 
 def as_written(figure: Any) -> None:
-    """Make a figure draw text character by character: no mathematics, no TeX, no boxes for missing glyphs.
+    """Make a figure draw its text literally: no mathtext, no TeX, no boxes for missing glyphs.
 
-    Names come from users: matplotlib would read `US$10\\frac$` as a formula and fail. Numbers along an axis keep the
-    form that matplotlib gives them (powers of ten are formulas). A glyph that `DejaVu Sans` lacks is drawn in a font of
-    this system that has it; if there is none, the character is escaped (`\\u4e2d`). The order and the joined forms of
-    Arabic and Hebrew are matplotlib's own, from version 3.11 on; earlier ones draw separate letters from left to right.
+    Names come from users: matplotlib would parse `US$10\\frac$` as a formula and fail. Numeric tick labels keep
+    matplotlib's formatting, which uses mathtext for powers of ten. A glyph missing from `DejaVu Sans` is drawn in an
+    installed font that has it; if there is none, the character is escaped (`\\u4e2d`). Matplotlib shapes Arabic and
+    Hebrew correctly from version 3.11 on; earlier versions draw separate letters from left to right.
     """
     from matplotlib.text import Text
     from matplotlib.ticker import FixedLocator
@@ -203,14 +203,14 @@ def as_written(figure: Any) -> None:
     named = []
     for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
         ticks = axis.get_minor_ticks()
-        if isinstance(axis.get_major_locator(), FixedLocator):  # set by set_xticks or set_yticks
+        if isinstance(axis.get_major_locator(), FixedLocator):  # labels set by set_xticks or set_yticks
             named.append(axis)
         else:
             ticks = [*ticks, *axis.get_major_ticks()]
         numbers |= {id(text) for tick in ticks for text in (tick.label1, tick.label2)}
     texts = [text for text in figure.findobj(Text) if id(text) not in numbers]
     fonts, missing = _coverage(frozenset("".join(text.get_text() for text in texts)))
-    for axis in named:  # their text would be set again as the figure is drawn
+    for axis in named:  # drawing the figure would reset the text of single ticks
         labels = (text.get_text() for text in axis.get_ticklabels())
         axis.set_ticklabels([_cut(_drawable(label, missing), label) for label in labels])
     for text in texts:
@@ -221,18 +221,18 @@ def as_written(figure: Any) -> None:
 
 
 def _drawable(text: str, missing: frozenset[str]) -> str:
-    lines = (literal(line) for line in text.split("\n"))  # captions have lines of their own
+    lines = (literal(line) for line in text.split("\n"))  # keep the line breaks of captions
     return "\n".join("".join(escaped(char) if char in missing else char for char in line) for line in lines)
 
 
 def _cut(drawn: str, label: str) -> str:
-    """Shorten a label that escapes have made long: an axis of them would leave no room for the picture."""
+    """Shorten a tick label that escapes made longer, so that the axis labels leave room for the plot."""
     return drawn if len(drawn) == len(label) else short(drawn, 24)
 
 
 @functools.lru_cache
 def _coverage(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the fonts needed beside the first one for some characters, and the characters that no font has."""
+    """Return the fallback fonts needed to draw some characters, and the characters that no font has."""
     from matplotlib import font_manager
 
     special = frozenset(char for char in characters if ord(char) > 0x7F and literal(char) == char)
@@ -242,7 +242,7 @@ def _coverage(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
         if not missing:
             break
         left = _lacking(font.fname, missing)
-        # of a family with several files matplotlib opens the one that findfont names
+        # if a family has several files, matplotlib opens the one that findfont returns
         if left < missing and _lacking(font_manager.findfont(font.name), missing) == left:
             fonts.append(font.name)
             missing = left
@@ -250,19 +250,19 @@ def _coverage(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[st
 
 
 def _upright_fonts() -> list[Any]:
-    """The fonts of this system, upright and regular ones first; without placeholders for missing glyphs."""
+    """Return the installed fonts except placeholder fonts, upright and regular ones first."""
     from matplotlib import font_manager
 
     listed = {font.fname for font in font_manager.fontManager.ttflist}
-    for path in set(font_manager.findSystemFonts()) - listed:  # matplotlib's own list is from its first import
-        with contextlib.suppress(Exception):  # of a file that is no font it can draw, in ways of its parser's own
+    for path in set(font_manager.findSystemFonts()) - listed:  # matplotlib caches its list at the first import
+        with contextlib.suppress(Exception):  # not a font that matplotlib can read; error types vary
             font_manager.fontManager.addfont(path)
     known = [font for font in font_manager.fontManager.ttflist if not _PLACEHOLDER.search(font.name)]
     return sorted(known, key=lambda font: (font.style != "normal", str(font.weight) not in ("400", "normal")))
 
 
 def _lacking(file: str, characters: frozenset[str]) -> frozenset[str]:
-    """Return those of some characters that a font file has no glyph for."""
+    """Return the characters that a font file has no glyph for."""
     from matplotlib import font_manager
 
     try:
@@ -273,4 +273,4 @@ def _lacking(file: str, characters: frozenset[str]) -> frozenset[str]:
 
 
 _PLACEHOLDER = re.compile(r"last ?resort|blank|notdef", re.IGNORECASE)
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # joiners and selectors have no glyph to miss
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")  # invisible characters need no glyph

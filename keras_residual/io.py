@@ -1,4 +1,4 @@
-"""Files and directories on disk: written whole or not at all, locked, hashed, expanded, and given room."""
+"""Atomic file writing, directory locks, checksums, path expansion, disk space checks and safe text output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LockedError(OSError):
-    """Another process is writing to the directory."""
+    """Raised when another process is writing to the directory."""
 
 
 # How safetensors (Rust) and HDF5 report a disk error: neither raises an OSError.
@@ -52,7 +52,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If the disk is full or not writable, whichever exception the writing library raises.
     """
-    # Keras chooses the format by the suffix
+    # keep the suffix: Keras chooses the format by it
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
@@ -78,7 +78,7 @@ def remove_parts(folder: Path) -> None:
 
 
 def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV table, whole or not at all. Text is written as `literal` returns it: one line per row."""
+    """Write a CSV table atomically. Text is escaped by `literal`, so each row is one line."""
     with written_whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         for row in (header, *rows):
@@ -86,26 +86,26 @@ def write_table(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all. Reading it back returns every string unchanged."""
+    """Write a JSON file atomically. Reading it back returns every string unchanged."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with written_whole(path) as part:  # UTF-8 has no surrogates; backslashreplace writes them as JSON's own \\udcff
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def literal(text: str) -> str:
-    """Return a name as it is printed, drawn and written: in one line, without characters that act on their own.
+    """Return a name on one line with control characters escaped, for printing, drawing and writing.
 
     Line feeds and other control characters become `\\n`, `\\x1b`, `\\u202e`; bytes of a file name that are not UTF-8
     become `\\xNN`. All other text, backslashes and dollar signs included, stays as it is.
     """
-    if text.isprintable():  # nearly all names, at once
+    if text.isprintable():  # fast path for nearly all names
         return text
-    with contextlib.suppress(UnicodeEncodeError):  # in the C locale Python represents every byte beyond ASCII as one
+    with contextlib.suppress(UnicodeEncodeError):  # in the C locale every non-ASCII byte is a surrogate
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-    return "".join(escaped(char) if _acts(char) else char for char in text)
+    return "".join(escaped(char) if _needs_escape(char) else char for char in text)
 
 
-def _acts(char: str) -> bool:
+def _needs_escape(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
 
 
@@ -114,7 +114,7 @@ def escaped(char: str) -> str:
     if char in _ESCAPES:
         return _ESCAPES[char]
     code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte of a file name that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is not valid UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return char.encode("ascii", "backslashreplace").decode() if code > 0x7F else f"\\x{code:02x}"
 
@@ -124,13 +124,13 @@ _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def say(line: str) -> None:
-    """Print a line. Characters that the terminal's encoding lacks are escaped; `print` would raise an error."""
+    """Print a line; characters that the output encoding cannot represent are escaped instead of raising an error."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def announce(line: str) -> None:
-    """Print a line of a long task, which goes on if nobody reads it any more (`keras-residual finetune ... | head`)."""
+    """Print a progress line; continue silently if the pipe is closed (`keras-residual finetune ... | head`)."""
     try:
         say(line)
     except BrokenPipeError:
@@ -149,19 +149,19 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def expand(path: str | os.PathLike[str]) -> Path:
     """Return a path with `~` and environment variables expanded, as a shell would.
 
-    A program called without a shell (from Python, a notebook or a service file) receives them literally.
+    Paths from Python code, a notebook or a service file are not expanded by a shell.
     """
     return Path(os.path.expandvars(os.path.expanduser(os.fspath(path))))
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory for writing; it is created if missing.
+    """Lock a directory for writing, and create it if missing.
 
-    The operating system releases the lock when the process ends, even by SIGKILL, so a dead process blocks nobody.
+    The operating system releases the lock when the process ends, even by SIGKILL, so no stale lock remains.
 
     Raises:
-        LockedError: If another process holds it.
+        LockedError: If another process holds the lock.
         OSError: If the directory cannot be created or written to.
     """
     import filelock
@@ -176,7 +176,7 @@ def locked(directory: Path) -> Iterator[None]:
         except filelock.Timeout:
             raise LockedError(
                 f"Only one command at a time may write to {str(directory)!r}. Another one is running"
-                f"{f' ({holder})' if holder else ''}: wait until it ends, or choose another output directory."
+                f"{f' ({holder})' if holder else ''}. Wait for it to finish, or choose another output directory."
             ) from None
         if path.exists():
             break
@@ -199,10 +199,10 @@ def _text(path: Path) -> str:
 def require_space(directory: Path, size: int) -> None:
     """Check that a directory is writable and has room for `size` bytes, by reserving them for a moment.
 
-    Reserving finds what a look at the free space misses: quotas and limits on the size of a file.
+    Unlike the reported free space, reserving also accounts for quotas and file size limits.
 
     Raises:
-        OSError: If it is not writable or has less room; the message gives both numbers.
+        OSError: If it is not writable or has too little space; the message gives both sizes.
     """
     probe = directory / f".space.{os.getpid()}.part"
     try:
@@ -214,12 +214,14 @@ def require_space(directory: Path, size: int) -> None:
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
                 except OSError as error:
-                    if error.errno in _FULL:  # others: the file system cannot reserve
+                    if error.errno in _FULL:  # other errors: the file system cannot reserve space
                         raise
     except OSError as error:
         where = f"The output directory {str(directory)!r}"
         if error.errno not in _FULL:
-            raise OSError(error.errno, f"{where} is not writable: {error.strerror}.") from error
+            raise OSError(
+                error.errno, f"{where} must be writable: {error.strerror}. Choose another directory."
+            ) from error
         free = shutil.disk_usage(directory).free
         limit = "" if free < size else ", but a quota or limit allows less"
         raise OSError(

@@ -1,4 +1,4 @@
-"""Measures of a classifier on validation images, in memory that grows with images plus classes, not their product."""
+"""Classification metrics whose memory grows with images plus classes, not with their product."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Networks", sectio
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The answers of a classifier, reduced to what the measures need: a few numbers per image, each an array `(N,)`.
+    """Predictions reduced to the per-image values that the metrics need, each an array `(N,)`.
 
     Attributes:
-        truth: Numbers of the true classes.
-        guesses: Numbers of the predicted ones.
+        truth: Indices of the true classes.
+        guesses: Indices of the predicted classes.
         sure: Probability of the predicted class.
         own: Probability of the true class.
-        likelier: How many classes are likelier than the true one.
+        likelier: Number of classes that are more probable than the true class.
         classes: Number of classes.
     """
 
@@ -35,7 +35,7 @@ class Answers:
 
     @classmethod
     def of(cls, probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Answers:
-        """Reduce the probabilities `(N, classes)` of images with the labels `(N,)`."""
+        """Reduce the probabilities `(N, classes)` of images with labels `(N,)` to `Answers`."""
         labels = np.asarray(labels)
         own = probabilities[np.arange(len(labels)), labels]
         likelier = (probabilities > own[:, None]).sum(-1)
@@ -44,24 +44,24 @@ class Answers:
 
     @classmethod
     def joined(cls, parts: Iterable[Answers]) -> Answers:
-        """Concatenate the answers of several batches.
+        """Concatenate the results of several batches.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If there are no images.
         """
         parts = list(parts)
         if not sum(len(part.truth) for part in parts):
-            raise ValueError("Measuring a classifier needs images; got none.")
+            raise ValueError("A classifier must be evaluated on at least one image; got none. Check the data source.")
         names = ("truth", "guesses", "sure", "own", "likelier")
         arrays: Any = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return cls(**arrays, classes=parts[0].classes)
 
     def per_class(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Compute the measures of each class; see the function `per_class`."""
+        """Compute the metrics of each class; see the function `per_class`."""
         return per_class(self.truth, self.guesses, self.classes)
 
     def measure(self, majority: int) -> dict[str, float]:
-        """Compute the measures; see the function `measure`."""
+        """Compute the metrics; see the function `measure`."""
         right, sure = self.guesses == self.truth, self.sure.astype("float64")
         place = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)  # bins are open below and closed above
         gaps = [abs(right[place == b].mean() - sure[place == b].mean()) * (place == b).mean() for b in np.unique(place)]
@@ -79,17 +79,17 @@ class Answers:
 
 
 def measure(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], majority: int) -> dict[str, float]:
-    """Compare predictions with the truth.
+    """Compute metrics of predicted probabilities against the true labels.
 
     Args:
-        probabilities: `(N, classes)`, rows that sum to 1.
-        labels: `(N,)`, numbers of the true classes.
-        majority: The most frequent class of the *training* data, which a constant classifier would predict.
+        probabilities: Predicted probabilities `(N, classes)`; each row sums to 1.
+        labels: Indices of the true classes `(N,)`.
+        majority: Index of the most frequent class in the *training* data, which the baseline always predicts.
 
     Returns:
-        `accuracy`, `top5` (from 6 classes on), `macro_f1` (the mean over the classes that occur), `loss` (cross-entropy
-        in nats), `calibration_error` (expected, 15 bins of equal width), `majority_accuracy` (of the constant
-        classifier) and `images`.
+        `accuracy`, `top5` (only with 6 or more classes), `macro_f1` (mean over the classes in `labels`), `loss`
+        (cross-entropy in nats), `calibration_error` (expected calibration error, 15 bins of equal width),
+        `majority_accuracy` (accuracy of the majority-class baseline) and `images` (number of images).
 
     Raises:
         ValueError: If there are no images.
@@ -98,9 +98,9 @@ def measure(probabilities: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], m
 
 
 def confusions(truth: Any, guesses: Any) -> list[tuple[int, int, int]]:
-    """Count the mistakes by pair of classes: `(images, true, predicted)`, the most frequent pair first.
+    """Count the mistakes per pair of classes as `(images, true, predicted)`, most frequent pair first.
 
-    Only pairs that occur are counted; a matrix of 20,000 classes would need 3 GB.
+    Pairs without mistakes are left out; a full matrix for 20,000 classes would need 3 GB.
     """
     truth, guesses = np.asarray(truth), np.asarray(guesses)
     wrong = np.stack([truth, guesses], 1)[truth != guesses]
@@ -110,12 +110,12 @@ def confusions(truth: Any, guesses: Any) -> list[tuple[int, int, int]]:
 
 
 def per_class(truth: Any, guesses: Any, classes: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Count and measure each class.
+    """Compute the number of images, recall, precision and F1 score of each class.
 
     Returns:
-        `images`, `recall`, `precision` and `f1`, each `(classes,)`; a ratio without any image is 0.
+        `images`, `recall`, `precision` and `f1`, each `(classes,)`; a ratio whose denominator is 0 is 0.
     """
     truth, guesses = np.asarray(truth), np.asarray(guesses)
     hits, own, named = (np.bincount(part, minlength=classes) for part in (truth[truth == guesses], truth, guesses))
     measures = {"recall": (hits, own), "precision": (hits, named), "f1": (2 * hits, own + named)}
-    return {"images": own, **{name: part / np.maximum(whole, 1) for name, (part, whole) in measures.items()}}
+    return {"images": own, **{name: part / np.maximum(total, 1) for name, (part, total) in measures.items()}}

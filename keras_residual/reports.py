@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its weights: tables, measures and pictures."""
+"""Report of a run: metrics, tables and figures."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from keras_residual.io import literal, write_json, write_table
 
 __all__ = ["attempt", "recall_line", "shown", "write_history", "write_report"]
 
-SHEET = 24  # images of the worst mistakes
+SHEET = 24  # maximum number of images in mistakes.png
 
 
 @contextlib.contextmanager
 def attempt(name: str) -> Iterator[None]:
-    """Turn a failure to write one file of a report into a warning, so that everything else is still written.
+    """Turn a failure to write one file of a report into a warning, so that the other files are still written.
 
     Args:
-        name: The file, for the warning.
+        name: Name of the file, for the warning.
     """
     try:
         yield
-    except Exception as error:  # MemoryError included; an interruption is not a failure
+    except Exception as error:  # includes MemoryError, but not KeyboardInterrupt
         reason = literal(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(".: ")
         warnings.warn(f"Could not write {literal(name)} ({reason}). Continuing without it.", stacklevel=3)
 
 
 def write_history(history: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Writes one row for each epoch; what an epoch lacks stays empty."""
+    """Write one row per epoch; missing values are left empty."""
     epochs = max(map(len, history.values()), default=0)
     columns = [[f"{value:.6g}" for value in values] + [""] * (epochs - len(values)) for values in history.values()]
     write_table(path, ("epoch", *history), zip(range(1, epochs + 1), *columns, strict=True))
@@ -51,24 +51,24 @@ def write_report(
     skipped: int | None = None,
     answers: metrics.Answers | None = None,
 ) -> dict[str, float]:
-    """Measure a classifier, and write the results as tables and pictures.
+    """Evaluate a classifier, and write the results as tables and figures.
 
-    Writes `metrics.json`, `predictions.csv` (a row for each image), `classes.csv` (a row for each class),
-    `confusions.csv` (a row for each pair of classes that was confused), `confusion.png` and `mistakes.png`, in this
-    order. A file that cannot be written is a warning.
+    Writes `metrics.json`, `predictions.csv` (one row per image), `classes.csv` (one row per class), `confusions.csv`
+    (one row per confused pair of classes), `confusion.png` and `mistakes.png`, in this order. If a file cannot be
+    written, a warning is issued and the rest is still written.
 
     Args:
         classifier: The classifier.
         examples: A `keras_residual.data.Examples`.
-        directory: Where the files go; is made if it does not exist.
-        majority: Number of the training data's most frequent class.
-        batch_size: Images in a batch.
+        directory: Output directory; created if it does not exist.
+        majority: Index of the most frequent class in the training data.
+        batch_size: Images per batch.
         part: Name of the split, for the titles of the figures.
-        skipped: How many images could not be read and are therefore not measured; becomes one of the measures.
-        answers: The classifier's answers on these examples, if they are known already.
+        skipped: Number of images that could not be read and were left out; added to the metrics.
+        answers: Per-image results of the classifier on these examples, if already computed.
 
     Returns:
-        The measures, as in `keras_residual.metrics.measure`.
+        The metrics, as in `keras_residual.metrics.measure`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     labels, names = classifier.labels, examples.names
@@ -111,28 +111,28 @@ def write_report(
         worst = wrong[np.argsort(own[wrong], kind="stable")][:SHEET]
 
         def caption(i: int) -> str:
-            predicted, true = (figures.short(labels[part[i]], 22) for part in (guesses, truth))
-            return f"{predicted} {sure[i]:.0%}\nis {true} {own[i]:.0%}\n{_tail(literal(names[i]))}"
+            predicted, true = (figures.short(labels[classes[i]]) for classes in (guesses, truth))
+            return f"predicted {predicted} ({sure[i]:.0%})\ntrue {true} ({own[i]:.0%})\n{_tail(literal(names[i]))}"
 
         figures.draw_mistakes(
             [examples[int(i)][0] for i in worst],
             [caption(i) for i in worst],
             directory / "mistakes.png",
-            _worst(len(wrong), len(worst), len(truth), part),
+            _mistakes_title(len(wrong), len(worst), len(truth), part),
         )
     return found
 
 
 def recall_line(answers: metrics.Answers, labels: Sequence[str], most: int = 8) -> str:
-    """Describe the recall of each class, lowest first; of many classes the lowest."""
+    """Return the recall of each class as text, lowest first; only the `most` lowest if there are more classes."""
     measures = answers.per_class()
     order = [int(i) for i in np.argsort(measures["recall"], kind="stable") if measures["images"][i]]
-    words = [f"{literal(labels[i])} {measures['recall'][i]:.1%} of {measures['images'][i]:,}" for i in order[:most]]
-    return ", ".join(words) + (f", {len(order) - most:,} more in classes.csv" if len(order) > most else "")
+    recalls = [f"{literal(labels[i])} {measures['recall'][i]:.1%} of {measures['images'][i]:,}" for i in order[:most]]
+    return ", ".join(recalls) + (f", {len(order) - most:,} more in classes.csv" if len(order) > most else "")
 
 
 def shown(folder: Path) -> list[str]:
-    """Return the names of the files and directories that a run lists for its user, sorted."""
+    """Return the sorted names of the visible files and directories in `folder`; directories end with a slash."""
     return sorted(f"{path.name}{'/' * path.is_dir()}" for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -140,9 +140,10 @@ def _tail(name: str, most: int = 30) -> str:
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
-def _worst(wrong: int, shown: int, images: int, part: str) -> str:
+def _mistakes_title(wrong: int, shown: int, images: int, part: str) -> str:
     if not wrong:
-        return f"no mistake among {images:,} {part} images"
-    which = f"all {wrong:,} mistakes" if shown == wrong else f"the {shown} worst of {wrong:,} mistakes"
-    which = "the one mistake" if wrong == 1 else which
-    return f"{which}: what was predicted, how surely; what it is, how surely; the file"
+        return f"No mistakes in {images:,} {part} images"
+    if shown < wrong:
+        return f"The {shown} worst of {wrong:,} mistakes in {images:,} {part} images"
+    which = "The only mistake" if wrong == 1 else f"All {wrong:,} mistakes"
+    return f"{which} of {images:,} {part} images"

@@ -1,4 +1,4 @@
-"""The directory of a run: one writer at a time, recognised by what the run is of, complete or resumable."""
+"""Run directories: locking, comparing settings with an earlier run, resuming and replacing."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _FILES = (CONFIG, RUN, "model.keras", "weights.safetensors", "labels.txt", "skip
 _FILES += ("history.csv", "metrics.json", "predictions.csv", "classes.csv", "confusions.csv")
 _FILES += ("curves.png", "confusion.png", "mistakes.png")
 _FOLDERS = ("training", "tensorboard", "inspect")
-_PREVIOUS = ".previous"  # what --overwrite replaces, until the new classifier is on disk
+_PREVIOUS = ".previous"  # holds the run that --overwrite replaces until the new classifier is saved
 
-# What makes it this run and no other. Where the data lie, how their path was typed and which version wrote the record
-# do not: a moved or copied run resumes.
+# Settings that identify a run. The location of the data, the spelling of its path and the package version are left out
+# so that a moved or copied run can be resumed.
 _IDENTITY = ("model", "options", "weights_id", "seed", "validation", "precision", "deterministic")
-_DERIVED = ("recipe", "size", "class_weights")  # from the user's arguments and the data
+_DERIVED = ("recipe", "size", "class_weights")  # computed from the user's arguments and the data
 
 
 class RunDirectory:
-    """A run on disk.
+    """Directory of one training run.
 
-    `run.json` holds the settings and is written first, `config.json` together with the trained classifier. Its section
-    has `metrics` once the report has been written: then the run is finished.
+    `run.json` contains the settings and is written first; `config.json` is written with the trained classifier. The run
+    is finished when the `keras_residual` section of `config.json` has `metrics`, which are added after the report.
 
     Args:
-        path: The directory.
+        path: Path of the directory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,22 +44,24 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the directory; it is created if missing. A run that fails before its first checkpoint leaves no trace.
+        """Lock the directory, and create it if missing. A run that fails before its first checkpoint is removed.
 
         Raises:
             NotADirectoryError: If the path is a file.
-            ValueError: If the directory has files that do not belong to a run.
+            ValueError: If the directory contains files that do not belong to a run.
             LockedError: If another process is writing to it.
             OSError: If it is not writable.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"A run must be written to a directory. Received: {str(self.path)!r}, a file.")
+            raise NotADirectoryError(
+                f"The output path must be a directory; got {str(self.path)!r}, a file. Choose another path."
+            )
         if self._record() is None and not (self.path / _PREVIOUS).exists() and self._foreign():
             raise ValueError(
-                f"A new run needs an empty directory. Received: {str(self.path)!r}, which has other files "
+                f"A new run must start in an empty directory; got {str(self.path)!r}, which contains other files "
                 f"({', '.join(self._foreign()[:3])}). Choose another output directory."
             )
-        if self.finished() and not os.access(self.path, os.W_OK):  # on a read-only medium it can still be used
+        if self.finished() and not os.access(self.path, os.W_OK):  # allow using a finished run on a read-only medium
             yield
             return
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
@@ -69,8 +71,10 @@ class RunDirectory:
                 require_space(self.path, 0)
                 remove_parts(self.path)
             except PermissionError as error:
-                raise PermissionError(f"The output directory {str(self.path)!r} is not writable: {error}.") from error
-            if self._record() is None:  # a kill while an old run was set aside
+                raise PermissionError(
+                    f"The output directory {str(self.path)!r} must be writable: {error}. Choose another directory."
+                ) from error
+            if self._record() is None:  # an earlier process was killed while it set the old run aside
                 self._restore()
             try:
                 yield
@@ -80,32 +84,32 @@ class RunDirectory:
                 raise
 
     def begin(self, about: Mapping[str, Any], *, overwrite: bool = False, anyway: bool = False) -> dict[str, Any]:
-        """Compare with the run that the directory holds, and return the settings to train by.
+        """Compare the settings with the run in the directory, record them, and return the settings to train with.
 
         Args:
-            about: The settings, of JSON's types.
-            overwrite: Whether another or a finished run is replaced.
-            anyway: Whether an unfinished run is resumed whatever differs.
+            about: The settings; JSON types only.
+            overwrite: Replace the run in the directory if it is finished or its settings differ.
+            anyway: Resume an unfinished run even if its settings differ.
 
         Returns:
-            The settings: those of the earlier run where it continues with more epochs.
+            The settings; if an earlier run continues with more epochs, its settings with the new number of epochs.
 
         Raises:
-            ValueError: If the directory holds another run; the message names what differs.
+            ValueError: If the directory contains a run with other settings; the message lists the differences.
         """
         wanted = json.loads(json.dumps(about))
         there = self._record()
         if there is not None:
             different = _different(there, wanted)
             if self.finished() and not different and not overwrite:
-                return there  # perhaps on a read-only medium
+                return there  # write nothing: the medium may be read-only
             if overwrite and (different or self.finished()):
                 self._set_aside()
             elif different and self._trained() and (self.finished() or not anyway):
                 more = _more_epochs(there, wanted)
                 if more is None:
                     raise ValueError(
-                        f"{str(self.path)!r} already contains another run. It differs in\n  "
+                        f"{str(self.path)!r} already contains another run with different settings:\n  "
                         + "\n  ".join(different)
                         + "\nChoose another output directory (output=, --output) to keep both."
                     )
@@ -114,18 +118,18 @@ class RunDirectory:
         return wanted
 
     def finished(self) -> bool:
-        """Return True if the classifier and its report are there, for all epochs that were asked for."""
+        """Return True if the classifier and its report exist for the requested number of epochs."""
         section, record = self._section(), self._record()
         if record is None or "metrics" not in section:
             return False
         return section.get("recipe", {}).get("epochs") == record.get("recipe", {}).get("epochs")
 
     def _trained(self) -> bool:
-        """Return True if there is something that took training: a classifier or a checkpoint."""
+        """Return True if the directory contains a classifier or a checkpoint."""
         return (self.path / CONFIG).is_file() or any(self.path.glob("training/**/step-*.safetensors"))
 
     def discard_previous(self) -> None:
-        """Remove what this run has replaced: its own classifier is on disk now."""
+        """Remove the run that this one replaces; call it once the new classifier is saved."""
         shutil.rmtree(self.path / _PREVIOUS, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------------- on disk
@@ -149,9 +153,9 @@ class RunDirectory:
         return sorted(path.name for path in self.path.iterdir() if path.name not in (LOCK, _PREVIOUS))
 
     def _set_aside(self) -> None:
-        """Move the old run away, whole; it comes back if the new one fails before its first checkpoint."""
+        """Move the old run to `.previous`; `_restore` undoes this if the new run fails before its first checkpoint."""
         kept = self.path / _PREVIOUS
-        if kept.exists() and not (self.path / CONFIG).is_file():  # the older one has a classifier, the newer has none
+        if kept.exists() and not (self.path / CONFIG).is_file():  # only the run in `.previous` has a classifier
             self._remove()
             return
         shutil.rmtree(kept, ignore_errors=True)
@@ -161,7 +165,7 @@ class RunDirectory:
                 (self.path / name).rename(kept / name)
 
     def _restore(self) -> bool:
-        """Bring back what was set aside; return False if there was nothing."""
+        """Move the run in `.previous` back; return False if there is none."""
         kept = self.path / _PREVIOUS
         if not kept.exists():
             return False
@@ -181,7 +185,7 @@ class RunDirectory:
         if self._restore():
             return
         (self.path / LOCK).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty: something of the user's is there
+        with contextlib.suppress(OSError):  # not empty: it contains files of the user
             for folder in made:
                 folder.rmdir()
 
@@ -194,7 +198,7 @@ def _json(path: Path) -> Any:
 
 
 def _different(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two runs, in the user's terms; consequences of a difference are not repeated."""
+    """Return the differences between two runs, in the user's terms and without their consequences."""
     if there.get("labels") != wanted["labels"]:
         return differences({"classes": there.get("labels")}, {"classes": wanted["labels"]})
     keys = [key for key in _IDENTITY if key in there]  # an older version recorded fewer
@@ -202,17 +206,17 @@ def _different(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
         keys.append("weights")
     before, now = ({key.removesuffix("_id"): record[key] for key in keys} for record in (there, wanted))
     found = differences(before, now)
-    if found:  # the seed and the validation fraction also change which images validate
+    if found:  # the seed and the validation fraction also change the fingerprint of the split
         return found
     if there.get("fingerprint") != wanted["fingerprint"]:
-        return ["images: some were added, removed or changed, or moved between training and validation"]
+        return ["images: some were added, removed, changed or moved between training and validation"]
     derived = differences({key: there.get(key) for key in _DERIVED}, {key: wanted[key] for key in _DERIVED})
     asked = differences(there.get("asked", {}), wanted["asked"]) if "asked" in there else []
     return asked if derived and asked else derived
 
 
 def _more_epochs(there: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the settings with the earlier recipe and more epochs, if that is all that was asked for."""
+    """Return the earlier recipe with more epochs, or None if anything else differs."""
     epochs, before = wanted["recipe"]["epochs"], there["recipe"]["epochs"]
     changed = {"epochs"} if wanted["asked"].get("head_epochs") is not None else {"epochs", "head_epochs"}
 

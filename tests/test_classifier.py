@@ -293,7 +293,7 @@ def test_model_inputs(classifier, tmp_path):
     assert whole.shape == (9, 32, 32, 3)
     np.testing.assert_allclose(whole[4, 0, 0] * (0.2, 0.3, 0.25) + (0.4, 0.5, 0.6), 80 / 255, atol=1e-6)
     np.testing.assert_array_equal(model_inputs(tmp_path, classifier.preprocess, 3, 3), whole[[0, 3, 6]])
-    with pytest.raises(ValueError, match=r"no image that can be read.*9\.png"):
+    with pytest.raises(ValueError, match=r"must be readable.*9\.png"):
         model_inputs(tmp_path / "9.png", classifier.preprocess, 3, 10)
 
 

@@ -399,14 +399,14 @@ Y = np.arange(20) % 4
         (X[0], Y, "number, height, width, channels"),
         (X[:0], Y[:0], "empty array of shape"),
         (np.moveaxis(X, -1, 1), Y, r"channels first.*np.moveaxis\(x, 1, -1\)"),
-        (X / 255.0, Y, r"0\.\.1, it seems. Use x \* 255"),
+        (X / 255.0, Y, r"seems to be 0\.\.1. Use x \* 255"),
         (X / 127.5 - 1, Y, "normalised already"),
         (X.astype("uint16") * 257, Y, r"16-bit images, use \(x // 256\)"),
         (np.where(X == 7, np.nan, X), Y, "NaN"),
         (X.astype("complex64"), Y, "complex64"),
         (X, Y[:-1], "20 images and 19 labels"),
         (X, Y.astype("float32"), r"float32. Use labels.astype\('int32'\)"),
-        (X, Y + 0.5, "class numbers or names, whole numbers from 0; got dtype float64.$"),
+        (X, Y + 0.5, "class numbers or names, integers from 0; got dtype float64.$"),
         (X, 0.9 * np.eye(4)[Y] + 0.025, r"not one-hot.*labels.argmax\(-1\)"),
         (X, Y - 1, "got -1, for 5 of 20.*without a class"),
         (X, Y * 0, "at least two classes"),
@@ -420,7 +420,7 @@ def test_bad_arrays(x, y, words):
 
 def test_labels_out_of_range():
     names = ["a", "b", "c", "d"]
-    with pytest.raises(ValueError, match=r"from 0 to 3, as there are 4 classes; got 4.*count from 1\? Subtract 1"):
+    with pytest.raises(ValueError, match=r"from 0 to 3, as there are 4 classes; got 4.*count from 1, subtract 1"):
         load((X, Y + 1), classes=names)
     with pytest.raises(ValueError, match=r"from 0 to 2, as there are 3 classes; got 3, for 5 of 20"):
         load((X, Y), classes=names[:3])

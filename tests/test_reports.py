@@ -132,7 +132,7 @@ def test_every_figure_draws_every_name(saved, tmp_path):
         assert literal in texts[0]
         for other in texts[2:]:
             assert any(literal in text for text in other)
-    captions = [text.partition(" ")[0] for text in texts[1]]
+    captions = [text.removeprefix("predicted ").partition(" (")[0] for text in texts[1]]
     assert {r"US$10\frac$", r"a\nb", r"caf\xe9"} & set(captions)
     for figure in (matrix, frequent):
         assert not any(text.get_parse_math() for text in figure.axes[0].get_yticklabels())
@@ -224,6 +224,19 @@ def test_a_confusion_matrix_has_at_most_60_classes(classes, matrix, saved, tmp_p
         names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
         assert len(names) == 30
         assert all(" → " in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "drawn", "title"),
+    [
+        (0, 0, "No mistakes in 1,200 test images"),
+        (1, 1, "The only mistake of 1,200 test images"),
+        (9, 9, "All 9 mistakes of 1,200 test images"),
+        (1_100, 24, "The 24 worst of 1,100 mistakes in 1,200 test images"),
+    ],
+)
+def test_title_of_the_mistakes(wrong, drawn, title):
+    assert reports._mistakes_title(wrong, drawn, 1_200, "test") == title
 
 
 def test_confusions():
@@ -325,7 +338,7 @@ def run(tmp_path_factory):
 
 def test_evaluate_says_what_it_left_out(run):
     classifier = kr.Classifier.load(run / "run")
-    with pytest.warns(UserWarning, match=r"1 file is not measured: 中文/broken\.png") as seen:
+    with pytest.warns(UserWarning, match=r"Skipped 1 file: 中文/broken\.png") as seen:
         found = classifier.evaluate(run / "photos")
     assert seen[0].filename == __file__
     assert (found["images"], found["skipped"]) == (8, 1)

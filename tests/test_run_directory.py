@@ -229,7 +229,7 @@ def test_other_images_are_another_run(place, change):
         image.unlink()
     else:
         Image.new("RGB", (32, 32)).save(image)
-    with pytest.raises(ValueError, match=r"in\n  images: some were added, removed or changed[^\n]*\nChoose"):
+    with pytest.raises(ValueError, match=r"settings:\n  images: some were added, removed, changed[^\n]*\nChoose"):
         train(place / "photos", place / "run")
 
 

@@ -317,10 +317,10 @@ def test_a_recipe_with_another_rate_than_the_network_is_told(rate, built):
 
 X, Y = data()
 BAD = {
-    "label too high": ((X, Y + 1), {}, "got 3, for 24 of 72 labels, the first at number 2"),
+    "label too high": ((X, Y + 1), {}, "got 3, for 24 of 72 labels, the first at index 2"),
     "labels from 1": ((X, np.arange(72) % 3 + 1), {}, "count from 1"),
     "negative label": ((X, Y - 1), {}, "got -1, for 24 of 72 labels"),
-    "float labels": ((X, Y.astype("float32")), {}, "whole numbers"),
+    "float labels": ((X, Y.astype("float32")), {}, "integers"),
     "labels that mix classes": ((X, 0.7 * np.eye(3)[Y] + 0.1), {}, r"argmax\(-1\)"),
     "a head too large": ((X, Y % 2), {}, "classes=2"),
     "another number of classes": ((X, Y), {"classes": 4}, "3 outputs, 4 classes"),
@@ -328,7 +328,7 @@ BAD = {
     "0..1 for 0..255": (
         (X.astype("float32") / 255, Y),
         {"preprocess": ((0.5,), (0.5,))},
-        r"0\.\.1, it seems. Use x \* 255.*preprocess=None",
+        r"seems to be 0\.\.1. Use x \* 255.*preprocess=None",
     ),
     "0..255 for 0..1": ((X.astype("float32"), Y), {}, "divide them by 255"),
     "uint8 for 0..1": ((X, Y), {"preprocess": None}, "uint8 up to"),
@@ -338,7 +338,7 @@ BAD = {
     "another size": ((X[:, :4], Y), {}, r"takes images of the shape \(8, 8, 3\)"),
     "names as labels": ((X, np.array(["a", "b", "c"])[Y]), {}, "np.unique|numpy.unique"),
     "NaN in images": ((np.where(X.max() == X, np.nan, X / 255.0), Y), {}, "NaN or infinity"),
-    "strings": ((X.astype(str), Y), {}, "images must be whole or floating numbers"),
+    "strings": ((X.astype(str), Y), {}, "images must be integers or floats"),
     "fewer images than the batch": ((X[:6], Y[:6]), {}, "batch_size=8 for 6 images"),
     "no images": ((X[:0], Y[:0]), {}, "no images"),
     "one image a batch": ((X, Y), {"batch_size": 1}, "at least 2 images"),
