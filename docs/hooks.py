@@ -1,4 +1,4 @@
-"""MkDocs' hooks: pages made from what the repository holds already, so that nothing is written twice."""
+"""MkDocs hooks: generate pages from what the repository already contains, so that nothing is written twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 # Module -> its page's title, in the order of the menu.
 MODULES = {
-    "models": "Build by name, features",
+    "models": "Building by name, features",
     "blocks": "Blocks",
     "layers": "Layers",
     "weights": "Weights",
@@ -35,24 +35,45 @@ MODULES = {
     "serving": "Serving",
     "registry": "Registry",
 }
+# Module of a family -> its heading among the networks.
+FAMILIES = {
+    "convnext": "ConvNeXt",
+    "mlp": "Residual MLPs",
+    "mlp_mixer": "MLP-Mixer, ResMLP, gMLP",
+    "regnet": "RegNet",
+    "resnet": "ResNet",
+    "resnet_cifar": "ResNets for small images",
+    "resnet_v2": "ResNet V2, BiT",
+    "vit": "Vision Transformers",
+}
+COMMON = """\
+Exit codes: 0 for success; 1 if `predict` could not read an image; 2 for an error; 130 after Ctrl-C. An error is one
+message; with `KERAS_RESIDUAL_TRACEBACK=1` the command shows where it was raised.
+
+Shell completion: `keras-residual --print-completion bash` prints a script for bash, and likewise for zsh and tcsh. It
+needs `pip install 'keras-residual[completion]'`."""
 INCLUDE = re.compile(r"<!-- section: (?P<file>\S+), (?P<title>.+?) -->")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Completes the menu: every notebook, every module."""
+    """Complete the menu with every notebook and every module."""
     menu: dict[str, Any] = {title: pages for entry in config.nav or [] for title, pages in entry.items()}
-    menu["Notebooks"] = [f"notebooks/{path.stem}.md" for path in _notebooks()]
-    menu["Reference"] = [*menu["Reference"], *({title: f"reference/{name}.md"} for name, title in _modules())]
+    menu["Tutorials"] = [f"notebooks/{path.stem}.md" for path in _notebooks()]
+    modules = [{title: f"reference/{name}.md"} for name, title in _modules()]
+    menu["Reference"] = [*menu["Reference"], {"Python API": modules}]
     config.nav = [{title: pages} for title, pages in menu.items()]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are made."""
+    """Add the generated pages."""
     made: dict[str, str | bytes] = {
         "families.md": _families(),
         "reference/builders.md": _builders(),
         "reference/command_line.md": _command_line(),
+        "reference/benchmarks.md": _without_local_links(
+            (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+        ),
     }
     for name, title in _modules():
         made[f"reference/{name}.md"] = _module(name, title)
@@ -64,12 +85,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Puts sections of the repository's own texts where a page asks for them."""
+    """Include sections of CONTRIBUTING.md where a page asks for them."""
     return INCLUDE.sub(lambda found: section(ROOT / found["file"], found["title"]), markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Every public name has its place in the reference, or the build fails."""
+    """Fail the build unless the reference describes every public name."""
     pages = (Path(config.site_dir) / "reference").rglob("*.html")
     described = {
         name for page in pages for name in re.findall(r'id="keras_residual\.([\w.]+)"', page.read_text("utf-8"))
@@ -85,14 +106,18 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def section(path: Path, title: str) -> str:
-    """What stands below a heading of the second level, up to the next one."""
+    """Return the text below a heading of the second level, up to the next one."""
     text = path.read_text(encoding="utf-8")
     _, found, rest = text.partition(f"\n## {title}\n")
     if not found:
         raise ValueError(f"{path.name} has no section {title!r}.")
     body = re.split(r"^## ", rest, maxsplit=1, flags=re.MULTILINE)[0].strip()
-    # A link to a file of the repository leads nowhere from here: its words stay.
-    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", body)
+    return _without_local_links(body)
+
+
+def _without_local_links(text: str) -> str:
+    """Replace links to files of the repository, which do not work in the site, by their text."""
+    return re.sub(r"\[([^\]]+)\]\((?!https?://)[^)]*\)", r"\1", text)
 
 
 def _modules() -> Iterator[tuple[str, str]]:
@@ -103,7 +128,7 @@ def _modules() -> Iterator[tuple[str, str]]:
 
 
 def _module(name: str, title: str) -> str:
-    """The page of a module. Functions named as the file they are in are asked for one by one: the file hides them."""
+    """Return the page of a module. A function with the name of its file is requested by itself: the file hides it."""
     options = "    options:\n      show_root_heading: false\n      show_submodules: false\n"
     parts = [f"# {title}", f"::: keras_residual.{name}\n{options}"]
     module = importlib.import_module(f"keras_residual.{name}")
@@ -113,21 +138,28 @@ def _module(name: str, title: str) -> str:
             parts.append(f"::: {value.__module__}.{public}\n    options:\n      show_root_full_path: false\n")
     if name == "training":
         rows = [f"| `{r.name}` | {r.source} | {', '.join(r.omitted)} |" for r in module.RECIPES.values()]
-        parts.append("\n".join(["## The recipes", "", "| name | source | left out |", "| --- | --- | --- |", *rows]))
+        parts.append(
+            "\n".join(["## Published recipes", "", "| name | source | left out |", "| --- | --- | --- |", *rows])
+        )
     return "\n\n".join(parts) + "\n"
 
 
 def _command_line() -> str:
-    """What `keras-residual COMMAND --help` says, command by command."""
+    """Return the output of `keras-residual COMMAND --help` for every command."""
     from keras_residual.cli import parser
 
     made = parser()
     (commands,) = (a for a in made._actions if isinstance(a, argparse._SubParsersAction))
-    parts = ["# Command line", made.description or ""]
+    parts = ["# Command line", made.description or "", COMMON]
     for name, sub in commands.choices.items():
         sub.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=82)
         parts.append(f"## {name}\n\n```text\n{sub.format_help().strip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _benchmarks() -> str:
+    """Return the benchmarks' own README."""
+    return _without_local_links((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"))
 
 
 def _notebooks() -> list[Path]:
@@ -135,13 +167,13 @@ def _notebooks() -> list[Path]:
 
 
 def _notebook(path: Path) -> dict[str, str | bytes]:
-    """An executed notebook as a page, with its figures as files."""
+    """Convert an executed notebook to a page, with its figures as files."""
     made: dict[str, str | bytes] = {}
     parts: list[str] = []
     for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            # Formulas as MathML, which browsers draw by themselves: no script is fetched.
+            # Formulas become MathML, which browsers draw without a script.
             formula = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
             parts.append(formula.sub(lambda found: convert(found[1], display="block"), source))
             continue
@@ -160,17 +192,18 @@ def _notebook(path: Path) -> dict[str, str | bytes]:
 
 
 def _families() -> str:
-    """Every row of the registry, by family."""
+    """List every row of the registry by family."""
     import keras_residual.models  # noqa: F401  (registers every family)
     from keras_residual.registry import entries
 
     rows: dict[str, list[Any]] = {}
     for entry in entries().values():
         rows.setdefault(entry.builder.__module__, []).append(entry.config)
-    parts = ["# Families", 'Each name is a builder: `kr.ResNet50(...)`, or `kr.create("resnet50")` by timm\'s name.']
+    parts = ["# Networks", 'Each name is a builder: `kr.ResNet50(...)`, or `kr.create("resnet50")` by timm\'s name.']
     for module, configs in rows.items():
         what = (importlib.import_module(module).__doc__ or "").strip().partition("\n")[0]
-        lines = [f"## {module.rpartition('.')[2]}", "", what, ""]
+        name = module.rpartition(".")[2]
+        lines = [f"## {FAMILIES.get(name, name)}", "", what, ""]
         lines += ["| builder | parameters | GMACs | timm | source |", "| --- | ---: | ---: | --- | --- |"]
         for row in configs:
             params = f"{row.params / 1e6:,.2f} M" if row.params else ""
@@ -189,8 +222,8 @@ def _builders() -> str:
     families = {entry.family.__name__: entry.family.__module__ for entry in entries().values()}
     parts = [
         "# Builders",
-        "A public builder is a row of a family: `kr.ResNet50(classes=10)` is `ResNet(classes=10).build(row)`. It takes "
-        "the arguments of all networks, described first, and the family's own. [All rows](../families.md).",
+        "A builder such as `kr.ResNet50` takes the arguments of all networks, described first, and those of its "
+        "family. [All networks](../families.md).",
     ]
     families = {"Network": "keras_residual.models._network", **families}
     return (

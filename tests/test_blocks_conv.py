@@ -174,7 +174,6 @@ def blocks_average(x):
     return blocks.average_pool(x, size=3, padding=1, name="pool")
 
 
-@pytest.mark.filterwarnings("ignore:The structure of .inputs.")  # Keras 3.10 expects [x] after loading
 def test_files_of_padded_layers(tmp_path):
     def network(x):
         x = blocks.conv_norm(x, 8, (1, 4), padding=((0, 0), (2, 1)), norm=blocks.batch_norm, name="a")
@@ -290,7 +289,6 @@ def test_mobile_blocks_skip_where_the_shape_stays(kind):
         assert ("b.add" in {layer.name for layer in model.layers}) is skips
 
 
-@pytest.mark.filterwarnings("ignore:The structure of .inputs.")  # Keras 3.10 expects [x] after loading
 def test_files_of_mobile_blocks(tmp_path):
     def network(x):
         for i, (block, _) in enumerate(MOBILE.values()):

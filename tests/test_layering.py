@@ -40,6 +40,7 @@ ORDER = (
     "finetuning",
     "quickstart",
     "cli",
+    "__main__",
 )
 CORE = {"registry", "graph", "layers", "blocks", "models", "weights"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

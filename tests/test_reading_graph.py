@@ -244,6 +244,16 @@ def test_bombs_behind_a_small_header(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
+def test_webp_where_tensorflow_does_not_read_it(tmp_path, monkeypatch):
+    """As with TensorFlow 2.18 and 2.19: the reason is not that the image is damaged."""
+    from keras_residual.reading import graph
+
+    monkeypatch.setattr(graph, "READS_WEBP", False)
+    _, ask = served(3, tmp_path)
+    answers = ask([encoded(picture(), "WEBP", quality=80), encoded(picture(), "PNG")])[1]
+    assert answers == ["a WebP image, which exports of TensorFlow before 2.20 cannot read", ""]
+
+
 def test_a_limit_of_the_callers(tmp_path):
     """By the header's word, which in WebP stands in three places."""
     _, ask = served(3, tmp_path, max_pixels=45 * 53 - 1)

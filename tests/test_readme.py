@@ -8,6 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import keras_residual as kr
+from keras_residual import registry
+from keras_residual.weights.published import published
 
 from .tables import PAGES, PLACE, TABLES, with_tables
 
@@ -26,17 +28,21 @@ def test_code_runs(tmp_path, monkeypatch, hub):
 
 
 def publish(hub):
-    """The repositories the README names, with random weights, in the local cache of the Hub."""
-    for repository in (
-        "timm/resnet18.a1_in1k",
-        "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
-        "timm/resnet50.a1_in1k",
-    ):
-        assert repository in TEXT or repository.endswith(f"resnet50.{kr.models.find('ResNet50').config.tag}")
-        name = repository.partition("/")[2].partition(".")[0]
-        kr.save_weights(kr.create(name), "model.safetensors")
-        record = {"architecture": name, "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
-        hub(repository, {"config.json": record, "model.safetensors": load_file("model.safetensors")})
+    """Publish the repository that the README names, with random weights, in the local cache of the Hub."""
+    assert set(re.findall(r"timm/[\w.]+", TEXT)) == {"timm/resnet18.a1_in1k"}
+    assert kr.models.find("ResNet18").config.tag == "a1_in1k", "the default checkpoint that the README loads"
+    kr.save_weights(kr.ResNet18(), "model.safetensors")
+    record = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    hub("timm/resnet18.a1_in1k", {"config.json": record, "model.safetensors": load_file("model.safetensors")})
+
+
+def test_numbers_are_current():
+    """The counts in the text are those of the registry."""
+    loaded = sum(bool(registry.resolve(tag.partition(".")[0])) for tag in published())
+    assert f"TensorFlow: {len(registry.entries())} networks" in TEXT
+    assert f"{loaded} pretrained timm checkpoints" in TEXT
+    assert f"has: {loaded} timm checkpoints" in TEXT
+    assert f"without PyTorch | {loaded} |" in TEXT
 
 
 def test_there_is_code():

@@ -28,6 +28,8 @@ from keras_residual.reading import host
 
 __all__ = ["decode_batch"]
 
+READS_WEBP = hasattr(tf.io, "decode_webp")  # since TensorFlow 2.20; the graph keeps what it was exported with
+
 # Parts before the pixels that are looked at: a file of millions of empty ones would take minutes.
 _MOST_PARTS = 1000
 _MOST_BLOCKS = 10_000  # of a GIF's first frame; equal ones, which encoders write, count as one for each 64
@@ -88,6 +90,8 @@ def _reason(content: Any, kind: Any, height: Any, width: Any, shape: tuple[int, 
     resized = tf.maximum(height, width) // tf.maximum(tf.minimum(height, width), 1) * (shape[0] * shape[1])
     why = tf.where(resized > max_pixels, f"more than {max_pixels:,} pixels once resized: crop its longer side", "")
     why = tf.where(_costs_too_much(content, kind), "a damaged image", why)
+    if not READS_WEBP:
+        why = tf.where(kind == _WEBP, "a WebP image, which exports of TensorFlow before 2.20 cannot read", why)
     why = tf.where(pixels > max_pixels, f"more than {max_pixels:,} pixels", why)
     why = tf.where(pixels == 0, "a damaged image", why)
     why = tf.where(pixels < 0, "a CMYK JPEG or a BMP with a palette: save it as RGB", why)
