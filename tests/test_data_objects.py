@@ -403,5 +403,5 @@ def test_width_first():
     """PIL says (width, height), networks (height, width)."""
     with pytest.raises(ValueError, match=r"Is the width first.*np.swapaxes\(images, 1, 2\)"):
         check_images(X, (9, 8, 3), True, "images")
-    with pytest.raises(ValueError, match=r"Received: \(9, 8\)\. Is the width first"):
+    with pytest.raises(ValueError, match=r"got \(9, 8\)\. Is the width first"):
         check_size(None, (9, 8), (8, 9, 3))

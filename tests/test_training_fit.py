@@ -252,7 +252,7 @@ def test_progressive_size():
 
 def test_a_network_of_another_size_is_told(tmp_path):
     source = kr.data.load(data(), validation=0.0).train
-    with pytest.raises(ValueError, match=r"16 x 16.*takes \(8, 8, 3\).*replace\(size=8, growth=\(\)\)"):
+    with pytest.raises(ValueError, match=r"16 x 16.*network for \(8, 8, 3\).*replace\(size=8, growth=\(\)\)"):
         fit(network(), RECIPE.replace(growth=((0.0, 8), (0.5, 16))), source, **QUIET)
 
 
@@ -330,18 +330,18 @@ BAD = {
         {"preprocess": ((0.5,), (0.5,))},
         r"seems to be 0\.\.1. Use x \* 255.*preprocess=None",
     ),
-    "0..255 for 0..1": ((X.astype("float32"), Y), {}, "divide them by 255"),
+    "0..255 for 0..1": ((X.astype("float32"), Y), {}, "divide the images by 255"),
     "uint8 for 0..1": ((X, Y), {"preprocess": None}, "uint8 up to"),
     "normalised twice": ((X / 100.0 - 1, Y), {"preprocess": ((0.5,), (0.5,))}, "normalised already"),
     "channels first": ((np.moveaxis(X, -1, 1), Y), {}, "channels first"),
     "gray for colour": ((X[..., :1], Y), {}, r"input_shape=\(\.\.\., 1\)"),
-    "another size": ((X[:, :4], Y), {}, r"takes images of the shape \(8, 8, 3\)"),
+    "another size": ((X[:, :4], Y), {}, r"network's input shape, \(8, 8, 3\); got"),
     "names as labels": ((X, np.array(["a", "b", "c"])[Y]), {}, "np.unique|numpy.unique"),
     "NaN in images": ((np.where(X.max() == X, np.nan, X / 255.0), Y), {}, "NaN or infinity"),
     "strings": ((X.astype(str), Y), {}, "images must be integers or floats"),
     "fewer images than the batch": ((X[:6], Y[:6]), {}, "batch_size=8 for 6 images"),
     "no images": ((X[:0], Y[:0]), {}, "no images"),
-    "one image a batch": ((X, Y), {"batch_size": 1}, "at least 2 images"),
+    "one image a batch": ((X, Y), {"batch_size": 1}, "must be at least 2 for"),
     "no pair": (X, {}, "arrays"),
 }
 

@@ -26,15 +26,15 @@ class Arrays:
         return len(self.images)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches in an epoch.
+        """Return the number of full batches in an epoch.
 
         Raises:
-            ValueError: If there is not even one.
+            ValueError: If there is not one full batch.
         """
         if len(self) < batch_size:
             raise ValueError(
-                f"Training takes full batches, so a batch has at most as many images as there are. Received: "
-                f"batch_size={batch_size} for {len(self)} images. Take a smaller batch."
+                f"batch_size must be at most the number of images, because training uses full batches only; got "
+                f"batch_size={batch_size} for {len(self)} images. Use a smaller batch."
             )
         return len(self) // batch_size
 
@@ -121,15 +121,15 @@ def read(data: Any, what: str) -> Any:
     if found is None:
         raise TypeError(
             f"{what} must be keras_residual.data.Examples, arrays (x, y), or a tf.data.Dataset, keras.utils.PyDataset, "
-            f"data loader or generator of them. Received: {type(data).__name__}. {advice}"
+            f"data loader or generator of them; got {type(data).__name__}. {advice}"
         )
     kind = kind_of(found.images)
     if kind != "array":
-        raise TypeError(f"{what} must be arrays of one shape. Received: {_KINDS[kind]}. {advice}")
+        raise TypeError(f"{what} must be arrays of one shape; got {_KINDS[kind]}. {advice}")
     labels = class_numbers(found.labels, known=found.classes is not None)
     if labels.dtype.kind in "OU":
         raise TypeError(
-            f"{what}: labels must be class numbers. Received: names, such as {labels.flat[0]!r}. Number them: "
+            f"{what}: labels must be class numbers; got names, such as {labels.flat[0]!r}. Number them: "
             "names, y = numpy.unique(y, return_inverse=True)."
         )
     return Arrays(np.asarray(found.images), labels)

@@ -244,7 +244,7 @@ class Save(keras.callbacks.Callback):
 
 
 class Interrupted(BaseException):
-    """Asked to stop by a signal; all is saved. No `Exception`, so that nothing on the way takes it for a failure."""
+    """A signal asked to stop, and the state is saved. Not an `Exception`, so that no handler treats it as a failure."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -1,4 +1,4 @@
-"""The whole state of a training in one file, written whole or not at all; the last two are kept.
+"""The complete state of a training in one file, written atomically; the last two files are kept.
 
 A file is a safetensors file whose metadata hold the rest of the state as JSON and a hash over all of it.
 """
@@ -37,12 +37,12 @@ class ResumeError(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Snapshot:
-    """All there is to know of a training between two steps.
+    """The complete state of a training between two steps.
 
     Attributes:
         arrays: Copies of all variables, by `kind/number/path`.
         state: The rest: step, history, early stopping. JSON keeps floats exactly.
-        best: The weights of the best epoch so far, which lie in a file of their own.
+        best: The weights of the best epoch so far, which are stored in a separate file.
     """
 
     arrays: dict[str, np.ndarray[Any, Any]]
@@ -51,7 +51,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, variables: dict[str, Any], state: dict[str, Any]) -> Snapshot:
-        """Copies variables to the host; backends update theirs in place."""
+        """Copy variables to the host, because backends update them in place."""
         arrays = {name: np.array(keras.ops.convert_to_numpy(v)) for name, v in variables.items()}
         return cls(arrays, json.loads(json.dumps(state)))
 
@@ -66,12 +66,12 @@ class Snapshot:
         if shapes != saved:
             wrong = [n for n in sorted({*shapes, *saved}) if shapes.get(n) != saved.get(n)]
             lines = [f"{n}: {saved.get(n, 'missing')} saved, {shapes.get(n, 'missing')} here" for n in wrong[:10]]
-            raise ResumeError("The checkpoint is of another network or optimiser:\n  " + "\n  ".join(lines))
+            raise ResumeError("The checkpoint belongs to another network or optimiser:\n  " + "\n  ".join(lines))
         for name, variable in variables.items():
             variable.assign(self.arrays[name])
 
     def finite(self) -> bool:
-        """Whether no weight is NaN or infinite."""
+        """Return True if all weights are finite."""
         return all(np.isfinite(a).all() for a in self.arrays.values() if a.dtype.kind == "f")
 
     def digest(self) -> str:
@@ -117,7 +117,7 @@ class Snapshot:
         try:
             snapshot = cls(arrays, json.loads(metadata["state"]))
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} is no checkpoint of a training.") from error
+            raise ValueError(f"{str(path)!r} is not a training checkpoint.") from error
         if metadata.get("form") != _FORM or snapshot.digest() != metadata.get("sha256"):
             raise ValueError(f"{str(path)!r} is damaged: its content does not match its hash.")
         return snapshot
@@ -143,7 +143,7 @@ class Checkpoints:
         self._pending: list[concurrent.futures.Future[None]] = []
 
     def steps(self, kind: str = "step") -> list[int]:
-        """Steps there are files of, the last first; of kind `"best"`, those of the best epochs' weights."""
+        """Return the steps that have files, newest first; with kind `"best"`, those of the best epochs' weights."""
         found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
         return sorted((int(match[2]) for match in found if match and match[1] == kind), reverse=True)
 
@@ -189,7 +189,7 @@ class Checkpoints:
                     self._path(step, each).unlink(missing_ok=True)
 
     def raise_errors(self, wait: bool = False) -> None:
-        """Raises what went wrong in the background; with `wait` after all is written."""
+        """Raise errors of the background thread; with `wait`, after everything is written."""
         pending, self._pending = self._pending, []
         for future in pending:
             if wait or future.done():

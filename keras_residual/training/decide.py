@@ -82,10 +82,12 @@ def decide(
     else:
         on, why = bool(jit), "asked for"
     if jit is True and not on:
-        raise ValueError(f"XLA cannot be had here: {why}. Leave jit out.")
+        raise ValueError(f"XLA cannot be used here: {why}. Omit jit.")
     together = 1 if steps_per_execution == "auto" else int(steps_per_execution)
     if replicas > 1 and together > 1:
-        raise ValueError("Several steps in one execution fail under tf.distribute. Leave steps_per_execution out.")
+        raise ValueError(
+            "steps_per_execution must be 1 under tf.distribute, where several steps per execution fail. Omit it."
+        )
     precision = precision_of(model)
     return Decision(backend, device, replicas, on, why, precision, together)
 

@@ -42,8 +42,8 @@ def mirrored(devices: list[str] | None = None) -> Any:
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            f"Mirrored devices are TensorFlow's. Received: KERAS_BACKEND={keras.backend.backend()}. On JAX all devices "
-            "share the work after keras_residual.training.start()."
+            f"`mirrored` requires Keras on TensorFlow; got KERAS_BACKEND={keras.backend.backend()}. On JAX, call "
+            "keras_residual.training.start() instead; all devices then share each batch."
         )
     import tensorflow as tf
 
@@ -53,30 +53,30 @@ def mirrored(devices: list[str] | None = None) -> Any:
 
 
 def start(coordinator: str | None = None, number: int = 1, process_id: int = 0, patience: int = 30) -> None:
-    """Joins this process with the others of a training on several machines; called before anything else of JAX.
+    """Connect this process with the others of a training on several machines, before any other use of JAX.
 
-    The same program runs on each machine. Each trains on its part of each batch; all have the same weights.
+    Run the same program on each machine. Each trains on its part of every batch, and all have the same weights.
 
     Args:
-        coordinator: `"HOST:PORT"` of the process number 0; `None` if this process is alone, with all its devices.
-        number: How many processes there are.
-        process_id: Which one this is, 0 to `number - 1`.
-        patience: Seconds without a sign of life after which a process counts as dead.
+        coordinator: `"HOST:PORT"` of process 0; `None` for a single process, which uses all its devices.
+        number: Number of processes.
+        process_id: Number of this process, 0 to `number - 1`.
+        patience: Seconds without a heartbeat after which a process counts as dead.
 
     Raises:
         ValueError: If Keras does not run on JAX, with the reason, or the numbers do not fit.
     """
     if keras.backend.backend() != "jax":
         raise ValueError(
-            "Several processes train together by Keras on JAX. Received: "
+            "Training with several processes requires Keras on JAX; got "
             f"KERAS_BACKEND={keras.backend.backend()}. On TensorFlow keras.distribution silently trains on one device, "
-            "and MultiWorkerMirroredStrategy fails in Keras 3 (keras #20585). Set KERAS_BACKEND=jax; what is trained "
-            "there loads on TensorFlow."
+            "and MultiWorkerMirroredStrategy fails in Keras 3 (keras #20585). Set KERAS_BACKEND=jax; the trained "
+            "weights also load on TensorFlow."
         )
     if not 0 <= process_id < number or (number > 1 and not coordinator):
         raise ValueError(
-            f"Processes are numbered from 0, and meet at coordinator='HOST:PORT'. Received: process_id={process_id} of "
-            f"{number}, coordinator={coordinator!r}."
+            f"process_id must be from 0 to {number - 1}, and several processes need coordinator='HOST:PORT'; got "
+            f"process_id={process_id} of {number}, coordinator={coordinator!r}."
         )
     import jax
 
@@ -175,8 +175,8 @@ def agree(about: Mapping[str, Any]) -> None:
     different = [name for i, name in enumerate(names) if (everyone[:, i] != everyone[0, i]).any()]
     if different:
         raise ValueError(
-            "All processes of a training have the same images and settings. Received: other ones in different "
-            f"processes, in {', '.join(different)}. Start the same command everywhere, on the same images."
+            f"All processes must have the same images and settings; they differ in {', '.join(different)}. Run the "
+            "same command on every machine, with the same images."
         )
 
 

@@ -62,7 +62,7 @@ def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bo
     Args:
         images: `(N, ...)`, some of them.
         shape: The network's input shape, without the batch.
-        normalized_here: Whether images are 0..255 and `fit` normalises them; else they are the network's input.
+        normalized_here: Whether images are 0..255 and `fit` normalises them; otherwise they are the network's input.
         what: Name of the data in errors.
 
     Raises:
@@ -80,54 +80,54 @@ def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bo
             hint = " The channel is missing: images[..., None]."
         elif len(given) == len(shape) and given[-1] != shape[-1]:
             hint = f" Build the network with input_shape=(..., {given[-1]}), or convert the images."
-        raise ValueError(f"{what}: the network takes images of the shape {shape}. Received: {given}.{hint}")
+        raise ValueError(f"{what} must have the network's input shape, {shape}; got {given}.{hint}")
     if normalized_here:
         require_pixels(images, what, " If the network takes the values as they are, use preprocess=None.")
         return
     _, high = require_finite_numbers(images, what)
     if images.dtype.kind in "ui" and high > 1:
         raise ValueError(
-            f"{what}: with preprocess=None images are the network's input, floats around 0 to 1. Received: "
-            f"{images.dtype} up to {high:.0f}. Give the mean and deviation, preprocess=(mean, std), or scale them."
+            f"{what}: with preprocess=None, images must be the network's input, floats around 0 to 1; got "
+            f"{images.dtype} up to {high:.0f}. Pass preprocess=(mean, std), or scale the images."
         )
     elif len(shape) == 3 and high > 100:
         raise ValueError(
-            f"{what}: with preprocess=None images are the network's input, floats around 0 to 1. Received: values "
-            f"up to {high:.6g}. Give the mean and deviation, preprocess=(mean, std), or divide them by 255."
+            f"{what}: with preprocess=None, images must be the network's input, floats around 0 to 1; got values "
+            f"up to {high:.6g}. Pass preprocess=(mean, std), or divide the images by 255."
         )
 
 
 def check_batch(model: keras.Model, recipe: Recipe, batch_size: int, replicas: int = 1) -> None:
-    """Whether batches of this size can be trained on.
+    """Check that a batch size can be used for training.
 
     Raises:
         ValueError: For a batch that does not divide among the devices, or of one image under batch normalisation.
     """
     if batch_size < 1 or batch_size % replicas:
         raise ValueError(
-            f"A batch is a positive number of images and divides evenly among the devices. Received: "
-            f"batch_size={batch_size} for {replicas} devices."
+            f"batch_size must be positive and a multiple of the number of devices; got batch_size={batch_size} for "
+            f"{replicas} devices."
         )
     norms = [layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)]
     if batch_size == 1 and norms and recipe.batch_norm == "train" and any(layer.trainable for layer in norms):
         raise ValueError(
-            f"Batch normalisation needs at least 2 images a batch: of one image, the variance over the batch says "
-            f"nothing. Received: batch_size=1 for {model.name!r}, which has {len(norms)} such layers. Take a larger "
-            "batch, freeze them (batch_norm='frozen'), or build the network with norm=blocks.group_norm."
+            f"batch_size must be at least 2 for networks with batch normalisation, which uses the variance over the "
+            f"batch; got batch_size=1 for {model.name!r}, which has {len(norms)} such layers. Use a larger batch, "
+            "freeze the statistics (batch_norm='frozen'), or build the network with norm=blocks.group_norm."
         )
 
 
 def check_recipe(recipe: Recipe, shape: tuple[int | None, ...], normalized_here: bool) -> None:
-    """Whether what a recipe does to images can be done to these.
+    """Check that a recipe's augmentation can be applied to the images.
 
     Args:
         recipe: The recipe.
         shape: The network's input shape, without the batch.
-        normalized_here: Whether images are 0..255 and `fit` normalises them; else they are the network's input.
+        normalized_here: Whether images are 0..255 and `fit` normalises them; otherwise they are the network's input.
 
     Raises:
-        ValueError: For CutMix, policies or erasing of what are no images, or changes of colour where 0..255 is not the
-            range: solarising 0..1 at 128 would be silently wrong.
+        ValueError: For CutMix, policies or erasing of inputs that are not images, or changes of colour of images whose
+            range is not 0..255: solarising 0..1 at 128 would be silently wrong.
     """
     colours = {key: value for key, value in (("policy", recipe.policy), ("color_jitter", recipe.color_jitter)) if value}
     if len(shape) != 3 and (recipe.cutmix or recipe.erasing or any(recipe.affine) or colours):
@@ -139,32 +139,36 @@ def check_recipe(recipe: Recipe, shape: tuple[int | None, ...], normalized_here:
     if colours and not normalized_here:
         given = ", ".join(f"{key}={value!r}" for key, value in colours.items())
         raise ValueError(
-            f"Policies and colour jitter change images of 0..255. Received: recipe {recipe.name!r} with {given}, for "
-            "images that are the network's input already. Give them as 0..255 with preprocess=(mean, std), or leave "
-            "these out: recipe.replace(policy=None, color_jitter=0.0)."
+            f"Policies and colour jitter require images of 0..255; got recipe {recipe.name!r} with {given}, and images "
+            "that are normalised already. Pass images of 0..255 with preprocess=(mean, std), or switch these off: "
+            "recipe.replace(policy=None, color_jitter=0.0)."
         )
 
 
 def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[int | None, ...]) -> None:
-    """Whether images can be cut to a size that the network takes.
+    """Check that the recipe's image size is an input size of the network.
 
     Args:
-        recipe: Whose images they are.
-        size: Height and width, or both in one.
+        recipe: The recipe.
+        size: Height and width, or one number for both.
         shape: The network's input shape, without the batch.
 
     Raises:
-        ValueError: If nobody says a size, or the network takes another one only.
+        ValueError: If neither recipe nor network has a size, or they differ.
     """
     size = (size, size) if isinstance(size, int) else size
     if None in size:
-        raise ValueError("The network takes images of any size: say which, recipe.replace(size=224).")
+        raise ValueError(
+            "The recipe must have an image size, because the network accepts any; use recipe.replace(size=224)."
+        )
     if any(b is not None and a != b for a, b in zip(size, shape[:-1], strict=True)):
         if tuple(size) == shape[1::-1]:
-            raise ValueError(f"The network takes images of {shape[:2]}. Received: {tuple(size)}. {WIDTH_FIRST}")
+            raise ValueError(
+                f"The image size must be that of the network, {shape[:2]}; got {tuple(size)}. {WIDTH_FIRST}"
+            )
         raise ValueError(
-            f"Recipe {recipe.name!r} trains on images of {size[0]} x {size[1]}. Received: a network that takes {shape} "
-            "only. Build it with input_shape=(None, None, 3) if it can take any size, or say "
+            f"The network must accept the recipe's image size; got recipe {recipe.name!r} with {size[0]} x {size[1]} "
+            f"and a network for {shape}. Build it with input_shape=(None, None, 3) if it supports any size, or use "
             f"recipe.replace(size={shape[0]}, growth=())."
         )
 

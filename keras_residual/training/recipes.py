@@ -17,40 +17,40 @@ POLICIES = ("randaugment", "trivialaugment", "threeaugment")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained. Epochs, fractions and rates are plain numbers, so a recipe is one line of JSON.
+    """Training settings. All of them are plain numbers and strings, so that a recipe can be stored as JSON.
 
     Attributes:
-        name: What to call it.
-        source: Paper and table the numbers come from.
-        omitted: What the source does and this package does not.
+        name: Name of the recipe.
+        source: Paper and table of the numbers.
+        omitted: Parts of the source that are not implemented.
         optimizer: `"sgd"` (weight decay as an L2 term of the gradient, as in torch), `"adamw"` or `"lamb"` (weight
             decay inside the trust ratio, as in the paper and in timm).
-        learning_rate: The highest rate, for batches of `batch_size` images.
-        batch_size: Images a step; with `accumulate`, of each of its parts.
-        rate_batch: Images the learning rate is for: another batch scales it linearly (Goyal et al. 2017).
-            `None` if the rate is not scaled.
-        epochs: Passes over the training images.
-        momentum: SGD's.
-        nesterov: Whether SGD looks ahead.
-        betas: AdamW's and LAMB's decay rates.
-        epsilon: AdamW's and LAMB's, beside the root.
+        learning_rate: Peak learning rate, for batches of `batch_size` images.
+        batch_size: Images per step; with `accumulate`, per partial step.
+        rate_batch: Batch size of the learning rate; for other batch sizes the rate is scaled linearly (Goyal et al.
+            2017). `None` does not scale it.
+        epochs: Number of epochs.
+        momentum: Momentum of SGD.
+        nesterov: Whether SGD uses Nesterov momentum.
+        betas: Decay rates of AdamW and LAMB.
+        epsilon: Epsilon of AdamW and LAMB.
         schedule: `"cosine"`; `"step"` by `milestones`; `"constant"`; `"plateau"`, which multiplies by `factor` where
             the validation loss has not improved for `patience` epochs.
         warmup: Epochs of linear warm-up.
-        warmup_steps: Steps of linear warm-up, where the source counts steps; it goes before `warmup`.
-        warmup_start: The first rate of the warm-up, as a part of the highest.
-        final: The last rate of the cosine, as a part of the highest.
-        milestones: Parts of the training after which the rate is multiplied by `factor`.
+        warmup_steps: Steps of linear warm-up, if the source counts steps; overrides `warmup`.
+        warmup_start: First rate of the warm-up, as a fraction of the peak.
+        final: Last rate of the cosine schedule, as a fraction of the peak.
+        milestones: Fractions of the training after which the rate is multiplied by `factor`.
         factor: See `milestones` and `"plateau"`.
         patience: See `"plateau"`.
-        weight_decay: As the optimiser takes it: times the learning rate.
-        decay_all: Whether norms, biases, tokens, position embeddings and layer scales decay too.
-        label_smoothing: Part of the target that is spread over all classes.
-        loss: `"cross_entropy"`, or `"binary"` with one sigmoid a class.
-        binary_threshold: With `"binary"`: targets above it become 1, the others 0. `None` leaves them.
+        weight_decay: Weight decay, multiplied by the learning rate.
+        decay_all: Whether norms, biases, tokens, position embeddings and layer scales decay, too.
+        label_smoothing: Fraction of the target that is spread over all classes.
+        loss: `"cross_entropy"`, or `"binary"` with one sigmoid per class.
+        binary_threshold: With `"binary"`, targets above it become 1, the others 0; `None` leaves them unchanged.
         mixup: Parameter of MixUp's Beta distribution; 0 for no MixUp.
         cutmix: Parameter of CutMix' Beta distribution; 0 for no CutMix.
-        mix_probability: Probability that a batch is mixed at all.
+        mix_probability: Probability that a batch is mixed.
         policy: `"randaugment"`, `"trivialaugment"`, `"threeaugment"` or `None`.
         policy_layers: RandAugment's N.
         policy_magnitude: RandAugment's M, of 10.
@@ -62,20 +62,20 @@ class Recipe:
         erasing: Probability of random erasing.
         crop: Random views of `keras_residual.data`: `"random"`, `"center"`, `"squash"` or `"pad"`. Of arrays, only
             `"pad"` counts: `keras_residual.data.load((x, y))` makes views of them.
-        crop_scale: Part of the area that a random crop takes.
+        crop_scale: Range of a random crop's area, as a fraction of the image's.
         padding: Pixels on each side for `"pad"`.
-        flip: Whether half of the images are mirrored.
+        flip: Whether images are mirrored with a probability of one half.
         size: Height and width of the training images; `None` for the network's own.
-        growth: Progressive size: `((part of the epochs, size), ...)`, in order; it goes before `size`.
-        drop_path: Stochastic-depth rate that the network is to be built with.
+        growth: Progressive image size: `((fraction of the epochs, size), ...)`, in order; overrides `size`.
+        drop_path: Stochastic-depth rate with which to build the network.
         dropout: Rate that `finetune` builds the network with, where its family has dropout; `fit` warns of another.
-        clip_norm: Highest global norm of the gradient; 0 for any.
-        accumulate: Batches whose mean gradient makes one step of the optimiser.
-        ema: Decay of the averages of all weights, batch statistics included; 0 for none.
-        batch_norm: `"train"`, or `"frozen"`: statistics stay as they are, and inference uses the same.
-        layer_decay: Factor of the learning rate from one stage to that before it; 1 for the same rate everywhere.
-        head_epochs: Epochs, of all, in which only the classifier is trained (LP-FT, Kumar et al. 2022).
-        head_rate: The learning rate then; `None` for the recipe's.
+        clip_norm: Maximum global norm of the gradient; 0 for no clipping.
+        accumulate: Number of batches whose mean gradient is applied in one optimizer step.
+        ema: Decay of the moving averages of all weights, including batch statistics; 0 for none.
+        batch_norm: `"train"` updates batch statistics, `"frozen"` keeps them and uses them in training, too.
+        layer_decay: Factor of the learning rate from each stage to the previous one; 1 for the same rate everywhere.
+        head_epochs: How many of the epochs train only the classifier (LP-FT, Kumar et al. 2022).
+        head_rate: Learning rate of these epochs; `None` for the recipe's.
 
     Raises:
         ValueError: For a value out of its range.
@@ -143,14 +143,14 @@ class Recipe:
         }.items():
             if getattr(self, field) not in allowed:
                 words = ", ".join(map(str, allowed))
-                raise ValueError(f"Recipe: {field} is one of {words}. Received: {getattr(self, field)!r}.")
+                raise ValueError(f"Recipe: {field} must be one of {words}; got {getattr(self, field)!r}.")
         check_crop(self.crop, self.crop_scale, "Recipe: ")
         for field in ("learning_rate", "batch_size", "epochs", "accumulate", "layer_decay", "factor", "patience"):
             if not getattr(self, field) > 0:
-                raise ValueError(f"Recipe: {field} is positive. Received: {getattr(self, field)!r}.")
+                raise ValueError(f"Recipe: {field} must be positive; got {getattr(self, field)!r}.")
         for field in ("warmup", "warmup_steps", "weight_decay", "mixup", "cutmix", "clip_norm", "head_epochs"):
             if not getattr(self, field) >= 0:
-                raise ValueError(f"Recipe: {field} is not negative. Received: {getattr(self, field)!r}.")
+                raise ValueError(f"Recipe: {field} must not be negative; got {getattr(self, field)!r}.")
         if len(self.affine) != 3 or min(self.affine) < 0:
             raise ValueError(
                 "Recipe: affine must be three numbers of at least 0: rotation in degrees, shift as a fraction of the "
@@ -158,15 +158,15 @@ class Recipe:
             )
         for field in ("momentum", "label_smoothing", "ema", "drop_path", "dropout"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"Recipe: 0 <= {field} < 1. Received: {getattr(self, field)!r}.")
+                raise ValueError(f"Recipe: {field} must be at least 0 and below 1; got {getattr(self, field)!r}.")
         for field in ("mix_probability", "policy_probability", "erasing", "warmup_start", "final"):
             if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"Recipe: 0 <= {field} <= 1. Received: {getattr(self, field)!r}.")
+                raise ValueError(f"Recipe: {field} must be from 0 to 1; got {getattr(self, field)!r}.")
         starts = [start for start, _ in self.growth]
         if list(self.milestones) != sorted(self.milestones) or starts != sorted(starts) or (starts and starts[0]):
             raise ValueError(
-                "Recipe: milestones and growth are in order, as parts of the training; growth begins at 0. Received: "
-                f"milestones={self.milestones}, growth={self.growth}."
+                "Recipe: milestones and growth must be in ascending order, as fractions of training, and growth "
+                f"must begin at 0; got milestones={self.milestones}, growth={self.growth}."
             )
         if self.head_epochs > self.epochs:
             raise ValueError(
@@ -175,19 +175,19 @@ class Recipe:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON holds them."""
+        """Return all settings as JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> Recipe:
-        """The recipe that `to_dict` was called on.
+        """Return the recipe that `to_dict` was called on.
 
         Raises:
-            ValueError: For a setting that there is not, or a value out of its range.
+            ValueError: For an unknown setting, or a value out of its range.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(settings) - known):
-            raise ValueError(f"A recipe has the settings {', '.join(sorted(known))}. Received also: {unknown}.")
+            raise ValueError(f"Settings of a recipe must be among {', '.join(sorted(known))}; got {unknown}.")
         return cls(**{key: _tuples(value) for key, value in settings.items()})
 
     def replace(self, **changes: Any) -> Recipe:
@@ -376,5 +376,5 @@ def recipe(name: str) -> Recipe:
         ValueError: If there is none; the error lists them.
     """
     if name not in RECIPES:
-        raise ValueError(f"Recipes are {', '.join(RECIPES)}. Received: {name!r}.")
+        raise ValueError(f"The recipe must be one of {', '.join(RECIPES)}; got {name!r}.")
     return RECIPES[name]

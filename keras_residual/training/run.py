@@ -61,9 +61,9 @@ class Run:
         class_weight: Sequence[float] | None = None,
     ) -> None:
         if not isinstance(model, keras.Model):
-            raise TypeError(f"fit trains a keras.Model. Received: {type(model).__name__}.")
+            raise TypeError(f"model must be a keras.Model; got {type(model).__name__}.")
         if not 0 <= seed < 1 << 32:
-            raise ValueError(f"seed is a number from 0 to 2**32 - 1. Received: {seed}.")
+            raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}.")
         settings = recipe(settings) if isinstance(settings, str) else settings
         changes = {"epochs": epochs, "batch_size": batch_size}
         self.recipe = settings.replace(**{key: value for key, value in changes.items() if value is not None})
@@ -89,7 +89,9 @@ class Run:
             for phase in self.phases():
                 check_size(self.recipe, self.cut_to(phase.size), shape)
         if class_weight is not None and len(class_weight) != outputs:
-            raise ValueError(f"class_weight has a number for each of {outputs} classes. Received: {len(class_weight)}.")
+            raise ValueError(
+                f"class_weight must have one number for each of {outputs} classes; got {len(class_weight)}."
+            )
         self.class_weight = None if class_weight is None else tuple(map(float, class_weight))
         self._wanted = {id(layer): layer.trainable for layer in layers_of(self.network)}
         self._warn_of_rates()
@@ -321,13 +323,15 @@ def _normalization(preprocess: Any, data: Any, model: keras.Model) -> tuple[Prep
         given = preprocess
     else:
         raise TypeError(
-            f"preprocess is a Preprocess layer, a checkpoint's record, (mean, std), None or 'auto'. Received: "
+            f"preprocess must be a Preprocess layer, the Weights of a checkpoint, (mean, std), None or 'auto'; got "
             f"{preprocess!r}."
         )
     if given is not None:
         given = tuple(tuple(map(float, np.atleast_1d(values))) for values in given)
         if any(len(values) not in (1, channels) for values in given):
-            raise ValueError(f"Mean and deviation are one number, or one for each of {channels} channels: {given}.")
+            raise ValueError(
+                f"Mean and standard deviation must be one number, or one for each of {channels} channels; got {given}."
+            )
     return (preprocess if isinstance(preprocess, Preprocess) else None), given
 
 

@@ -194,7 +194,7 @@ def logits_of(model: keras.Model) -> keras.Model:
     if len(outputs) != 1 or len(outputs[0].shape) != 2:
         shapes = [tuple(output.shape) for output in outputs]
         raise ValueError(
-            f"fit trains a classifier, a Functional model with one output (N, classes). Received: {model.name!r} with "
+            f"The model must be a classifier, a Functional model with one output (N, classes); got {model.name!r} with "
             f"outputs {shapes}. Build it with include_top=True and classes=..."
         )
     last = model.layers[-1]
@@ -203,8 +203,8 @@ def logits_of(model: keras.Model) -> keras.Model:
         if not isinstance(last, keras.layers.Activation) or activation is not keras.activations.softmax:
             kind = getattr(activation, "__name__", activation)
             raise ValueError(
-                "fit needs logits, or probabilities by a softmax layer of its own at the end. Received: "
-                f"{model.name!r}, whose last layer {last.name!r} ends in {kind!r}. Build it with "
+                "The model must return logits, or probabilities from a separate softmax layer at its end; got "
+                f"{model.name!r}, whose last layer {last.name!r} ends with {kind!r}. Build it with "
                 "classifier_activation=None."
             )
         return connected(model.inputs[0] if len(model.inputs) == 1 else model.inputs, last.input, model.name)
