@@ -49,7 +49,7 @@ class Arrays:
         flip: bool = False,
         padding: int = 0,
     ) -> tf.data.Dataset:
-        """Endless full batches, each epoch in an order of its own, which is a function of (seed, epoch) alone.
+        """Yield full batches without end; the order of each epoch is a function of (seed, epoch) only.
 
         What begins at `start=k` is what follows the first k batches; earlier ones are not read. `flip` and `padding`
         (shifts by up to so many pixels, edges reflected) are functions of (seed, position) too.
@@ -83,13 +83,13 @@ class Arrays:
         return data.prefetch(tf.data.AUTOTUNE).with_options(_unsharded())
 
     def evaluation(self, batch_size: int, size: Any = None) -> tf.data.Dataset:
-        """All of it once, in order; the last batch may be smaller."""
+        """Yield all images once, in order; the last batch may be smaller."""
         data = tf.data.Dataset.from_tensor_slices((self.images, self.labels.astype("int32")))
         return data.batch(batch_size).prefetch(tf.data.AUTOTUNE).with_options(_unsharded())
 
 
 def _shifted(x: Any, padding: int, shift: Any) -> Any:
-    """Each image cut out of itself with a border, somewhere else."""
+    """Crop each image at random after padding it."""
     height, width = x.shape[1:3]
     padded = tf.pad(x, [(0, 0), (padding, padding), (padding, padding), (0, 0)], "REFLECT")
     padded = tf.gather(padded, shift[:, :1] + tf.range(height)[None], axis=1, batch_dims=1)

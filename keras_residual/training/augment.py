@@ -36,18 +36,18 @@ class Random:
         self.seed, self.index = seed, ops.cast(index, "uint32")
 
     def uniform(self, purpose: str) -> Any:
-        """`(N,)` float32 in [0, 1), with 24 random bits."""
+        """Return `(N,)` float32 in [0, 1), with 24 random bits."""
         key = _hash_int(self.seed ^ zlib.crc32(purpose.encode()))
         bits = _hash(_hash(ops.bitwise_xor(self.index, _uint(key))) + _uint(_hash_int(key ^ 0x9E3779B9)))
         return ops.cast(ops.right_shift(bits, _uint(8)), "float32") * 2.0**-24
 
     def normal(self, purpose: str) -> Any:
-        """`(N,)` float32 of mean 0 and variance 1 (Box and Muller 1958)."""
+        """Return `(N,)` float32 of mean 0 and variance 1 (Box and Muller 1958)."""
         a, b = self.uniform(purpose + " a"), self.uniform(purpose + " b")
         return ops.sqrt(-2.0 * ops.log(1.0 - a)) * ops.cos(2 * math.pi * b)
 
     def sign(self, purpose: str) -> Any:
-        """`(N,)` of -1 and 1."""
+        """Return `(N,)` of -1 and 1."""
         return ops.where(self.uniform(purpose) < 0.5, -1.0, 1.0)
 
     def first(self) -> Random:
@@ -60,7 +60,7 @@ def _uint(value: int) -> Any:
 
 
 def _hash(x: Any) -> Any:
-    """A bijection of 32 bits in which every bit of the result depends on every bit of `x` (Wellons 2018, lowbias32)."""
+    """Hash 32 bits bijectively; every bit of the result depends on every bit of `x` (Wellons 2018, lowbias32)."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = ops.bitwise_xor(x, ops.right_shift(x, _uint(shift))) * _uint(factor)
     return ops.bitwise_xor(x, ops.right_shift(x, _uint(16)))
@@ -83,7 +83,7 @@ def _beta_table(alpha: float) -> np.ndarray[Any, Any]:
 
 
 def beta(uniform: Any, alpha: float) -> Any:
-    """Samples of Beta(alpha, alpha): its inverse distribution function, from a table. No backend has a sampler of it
+    """Sample Beta(alpha, alpha) by a table of its inverse distribution function. No backend has a sampler of it
     that compiles with XLA on TensorFlow."""
     table = ops.convert_to_tensor(_beta_table(alpha))
     place = uniform * 4096.0
@@ -98,12 +98,12 @@ def plane(images: Any) -> tuple[int, int]:
 
 
 def _partner(x: Any) -> Any:
-    """Each image's other one: its neighbour in the batch, which is in random order."""
+    """Return the image to mix with each image: its neighbour in the batch, which is in random order."""
     return ops.roll(x, 1, axis=0)
 
 
 def mix_plan(recipe: Recipe, random: Random, size: tuple[int, int]) -> tuple[Any, Any, Any]:
-    """What is mixed of a batch: whether by CutMix, the part of the own image, the box (top, bottom, left, right).
+    """Draw how a batch is mixed: whether by CutMix, the share of each image, and the box (top, bottom, left, right).
 
     All have the shape `(1,)`: a batch is mixed in one way, as in timm and torchvision. The part is exact for boxes
     that the border cuts.
@@ -144,7 +144,7 @@ def mix(recipe: Recipe, images: Images, random: Random) -> Images:
 
 
 def mix_targets(recipe: Recipe, targets: Any, random: Random, size: tuple[int, int]) -> Any:
-    """Targets `(N, classes)` of a batch that `mix` mixed."""
+    """Mix targets `(N, classes)` as `mix` mixes the images."""
     if not (recipe.mixup or recipe.cutmix):
         return targets
     _, part, _ = mix_plan(recipe, random, size)
@@ -152,7 +152,7 @@ def mix_targets(recipe: Recipe, targets: Any, random: Random, size: tuple[int, i
 
 
 def main_labels(recipe: Recipe, labels: Any, random: Random, size: tuple[int, int]) -> Any:
-    """Labels `(N,)` of what makes up most of each image after `mix`."""
+    """Return the labels `(N,)` with the largest share of each image after `mix`."""
     if not (recipe.mixup or recipe.cutmix):
         return labels
     _, part, _ = mix_plan(recipe, random, size)
@@ -175,7 +175,7 @@ def _gray(images: Images) -> Images:
 
 
 def _blend(dull: Any, images: Images, amount: Any) -> Images:
-    """PIL's `ImageEnhance`: 0 gives `dull`, 1 the image, more than 1 goes beyond."""
+    """Blend like PIL's `ImageEnhance`: 0 gives `dull`, 1 the image, and more than 1 extrapolates."""
     return ops.clip(dull + _each(amount) * (images - dull), 0.0, 255.0)
 
 
@@ -197,7 +197,7 @@ def sharpness(images: Images, amount: Any) -> Images:
 
 
 def _smooth(images: Images) -> Images:
-    """PIL's SMOOTH: 3x3 of ones with a 5 in the middle, over 13; the border stays as it is."""
+    """Filter like PIL's SMOOTH: a 3x3 kernel of ones with 5 in the middle, divided by 13; the border is unchanged."""
     height, width = images.shape[1:3]
     if min(height, width) < 3:
         return images
@@ -220,7 +220,7 @@ def solarize_add(images: Images, amount: Any) -> Images:
 
 
 def posterize(images: Images, bits: Any) -> Images:
-    """Keeps the highest `bits` of the eight."""
+    """Keep the highest `bits` of the eight."""
     step = _each(2.0 ** (8.0 - bits))
     return ops.floor(images / step) * step
 
@@ -236,7 +236,7 @@ def autocontrast(images: Images) -> Images:
 
 
 def equalize(images: Images) -> Images:
-    """Each channel's histogram made flat, as PIL does it."""
+    """Equalise the histogram of each channel, like PIL."""
     n, height, width, channels = images.shape
     n = ops.shape(images)[0] if n is None else n
     values = ops.cast(ops.clip(ops.round(images), 0.0, 255.0), "int32")
@@ -277,7 +277,7 @@ def blur(images: Images, sigma: Any) -> Images:
 
 
 def affine(images: Images, matrix: tuple[Any, ...], fill: Any) -> Images:
-    """Moves pixels, bilinearly: `matrix` (a, b, c, d, e, f), each `(N,)`, takes a pixel of the result to where it comes
+    """Move pixels, bilinearly: `matrix` (a, b, c, d, e, f), each `(N,)`, maps a pixel of the result to where it comes
     from, (a x + b y + c, d x + e y + f), in coordinates from the middle; what comes from outside is `fill`."""
     n, height, width, channels = images.shape
     n = ops.shape(images)[0] if n is None else n
@@ -391,7 +391,7 @@ _PLACES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def apply_one(images: Images, names: list[str], chosen: Any, amounts: dict[str, Any], fill: Any) -> Images:
-    """Does to each image the operation that `chosen` `(N,)` numbers in `names`; -1 for none.
+    """Apply to each image the operation with index `chosen` `(N,)` in `names`; -1 for none.
 
     Without data-dependent control flow all pixel operations are computed and one of them is taken.
     """

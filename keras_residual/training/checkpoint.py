@@ -56,7 +56,7 @@ class Snapshot:
         return cls(arrays, json.loads(json.dumps(state)))
 
     def put(self, variables: dict[str, Any]) -> None:
-        """Gives variables the values of the snapshot.
+        """Assign the values of the snapshot to variables.
 
         Raises:
             ResumeError: If there are others, or of other shapes; nothing is assigned then.
@@ -83,7 +83,7 @@ class Snapshot:
         return total.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Writes the file whole.
+        """Write the file atomically.
 
         Raises:
             CheckpointError: If the disk is full or cannot be written to; what was there stays.
@@ -101,7 +101,7 @@ class Snapshot:
 
     @classmethod
     def read(cls, path: Path) -> Snapshot:
-        """Reads a file back.
+        """Read a file.
 
         Raises:
             ValueError: If it is not exactly what was written.
@@ -148,7 +148,7 @@ class Checkpoints:
         return sorted((int(match[2]) for match in found if match and match[1] == kind), reverse=True)
 
     def load(self, among: set[int] | None = None) -> Snapshot | None:
-        """The last whole checkpoint, or `None`; of each damaged one there is a warning."""
+        """Return the newest intact checkpoint, or `None`; warn of each damaged one."""
         for step in self.steps():
             if among is not None and step not in among:
                 continue
@@ -173,7 +173,7 @@ class Checkpoints:
             return dataclasses.replace(snapshot, state={**snapshot.state, "best": lost})
 
     def save(self, snapshot: Snapshot, kind: str = "step") -> None:
-        """Writes a snapshot, in the background; the best epoch's weights before the checkpoint that refers to them.
+        """Write a snapshot in the background; the best epoch's weights before the checkpoint that refers to them.
 
         Raises:
             CheckpointError: If an earlier one could not be written.
@@ -198,18 +198,18 @@ class Checkpoints:
                 self._pending.append(future)
 
     def busy(self) -> bool:
-        """Whether something is being written."""
+        """Return True while a checkpoint is being written."""
         return any(not future.done() for future in self._pending)
 
     def clear(self, after: int = -1) -> None:
-        """Removes all checkpoints, or those of later steps."""
+        """Delete all checkpoints, or those of later steps."""
         for kind in ("step", "best"):
             for step in self.steps(kind):
                 if step > after:
                     self._path(step, kind).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Wait until the current checkpoint is written."""
         try:
             self.raise_errors(wait=True)
         finally:
@@ -268,6 +268,6 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any], where: str = "") 
 
 
 def _short(value: Any, most: int = 80) -> str:
-    """The value as Python writes it; of a thousand classes' names, the first."""
+    """Return the `repr` of a value, shortened for long lists."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."

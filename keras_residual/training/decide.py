@@ -37,7 +37,7 @@ class Decision:
     steps_per_execution: int
 
     def line(self) -> str:
-        """One line for the user."""
+        """Return one line for the user."""
         xla = f"XLA {'on' if self.jit else 'off'} ({self.why})"
         steps = f", {self.steps_per_execution} steps per execution" if self.steps_per_execution > 1 else ""
         return f"Keras {keras.__version__} on {self.backend}, {self.device}, {xla}, {self.precision}{steps}"
@@ -49,7 +49,7 @@ def decide(
     steps_per_execution: int | str = "auto",
     deterministic: bool = False,
 ) -> Decision:
-    """Chooses by the device and the model.
+    """Choose how to run by the device and the model.
 
     XLA gains on GPUs only: on CPUs it makes training of convolutional networks about half as fast. Several steps in one
     execution gain only where XLA compiles them too and a step is short.
@@ -93,20 +93,20 @@ def decide(
 
 
 def _deterministic() -> bool:
-    """Whether `tf.config.experimental.enable_op_determinism` was called; TensorFlow has no public question for it."""
+    """Return True after `tf.config.experimental.enable_op_determinism`, which has no public getter."""
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
     return is_op_determinism_enabled()
 
 
 def precision_of(model: keras.Model) -> str:
-    """The precision a network was built in: that of most of its layers."""
+    """Return the dtype policy of most layers of a network."""
     names = [layer.dtype_policy.name for layer in model._flatten_layers(include_self=False) if layer.weights]
     return max(set(names), key=names.count) if names else keras.config.dtype_policy().name
 
 
 def best_precision() -> str:
-    """`"mixed_bfloat16"` where the device computes bfloat16 fast (GPUs from Ampere on, TPUs), else `"float32"`.
+    """Return `"mixed_bfloat16"` if the device computes bfloat16 fast (GPUs since Ampere, TPUs), else `"float32"`.
 
     A network has the precision that it is built in: `keras.config.set_dtype_policy(best_precision())` before it.
     """
@@ -126,7 +126,7 @@ def best_precision() -> str:
 
 
 def compiled_hlo(step: keras.Model, batch: Any) -> str:
-    """The compiled training step of a compiled model, as XLA's HLO: the proof that all of it compiles.
+    """Return the HLO of the training step of a compiled model, which proves that all of it compiles.
 
     Args:
         step: A model after `compile`, for example what `keras_residual.training.prepare` returns.

@@ -29,7 +29,7 @@ class PeerError(ConnectionError):
 
 
 def mirrored(devices: list[str] | None = None) -> Any:
-    """A strategy for several devices of this machine. Build the network in its scope; `fit` does the rest:
+    """Return a strategy for several devices of this machine. Build the network in its scope; `fit` does the rest:
 
         with mirrored().scope():
             model = kr.ResNet18(classes=10)
@@ -95,7 +95,7 @@ def start(coordinator: str | None = None, number: int = 1, process_id: int = 0, 
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """Return the number of processes."""
     if keras.backend.backend() != "jax" or keras.distribution.distribution() is None:
         return 1
     import jax
@@ -114,7 +114,7 @@ def part() -> tuple[int, int]:
 
 
 def own(directory: Path) -> Path:
-    """Where this process keeps its checkpoints: each has its own place, for machines without a common disk."""
+    """Return the checkpoint directory of this process; each has its own, for machines without a shared disk."""
     index, count = part()
     return directory if count == 1 else directory / f"process-{index}"
 
@@ -140,7 +140,7 @@ def whole(batches: Any) -> Any:
 
 
 def first(action: Callable[[], str]) -> str:
-    """What process number 0 answers, told to all processes; what it raises, all raise."""
+    """Broadcast the result of process 0 to all processes; if it raises an error, all raise it."""
     if processes() == 1:
         return action()
     from jax.experimental import multihost_utils
@@ -159,7 +159,7 @@ def first(action: Callable[[], str]) -> str:
 
 
 def agree(about: Mapping[str, Any]) -> None:
-    """Whether all processes train the same; without this they would wait for each other for ever, or differ silently.
+    """Check that all processes train the same; otherwise they would deadlock or diverge silently.
 
     Raises:
         ValueError: If not; the error names what differs.
@@ -181,7 +181,7 @@ def agree(about: Mapping[str, Any]) -> None:
 
 
 def shared(devices: Sequence[str] | None = None) -> tuple[Any, int]:
-    """Where a network is built whose batches all devices share (a context manager), and how many they are.
+    """Return a context manager in which to build a network whose batches all devices share, and their number.
 
     Args:
         devices: Of this machine, for TensorFlow; all GPUs if `None`.
@@ -205,7 +205,7 @@ def alone() -> None:
 
 
 def single(network: keras.Model) -> keras.Model:
-    """The trained network as one device's own, after all have trained it."""
+    """Return the trained network as a network on one device."""
     if jax_devices() == replica_count(network) == 1:
         return network
     alone()
@@ -213,7 +213,7 @@ def single(network: keras.Model) -> keras.Model:
 
 
 def common(steps: list[int]) -> set[int] | None:
-    """The steps that every process has a checkpoint of; `None` if there is one process."""
+    """Return the steps of which every process has a checkpoint; `None` for a single process."""
     if processes() == 1:
         return None
     from jax.experimental import multihost_utils
@@ -225,7 +225,7 @@ def common(steps: list[int]) -> set[int] | None:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Says what it means when another process has gone."""
+    """Explain errors that are caused by the end of another process."""
     if processes() == 1:
         yield
         return

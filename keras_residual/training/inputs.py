@@ -26,7 +26,7 @@ WIDTH_FIRST = "Is the width first? PIL's sizes are (width, height), those of arr
 
 
 def check_labels(labels: Any, outputs: int, what: str, classes: int | None = None, whole: bool = True) -> np.ndarray:
-    """Class numbers `(N,)` that fit a head of so many outputs.
+    """Return class numbers `(N,)`, checked against the number of outputs.
 
     Args:
         labels: As they came.
@@ -57,7 +57,7 @@ def check_labels(labels: Any, outputs: int, what: str, classes: int | None = Non
 
 
 def check_images(images: Any, shape: tuple[int | None, ...], normalized_here: bool, what: str) -> None:
-    """A sample of images against the network's input and the range they should have.
+    """Check the shape and the range of a sample of images.
 
     Args:
         images: `(N, ...)`, some of them.
@@ -174,7 +174,7 @@ def check_size(recipe: Recipe, size: int | tuple[int | None, ...], shape: tuple[
 
 
 def layers_of(model: keras.Model) -> list[Any]:
-    """All layers, those inside of others too."""
+    """Return all layers, including nested ones."""
     return list(model._flatten_layers(include_self=False, recursive=True))
 
 

@@ -55,7 +55,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def decays(model: keras.Model) -> set[int]:
-    """`id`s of the variables that weight decay is for: kernels, which are what has two axes or more; not norms,
+    """Return the `id`s of the variables that decay: kernels, which have two or more axes; not norms,
     biases, tokens, position embeddings or layer scales (timm's rule)."""
     kernels: set[int] = set()
     for layer in model._flatten_layers(include_self=False):
@@ -76,7 +76,7 @@ class _PerVariable:
     _decays: list[float]
 
     def configure(self, variables: Sequence[Any], rates: dict[int, float], decay: dict[int, float]) -> None:
-        """Builds the optimiser for these variables; `rates` and `decay` go by `id`."""
+        """Build the optimiser for these variables; `rates` and `decay` are keyed by `id`."""
         self._rates = [rates.get(id(v), 1.0) for v in variables]
         self._decays = [decay.get(id(v), 0.0) for v in variables]
         self.rate_factor = self.add_variable((), "ones", "float32", name="rate_factor")  # pyright: ignore
@@ -144,7 +144,7 @@ class Lamb(_PerVariable, keras.optimizers.Lamb):
 
 
 def optimizer(recipe: Recipe, rate: Any, model: keras.Model, rates: dict[int, float] | None = None) -> Any:
-    """The recipe's optimiser, built for what of the model is trained.
+    """Return the recipe's optimiser, built for the trainable variables of the model.
 
     Args:
         recipe: Says which, and how much decay.
@@ -171,7 +171,7 @@ def optimizer(recipe: Recipe, rate: Any, model: keras.Model, rates: dict[int, fl
 
 
 def layer_rates(model: keras.Model, decay: float) -> dict[int, float]:
-    """Factors of the learning rate: 1 for the classifier, `decay` to the power of the distance for what is below.
+    """Return factors of the learning rate: 1 for the classifier, below it `decay` to the power of the distance.
 
     A level is a residual block: the layers from one addition to the next, in the order of the network (Clark et al.
     2020, ELECTRA; Bao et al. 2022, BEiT). Every variable of the model gets a factor.

@@ -191,11 +191,11 @@ class Recipe:
         return cls(**{key: _tuples(value) for key, value in settings.items()})
 
     def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with other values."""
+        """Return this recipe with other values."""
         return dataclasses.replace(self, **changes)
 
     def rate(self, batch_size: int) -> float:
-        """The highest learning rate for steps of so many images, `accumulate` counted in."""
+        """Return the peak learning rate for steps of so many images, including `accumulate`."""
         images = batch_size * self.accumulate
         return self.learning_rate * (images / self.rate_batch if self.rate_batch else 1.0)
 
@@ -370,7 +370,7 @@ RECIPES: dict[str, Recipe] = {preset.name: preset for preset in _PRESETS}
 
 
 def recipe(name: str) -> Recipe:
-    """A published recipe by its name.
+    """Return a published recipe by name.
 
     Raises:
         ValueError: If there is none; the error lists them.

@@ -112,7 +112,7 @@ class Run:
                 )
 
     def about(self, fingerprint: str | None) -> dict[str, Any]:
-        """What makes it this training and no other."""
+        """Return the settings that identify this training."""
         from keras_residual import __version__
 
         weights = [f"{layer.name}/{v.name}{tuple(v.shape)}" for layer in self.model.layers for v in layer.weights]
@@ -130,7 +130,7 @@ class Run:
         }
 
     def phases(self) -> list[Phase]:
-        """The training, cut where the optimiser or the image size changes."""
+        """Return the phases of the training, split where the optimiser or the image size changes."""
         epochs, head = self.recipe.epochs, self.recipe.head_epochs
         sizes = [self.recipe.image_size(epoch, epochs) for epoch in range(epochs)]
         cuts = sorted({0, head, epochs, *(e for e in range(1, epochs) if sizes[e] != sizes[e - 1])})
@@ -140,7 +140,7 @@ class Run:
         ]
 
     def make_step(self) -> None:
-        """Makes the network in training, and its random generators a function of the seed."""
+        """Build the training network, with random generators that are functions of the seed."""
         with strategy_scope(self.model):
             self.step = Step(self.network, self.recipe, self.seed, self.normalize, self.class_weight)
         generators = [v for v in self.step.variables if v.path.endswith("seed_generator_state")]
@@ -157,7 +157,7 @@ class Run:
         return {f"{kind}/{i:05d}": v for kind, values in kinds.items() for i, v in enumerate(values)}
 
     def evaluated(self) -> dict[str, Any]:
-        """The weights of the network that is evaluated: the averages, where there are some."""
+        """Return the weights of the evaluated network: the moving averages, if there are any."""
         return {f"weight/{i:05d}": v for i, v in enumerate((self.step.averaged or self.network).weights)}
 
     def checkpoint_bytes(self) -> int:
@@ -191,7 +191,7 @@ class Run:
                 layer.trainable = value
 
     def compile(self, phase: Phase, decision: Decision) -> None:
-        """Chooses the trained layers of a phase and compiles anew, as Keras needs it then."""
+        """Set the trainable layers of a phase and recompile, which Keras then requires."""
         frozen = self.recipe.batch_norm == "frozen"
         head = set(map(id, head_layers(self.network)))
         weighted = [layer for layer in layers_of(self.network) if layer.weights and not hasattr(layer, "layers")]
@@ -269,7 +269,7 @@ class Run:
         return tuple(self.model.input_shape[1:-1] if self.preprocess is None else self.preprocess.size)
 
     def batches(self, start: int, size: int | None) -> Any:
-        """Endless `((images, index), labels)` from a step on; `index` counts images through all of training."""
+        """Yield `((images, index), labels)` endlessly from a step on; `index` counts images through all of training."""
         import tensorflow as tf
 
         part = distributed.part()
@@ -286,7 +286,7 @@ class Run:
         return tf.data.Dataset.zip(counter, data).map(counted).with_options(data.options()).prefetch(2)
 
     def validation_batches(self) -> Any:
-        """All validation images, once."""
+        """Yield all validation images once."""
         if self.validation is None:
             return None
         shape = tuple(self.model.input_shape[1:-1])
@@ -295,7 +295,7 @@ class Run:
 
 
 def head_layers(network: keras.Model) -> list[Any]:
-    """The classifier: the dense layers that give the outputs, several where a network has several heads."""
+    """Return the dense layers that produce the outputs; several if a network has several heads."""
     classes = network.output_shape[-1]
     weighted = [layer for layer in network.layers if layer.weights]
     found: list[Any] = []
@@ -307,7 +307,7 @@ def head_layers(network: keras.Model) -> list[Any]:
 
 
 def _normalization(preprocess: Any, data: Any, model: keras.Model) -> tuple[Preprocess | None, Normalize | None]:
-    """How images are cut out for evaluation, and what is done to their values."""
+    """Return the evaluation crop and the normalisation of images."""
     channels = model.input_shape[-1]
     if isinstance(preprocess, Weights):
         from keras_residual.weights import preprocessing
@@ -336,7 +336,7 @@ def _normalization(preprocess: Any, data: Any, model: keras.Model) -> tuple[Prep
 
 
 def _sample(images: Any, count: int = 256) -> Any:
-    """Some images, from everywhere."""
+    """Return a sample of images, evenly spread."""
     return images[:: max(1, len(images) // count)][:count]
 
 

@@ -105,7 +105,7 @@ class Step(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The mean over the batch; cross entropy of the plain labels in evaluation, and of mixed ones in training."""
+        """Return the mean loss of a batch: cross entropy, with mixed labels in training and plain ones in evaluation."""
         targets = ops.one_hot(y, self.classes, dtype="float32")
         recipe = self.recipe
         if training:
@@ -166,26 +166,26 @@ class Step(keras.Model):
         return ops.minimum(self.recipe.ema, (1.0 + count) / (10.0 + count))
 
     def finish(self) -> None:
-        """Puts the averages into the network."""
+        """Assign the moving averages to the network."""
         if self.averaged is not None:
             copy(self.averaged, self.network)
 
 
 def pairs(source: keras.Model, target: keras.Model) -> list[tuple[Any, Any]]:
-    """Variables of a network and of its twin: weights and statistics, but no random generators."""
+    """Pair the variables of a network and its copy: weights and statistics, but no random generators."""
     ours, theirs = source.weights, target.weights
     assert [v.path.split("/")[-2:] for v in ours] == [v.path.split("/")[-2:] for v in theirs]
     return list(zip(ours, theirs, strict=True))
 
 
 def copy(source: keras.Model, target: keras.Model) -> None:
-    """Gives a network's twin the same weights and statistics."""
+    """Copy weights and statistics to a network's copy."""
     for ours, theirs in pairs(source, target):
         theirs.assign(ops.copy(ours))  # JAX' variables would share one buffer, which a step cannot take twice
 
 
 def logits_of(model: keras.Model) -> keras.Model:
-    """The same network up to its logits: what a softmax at its end is computed from. Weights are shared.
+    """Return the network up to its logits, without the softmax at its end; the weights are shared.
 
     Raises:
         ValueError: If its outputs are no class scores `(N, classes)`.

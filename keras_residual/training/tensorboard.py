@@ -39,7 +39,7 @@ class Board(keras.callbacks.Callback):
         self._attempt(lambda: self._epoch(epoch))
 
     def _attempt(self, write: Callable[[], None]) -> None:
-        """Logs are no reason to lose a training: the first failure is a warning, and the last attempt."""
+        """Stop logging after the first failure, with a warning, so that it does not end the training."""
         if self.failed:
             return
         try:
