@@ -27,8 +27,8 @@ def run(options: argparse.Namespace) -> None:
     from keras_residual.reports import write_report
 
     classifier = Classifier.load(expand(options.run))
-    examples, words, skipped = labelled(options.data, classifier.labels)
-    for line in words:
+    examples, messages, skipped = labelled(options.data, classifier.labels)
+    for line in messages:
         print(f"warning: {line}", file=sys.stderr)
     if options.output is None:
         found = classifier.evaluate(examples) | {"skipped": float(skipped)}

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=_fraction_or_source,
         default=0.2,
         metavar="PART",
-        help="fraction for validation, or a dataset of its own (%(default)s)",
+        help="fraction for validation, or a separate dataset (%(default)s)",
     )
     parser.add_argument(
         "--recipe", metavar="NAME", help="name of a recipe, for example finetune or resnet_strikes_back_a2"
@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per step")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="peak learning rate, for this batch size")
-    parser.add_argument("--head-epochs", type=int, metavar="N", help="how many of the epochs train only the new head")
+    parser.add_argument("--head-epochs", type=int, metavar="N", help="number of epochs that train only the new head")
     parser.add_argument("--batch-norm", choices=["frozen", "train"], help="freeze or update batch-norm statistics")
     parser.add_argument(
         "--patience", type=int, metavar="N", help="stop early after this many epochs without improvement"

@@ -106,8 +106,8 @@ def _sample(classifier: Classifier, data: str | None, count: int) -> tuple[Any, 
 
     if data is None:
         return None, None
-    examples, words, _ = labelled(data, classifier.labels)
-    for line in words:
+    examples, messages, _ = labelled(data, classifier.labels)
+    for line in messages:
         say(f"warning: {line}")
     places = np.unique(np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int))
     x = np.stack([classifier._prepared(examples[int(i)][0]) for i in places])
