@@ -105,7 +105,7 @@ class Step(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """Return the mean loss of a batch: cross entropy, with mixed labels in training and plain ones in evaluation."""
+        """Return the mean cross entropy of a batch, with mixed labels in training and plain ones in evaluation."""
         targets = ops.one_hot(y, self.classes, dtype="float32")
         recipe = self.recipe
         if training:
