@@ -115,6 +115,7 @@ def finetune(
         PeerError: A `ConnectionError`, if another process has ended.
         FileNotFoundError: If data or weights do not exist; the message says what to do.
     """
+    from keras_residual.data.loading import existing
     from keras_residual.training import Execution, Selection, distributed, start
 
     if (coordinator, processes, process_id) != (None, 1, 0):
@@ -128,6 +129,9 @@ def finetune(
     selection, execution = Selection(patience=patience), Execution(jit=jit, deterministic=deterministic)
     asked = {"recipe": recipe, "epochs": epochs, "size": size, "batch_size": batch_size}
     asked |= {"learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
+    for source in (data, validation):
+        if isinstance(source, str | os.PathLike):
+            existing(source)  # before weights are downloaded
     network = _Network.of(model, weights, options)
     run = RunDirectory(expand(output if output is not None else Path("runs") / network.name))
     with contextlib.ExitStack() as stack, distributed.explained():

@@ -34,9 +34,9 @@ def test_evaluation_crops_have_the_same_defaults():
         (lambda: Recipe(crop="centre"), r"^Recipe: crop must be one of 'random', 'center', .*; got 'centre'"),
         (lambda: Views((8, 8), scale=(0.5, 0.1)), r"^scale must be .* got \(0.5, 0.1\)"),
         (lambda: Recipe(crop_scale=(0, 1)), r"^Recipe: crop_scale must be .* got \(0, 1\)"),
-        (lambda: Preprocess((8, 8), crop_mode="pad"), r"crop_mode must be one of 'center', .*; got 'pad'"),
-        (lambda: Preprocess((8, 8), interpolation="area"), r"interpolation must be one of 'bicubic', .*; got 'area'"),
-        (lambda: Preprocess((8, 8), crop=1.5), r"crop must be .* 0 < crop <= 1; got 1.5"),
+        (lambda: Preprocess((8, 8), crop_mode="pad"), r"crop_mode. must be one of 'center', .*; got 'pad'"),
+        (lambda: Preprocess((8, 8), interpolation="area"), r"interpolation. must be one of 'bicubic', .*; got 'area'"),
+        (lambda: Preprocess((8, 8), crop=1.5), r"crop. must be .* 0 < crop <= 1; got 1.5"),
     ],
 )
 def test_a_crop_that_there_is_not_is_refused(make, words):

@@ -291,6 +291,14 @@ def test_a_network_without_a_default_checkpoint(photos, tmp_path):
     assert kr.models.find("ResNet18").config.checkpoint == "timm/resnet18.a1_in1k"
 
 
+def test_missing_data_are_reported_before_weights_are_fetched(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("keras_residual.finetuning.Weights.read", lambda _: pytest.fail("it fetched weights"))
+    with pytest.raises(FileNotFoundError, match="No such folder or manifest: 'fotos'"):
+        finetune("fotos", "ResNet18", "imagenet", output=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="No such folder or manifest: 'more'"):
+        finetune(photos, "ResNet18", "imagenet", validation="more", output=tmp_path / "run")
+
+
 def test_commands(run, photos, capsys):
     folder, _, _ = run
     assert main(["predict", str(folder), str(photos / "cross" / "001.png"), "--top", "1", "--json"]) == 0

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Every error is one message. Set KERAS_RESIDUAL_TRACEBACK=1 to see where it was raised.
     """
     options = parser().parse_args(arguments)
+    vars(options).pop("print_completion", None)  # no option of any command
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"

@@ -167,6 +167,21 @@ def load(
     )
 
 
+def existing(source: str | os.PathLike[str]) -> str:
+    """Return the path of a dataset, with `~` expanded; `tfds:NAME` is returned unchanged.
+
+    Raises:
+        FileNotFoundError: If there is no such file or directory.
+    """
+    path = os.fsdecode(os.fspath(source))
+    if path.startswith("tfds:"):
+        return path
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"No such folder or manifest: '{literal(path)}'. Check the path.")
+    return path
+
+
 def _gather(
     source: Any,
     classes: Sequence[str] | None,
@@ -181,13 +196,9 @@ def _gather(
         return arrays.from_collected(found, classes, partial, cache, max_pixels, progress)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"Data must come from {KINDS}; got an object of type {type(source).__name__}.")
-    path = os.fspath(source)
-    path = os.fsdecode(path)
+    path = existing(source)
     if path.startswith("tfds:"):
         return tfds.from_tfds(path, classes, max_pixels, progress, data_dir, partial)
-    path = os.path.expanduser(path)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"No such folder or manifest: '{literal(path)}'. Check the path.")
     if os.path.isdir(path):
         found = tfds.directory(path)
         if found:
