@@ -40,6 +40,8 @@ RECIPE = Recipe(
     affine=(10.0, 1 / 8, 0.1),
 )
 
+Part = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
 
 def split(seed: int) -> tuple[Examples, Examples]:
     """Return four fifths of the 1,797 digits for training and one fifth for testing, stratified by class."""
@@ -51,12 +53,12 @@ def split(seed: int) -> tuple[Examples, Examples]:
     return data.train, data.validation
 
 
-def arrays(examples: Examples) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def arrays(examples: Examples) -> Part:
     """Return the images `(N, 8, 8, 1)`, uint8, and their classes `(N,)`."""
     return np.stack([examples[i][0] for i in range(len(examples))]), np.asarray(examples.labels)
 
 
-def train(training: Examples, test: Examples, seed: int, epochs: int, width: int) -> tuple[Classifier, Any]:
+def train(training: Part, test: Part, seed: int, epochs: int, width: int) -> tuple[Classifier, Any]:
     """Train a classifier and return it with its history.
 
     The weights are those of the last epoch: choosing an epoch by the test digits would flatter the result.
@@ -64,11 +66,11 @@ def train(training: Examples, test: Examples, seed: int, epochs: int, width: int
     keras.utils.set_random_seed(seed)
     model = find(NETWORK).builder(input_shape=(8, 8, 1), classifier_activation=None, width=width, name="digits")
     fitting: dict[str, Any] = {"epochs": epochs, "seed": seed, "selection": Selection(keep="last")}
-    history = fit(model, RECIPE, arrays(training), arrays(test), preprocess=PREPROCESS, **fitting)
+    history = fit(model, RECIPE, training, test, preprocess=PREPROCESS, **fitting)
     return Classifier(model, PREPROCESS, tuple("0123456789"), NETWORK, {"width": width}), history
 
 
-def baselines(training: Examples, test: Examples) -> dict[str, float]:
+def baselines(training: Part, test: Part) -> dict[str, float]:
     """Return the accuracy of three classical classifiers on the same split."""
     from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
@@ -81,7 +83,7 @@ def baselines(training: Examples, test: Examples) -> dict[str, float]:
         "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         "SVC (RBF)": SVC(gamma=0.256),  # scikit-learn's example has 0.001 for pixels of 0..16
     }
-    (x, y), (test_x, test_y) = ((a.reshape(len(a), -1) / 255, b) for a, b in map(arrays, (training, test)))
+    (x, y), (test_x, test_y) = ((a.reshape(len(a), -1) / 255, b) for a, b in (training, test))
     return {name: float(model.fit(x, y).score(test_x, test_y)) for name, model in models.items()}
 
 
@@ -111,9 +113,9 @@ def quickstart(
         OSError: If a directory cannot be created.
     """
     epochs = RECIPE.epochs if epochs is None else epochs
-    for what, number, least in (("seeds", seeds, 1), ("epochs", epochs, 1), ("width", width, 16)):
-        if number < least:
-            raise ValueError(f"{what} must be {least} or more; got {number}.")
+    for what, number in (("seeds", seeds), ("epochs", epochs)):
+        if number < 1:
+            raise ValueError(f"{what} must be 1 or more; got {number}.")
     if keras.backend.backend() != "tensorflow":  # found before the training, not at the export
         raise ValueError(
             "The quickstart writes a SavedModel, for which Keras must run on TensorFlow; got "
@@ -141,11 +143,12 @@ def quickstart(
 def _run(seed: int, metrics: dict[str, Any]) -> tuple[Classifier, Any, Examples, Examples]:
     """Train and measure on one split; append the results to `metrics`."""
     training, test = split(seed)
+    parts = arrays(training), arrays(test)
     say(f"\nseed {seed}: {NETWORK} on {len(training)} digits of 8x8 pixels, {len(test)} for testing")
     start = time.perf_counter()
-    classifier, history = train(training, test, seed, metrics["epochs"], metrics["width"])
+    classifier, history = train(*parts, seed, metrics["epochs"], metrics["width"])
     metrics["training_seconds"].append(round(time.perf_counter() - start, 1))
-    for name, accuracy in (baselines(training, test) | {NETWORK: classifier.evaluate(test)["accuracy"]}).items():
+    for name, accuracy in (baselines(*parts) | {NETWORK: classifier.evaluate(test)["accuracy"]}).items():
         metrics["accuracy"].setdefault(name, []).append(accuracy)
     return classifier, history, training, test
 

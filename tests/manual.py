@@ -1,4 +1,4 @@
-"""What the manual's tests share: the data that its pages speak of, and the pages as scripts."""
+"""Helpers for the tests of the manual: sample data for its pages, and the code blocks of each page."""
 
 import re
 import shlex
@@ -17,39 +17,30 @@ PROGRAM = "keras-residual"
 
 
 def name(page):
-    """A page's name below `docs/pages`."""
+    """Return a page's name relative to `docs/pages`."""
     return page.relative_to(ROOT / "docs" / "pages").with_suffix("").as_posix()
 
 
 def blocks(page):
-    """The Python and shell blocks of a page, as `(kind, code)`, also those in lists."""
+    """Return the Python and shell blocks of a page as `(kind, code)`, including those in lists."""
     found = BLOCK.finditer(page.read_text(encoding="utf-8"))
     return [(block["kind"], re.sub(f"^{block['indent']}", "", block["code"], flags=re.MULTILINE)) for block in found]
 
 
 def lines(code):
-    """The lines of a shell block; those that end in a backslash are joined."""
+    """Return the lines of a shell block, joining those that end with a backslash."""
     return [line for line in code.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
 
 
 def arguments(line):
-    """The arguments of `keras-residual` in a line of a shell, and whether more than this command is in it.
-
-    Returns `None` for other commands.
-    """
-    words = shlex.split(line, comments=True)
-    for word in ("&&", "&"):
-        while word in words:
-            words = words[words.index(word) + 1 :] if words[-1] != word else words[:-1]
-    settings = [word for word in words if re.match(r"[A-Z_]+=", word)]
-    words = words[len(settings) :]
-    if not words or words[0] != PROGRAM:
-        return None
-    return words[1:]
+    """Return the arguments of `keras-residual` in the last command of a shell line, or `None` for other programs."""
+    command = re.split(r"&&|&(?=\s*\S)", line.rstrip("& "))[-1]
+    tokens = shlex.split(re.sub(r"^\s*([A-Z_]+=\S+\s+)+", "", command), comments=True)
+    return tokens[1:] if tokens[:1] == [PROGRAM] else None
 
 
 def photos(place, count=12, classes=CLASSES):
-    """A folder per class of colour images, which are digits."""
+    """Write colour images of digits, with one folder per class."""
     digits = load_digits()
     for number, label in enumerate(classes):
         (place / label).mkdir(parents=True)
@@ -59,7 +50,7 @@ def photos(place, count=12, classes=CLASSES):
 
 
 def world(place):
-    """All that pages speak of and do not make themselves: photos of flowers and of good and defective parts."""
+    """Write the data that the pages use without creating it: photos of flowers, and of good and defective parts."""
     photos(place / "photos")
     photos(place / "more_photos", 4)
     photos(place / "unbalanced", 16, ("good", "defect"))
@@ -69,7 +60,7 @@ def world(place):
 
 
 def blossoms(place):
-    """A dataset `blossoms` that the writer of TensorFlow Datasets has prepared."""
+    """Prepare a dataset `blossoms` with TensorFlow Datasets."""
     import tensorflow_datasets as tfds
 
     digits = load_digits()

@@ -39,7 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Every error is one message. Set KERAS_RESIDUAL_TRACEBACK=1 to see where it was raised.
     """
     options = parser().parse_args(arguments)
-    vars(options).pop("print_completion", None)  # no option of any command
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
@@ -93,19 +92,16 @@ def _import_quietly() -> None:
             os.close(stderr)
 
 
-def _add_completion(made: argparse.ArgumentParser) -> None:
-    """Add `--print-completion SHELL`; without the extra it prints how to install it."""
-    try:
-        from shtab import add_argument_to
-    except ImportError:
+class _PrintCompletion(argparse.Action):
+    """Print a completion script and exit; without the extra, explain how to install it."""
 
-        class Missing(argparse.Action):
-            def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-                parser.error("shell completion requires shtab: pip install 'keras-residual[completion]'")
-
-        made.add_argument("--print-completion", metavar="SHELL", action=Missing, help="print a completion script")
-    else:
-        add_argument_to(made, "--print-completion", help="print a completion script for this shell")
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            from shtab import complete
+        except ImportError:
+            parser.error("shell completion requires shtab: pip install 'keras-residual[completion]'")
+        print(complete(parser, shell=values))
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,7 +110,13 @@ def parser() -> argparse.ArgumentParser:
         prog="keras-residual", description="Residual networks for Keras and TensorFlow, correct by construction."
     )
     made.add_argument("--version", action="version", version=f"keras-residual {__version__}")
-    _add_completion(made)
+    made.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        action=_PrintCompletion,
+        default=argparse.SUPPRESS,
+        help="print a completion script for this shell",
+    )
     commands = made.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name in COMMANDS:
         command = importlib.import_module(f"keras_residual.cli.{name}")
