@@ -238,3 +238,17 @@ def test_a_tag_must_change_fields_of_the_row():
     with pytest.raises(ValueError, match=r"fields of TowerConfig; got epsilom for 'a'"):
         register(TowerConfig("Wrong", tags={"a": {"epsilom": 1e-3}}))
     assert "Wrong" not in registry.entries()
+
+
+@pytest.mark.parametrize(("name", "widths"), [("ResNet8", (24, 48, 96)), ("PreActResNet164", (24, 48, 96))])
+def test_width_scales_all_stages(name, widths):
+    """He et al. 2016, table 6: each stage has twice the channels of the one before; the stem keeps its 16."""
+    entry = kr.models.find(name)
+    model = entry.build(dataclasses.replace(entry.config, depth=1), width=24)
+    assert [model.get_layer(f"layer{stage}").output.shape[-1] for stage in (1, 2, 3)] == list(widths)
+    assert model.get_layer("conv1").output.shape[-1] == 16
+
+
+def test_width_is_at_least_16():
+    with pytest.raises(ValueError, match="must be None or at least 16; got 8"):
+        kr.ResNet8(width=8)
