@@ -63,6 +63,6 @@ def manual(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """Build wheel and source distribution, and check their contents."""
     session.install("build", "twine", "check-wheel-contents")
-    session.run("python", "-m", "build", "--outdir", session.create_tmp() + "/dist")
     folder = session.create_tmp() + "/dist"
+    session.run("python", "-m", "build", "--outdir", folder)
     session.run("bash", "-c", f"check-wheel-contents {folder}/*.whl && twine check --strict {folder}/*", external=True)

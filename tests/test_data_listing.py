@@ -569,3 +569,11 @@ def test_tfds_without_classes():
 
     with tfds.testing.mock_data(num_examples=2), pytest.raises(ValueError, match="one image and one class label"):
         load("tfds:imdb_reviews")
+
+
+@pytest.mark.parametrize("written", ["~/photos", "$PICTURES/photos", "${PICTURES}/photos/"])
+def test_home_and_variables_are_expanded(tmp_path, monkeypatch, written):
+    write_folder(tmp_path / "photos", classes=("a", "b"), count=3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PICTURES", str(tmp_path))
+    assert data.load(written, cache=False).labels == ("a", "b")

@@ -19,7 +19,7 @@ from keras_residual.data.examples import Examples
 from keras_residual.data.listing import listed
 from keras_residual.data.objects import KINDS, collect
 from keras_residual.data.validation import Progress
-from keras_residual.io import literal, write_table
+from keras_residual.io import expand, literal, write_table
 from keras_residual.reading.host import MAX_PIXELS
 
 
@@ -168,7 +168,7 @@ def load(
 
 
 def existing(source: str | os.PathLike[str]) -> str:
-    """Return the path of a dataset, with `~` expanded; `tfds:NAME` is returned unchanged.
+    """Return the path of a dataset, with `~` and variables expanded; `tfds:NAME` is returned unchanged.
 
     Raises:
         FileNotFoundError: If there is no such file or directory.
@@ -176,7 +176,7 @@ def existing(source: str | os.PathLike[str]) -> str:
     path = os.fsdecode(os.fspath(source))
     if path.startswith("tfds:"):
         return path
-    path = os.path.expanduser(path)
+    path = os.fspath(expand(path))
     if not os.path.exists(path):
         raise FileNotFoundError(f"No such folder or manifest: '{literal(path)}'. Check the path.")
     return path
