@@ -194,6 +194,12 @@ class Recipe:
         """Return this recipe with other values."""
         return dataclasses.replace(self, **changes)
 
+    def with_epochs(self, epochs: int) -> Recipe:
+        """Return this recipe for another number of epochs; unless it trains only the head, the last one trains all layers."""
+        changed = self.replace(epochs=epochs, head_epochs=0)  # checks the number
+        head = epochs if self.head_epochs == self.epochs else min(self.head_epochs, epochs - 1)
+        return changed.replace(head_epochs=head)
+
     def rate(self, batch_size: int) -> float:
         """Return the peak learning rate for steps of so many images, including `accumulate`."""
         images = batch_size * self.accumulate
