@@ -195,7 +195,7 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def with_epochs(self, epochs: int) -> Recipe:
-        """Return this recipe for another number of epochs; unless it trains only the head, the last one trains all layers."""
+        """Return this recipe for other epochs; the last one trains all layers unless only the head is trained."""
         changed = self.replace(epochs=epochs, head_epochs=0)  # checks the number
         head = epochs if self.head_epochs == self.epochs else min(self.head_epochs, epochs - 1)
         return changed.replace(head_epochs=head)
