@@ -17,7 +17,9 @@ import keras
 import numpy as np
 
 from keras_residual import __version__, figures, reports
+from keras_residual.baseline import Baseline, on_features, on_pixels
 from keras_residual.classifier import Classifier
+from keras_residual.graph import classifier_input, connected
 from keras_residual.io import announce, expand, literal, sha256
 from keras_residual.models import find
 from keras_residual.models._checkpoints import default_checkpoint, require_architecture
@@ -470,6 +472,9 @@ def _report(
     found, majority = plan.data, int(plan.counts.argmax())
     with reports.attempt("history.csv"):
         reports.write_history(history, folder / "history.csv")
+    compared = None
+    with reports.attempt("the comparison with a baseline"):
+        compared = _baseline(plan)
     with reports.attempt("curves.png"):
         figures.draw_curves(
             history,
@@ -479,19 +484,59 @@ def _report(
             best=history.best_epoch,
             head=plan.recipe.head_epochs,
             constant=float((found.validation.labels == majority).mean()),
+            baseline=compared and (compared.name, compared.accuracy),
         )
     measured: dict[str, float] = {}
     with reports.attempt("the report on the validation split"):
         answers = classifier.answers(found.validation, plan.recipe.batch_size)
-        measured = reports.write_report(classifier, found.validation, folder, majority=majority, answers=answers)
+        measured = reports.write_report(
+            classifier,
+            found.validation,
+            folder,
+            majority=majority,
+            answers=answers,
+            baseline=compared and compared.accuracy,
+        )
+        if compared and measured["accuracy"] <= compared.accuracy:
+            say(_beaten(measured["accuracy"], compared, plan))
         say(
             f"validation  {measured['accuracy']:.2%} of {int(measured['images']):,} images correct (always "
             f"'{literal(found.labels[majority])}': {measured['majority_accuracy']:.2%}), macro F1 "
             f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
         )
+        if compared:
+            say(f"baseline    {compared.accuracy:.2%} by {compared.name} ({compared.trained:,} images)")
         if plan.counts.max() > UNBALANCED * plan.counts.min():
             say(f"recall      {reports.recall_line(answers, found.labels)}")
     return measured
+
+
+def _baseline(plan: RunPlan) -> Baseline:
+    """Return what logistic regression achieves: on the checkpoint's features, or on small pixels from scratch."""
+    training, validation = plan.data.train, plan.data.validation
+    if plan.network.source is None:
+        return on_pixels(training, validation)
+    network = plan.network.build(len(plan.data.labels), plan.shape, plan.options)
+    features = connected(network.inputs[0], classifier_input(network))
+    mean, std = (np.array(values, "float32") for values in (plan.preprocess.mean, plan.preprocess.std))
+
+    def embed(images: np.ndarray[Any, Any]) -> Any:
+        return keras.ops.convert_to_numpy(features((images / np.float32(255) - mean) / std, training=False))
+
+    return on_features(embed, plan.preprocess, training, validation)
+
+
+def _beaten(accuracy: float, baseline: Baseline, plan: RunPlan) -> str:
+    """Return the warning that the network does not beat the baseline, and what to try."""
+    advice = (
+        "more --epochs, a pretrained checkpoint (--weights imagenet)"
+        if plan.network.source is None
+        else ("more --epochs, another --learning-rate")
+    )
+    return (
+        f"warning     the network ({accuracy:.2%}) is not better than {baseline.name} ({baseline.accuracy:.2%}). Try "
+        f"{advice}, or --flip none if orientation matters; and check the labels in mistakes.png"
+    )
 
 
 class _Reading:

@@ -50,6 +50,7 @@ def write_report(
     part: str = "validation",
     skipped: int | None = None,
     answers: metrics.Answers | None = None,
+    baseline: float | None = None,
 ) -> dict[str, float]:
     """Evaluate a classifier, and write the results as tables and figures.
 
@@ -66,6 +67,7 @@ def write_report(
         part: Name of the split, for the titles of the figures.
         skipped: Number of images that could not be read and were left out; added to the metrics.
         answers: Per-image results of the classifier on these examples, if already computed.
+        baseline: Accuracy of a baseline on these examples, added to the metrics as `baseline_accuracy`.
 
     Returns:
         The metrics, as in `keras_residual.metrics.measure`.
@@ -74,6 +76,8 @@ def write_report(
     labels, names = classifier.labels, examples.names
     answers = classifier.answers(examples, batch_size) if answers is None else answers
     found = answers.measure(majority) | ({} if skipped is None else {"skipped": float(skipped)})
+    if baseline is not None:
+        found["baseline_accuracy"] = baseline
     with attempt("metrics.json"):
         write_json(directory / "metrics.json", found)
     truth, guesses, sure, own = answers.truth, answers.guesses, answers.sure, answers.own
@@ -112,7 +116,7 @@ def write_report(
 
         def caption(i: int) -> str:
             predicted, true = (figures.short(labels[classes[i]]) for classes in (guesses, truth))
-            return f"predicted {predicted} ({sure[i]:.0%})\ntrue {true} ({own[i]:.0%})\n{_tail(literal(names[i]))}"
+            return f"true: {true}\npredicted: {predicted} ({sure[i]:.0%})\n{_tail(literal(names[i]))}"
 
         figures.draw_mistakes(
             [examples[int(i)][0] for i in worst],
