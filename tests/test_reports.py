@@ -112,6 +112,7 @@ def report(folder, labels, count=2, **options):
     return reports.write_report(SimpleNamespace(labels=labels), examples, folder, majority=0, answers=found, **options)
 
 
+@pytest.mark.long
 def test_every_figure_draws_every_name(saved, tmp_path):
     """Without a warning: missing glyphs are one."""
     labels = list(NAMES)

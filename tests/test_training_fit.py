@@ -265,6 +265,7 @@ def test_the_step_compiles():
     assert "ENTRY" in hlo
 
 
+@pytest.mark.long
 def test_xla_trains_the_same():
     recipe = RECIPE.replace(epochs=1, ema=0.5, mixup=0.2)
     executions = Execution(jit=False), Execution(jit=True)
