@@ -31,6 +31,7 @@ __all__ = ["finetune"]
 # Upper limit of a class weight relative to the most frequent class: two images that make up half of the loss would be
 # memorised.
 MOST_WEIGHT = 10.0
+SHEET = "augmented.png"
 MOST_LOST = 1 / 3  # part of the typical image outside the evaluation crop, above which a warning is printed
 UNBALANCED = 3  # ratio of the largest to the smallest class, above which classes are weighted
 
@@ -181,6 +182,8 @@ def finetune(
             say(f"balance     {_weights_line(plan)}")
         for line in (*_lost(plan), *_mirrored(plan)):
             say(line)
+        if process_id == 0 and not (run.path / SHEET).exists():
+            _draw_first_batch(plan, seed, run.path / SHEET)
         keras.utils.set_random_seed(seed)
         trained, history = _train(
             plan,
@@ -416,6 +419,15 @@ def _preprocess(record: Weights | None, row: Any, asked: Mapping[str, Any], chan
     if asked.get("resize") == "crop":  # even if the checkpoint was trained on squashed images
         given["crop_mode"] = "center"
     return Preprocess.from_config(given)
+
+
+def _draw_first_batch(plan: RunPlan, seed: int, path: Path) -> None:
+    """Draw what the network will see in its first training batch."""
+    from keras_residual.training import first_images
+
+    with reports.attempt(path.name):
+        images, shares = first_images(plan.recipe, plan.data.train, plan.preprocess, seed, len(plan.data.labels))
+        reports.write_first_batch(images, shares, plan.data.labels, path, plan.recipe.batch_size)
 
 
 def _lost(plan: RunPlan) -> list[str]:
