@@ -45,7 +45,7 @@ def write_first_batch(images: Any, shares: Any, labels: Sequence[str], path: Pat
     """
     captions = []
     for row in np.asarray(shares):
-        found = [i for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
+        found = [int(i) for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
         names = [figures.short(labels[i]) for i in found]
         mixed = [f"{name} {row[i]:.0%}" for name, i in zip(names, found, strict=True)]
         captions.append("\n".join(mixed if len(mixed) > 1 else names))

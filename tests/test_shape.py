@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 import keras_residual as kr
-from keras_residual import data, figures
+from keras_residual import data, figures, finetuning
 from keras_residual.cli import main
 from keras_residual.data.mirrors import mirror_pair
 from keras_residual.finetuning import finetune
 from keras_residual.training import Recipe, first_images, prepare
 from keras_residual.training.run import Run
-from keras_residual.weights import Preprocess
+from keras_residual.weights import Preprocess, Weights
 
 from .data_images import encoded, exif, picture
 
@@ -158,13 +158,11 @@ def test_options_override_the_recipe(planned, squares, options, crop, flip, eval
     assert recipe.crop_scale == options.get("crop_scale", recipe.crop_scale)
 
 
-def test_resize_crop_overrides_a_checkpoint_that_squashes(squares, planned, monkeypatch):
-    squashing = Preprocess((224, 224), crop=0.95, crop_mode="squash")
-    monkeypatch.setattr("keras_residual.finetuning.Preprocess", lambda *_, **__: squashing)
-    monkeypatch.setattr("keras_residual.finetuning.Preprocess.from_config", Preprocess.from_config, raising=False)
-    assert planned(squares)[1].crop_mode == "squash"
-    found = planned(squares, resize="crop")[1]
-    assert (found.crop_mode, found.crop) == ("center", 0.95)
+def test_resize_crop_overrides_a_checkpoint_that_squashes():
+    record, row = Weights("nowhere", "resnet18", crop=0.95, crop_mode="squash"), kr.models.find("ResNet18").config
+    for resize, mode in {None: "squash", "crop": "center"}.items():
+        found = finetuning._preprocess(record, row, {"size": None, "resize": resize}, 3)
+        assert (found.crop_mode, found.crop) == (mode, 0.95)
 
 
 def test_augment():
@@ -415,8 +413,8 @@ def test_a_sheet_that_cannot_be_drawn_is_a_warning(squares, tmp_path, monkeypatc
 
 
 def test_any_shape_can_be_classified_if_nothing_is_cropped():
-    """To crop an image of 1 x 20,000 it would have to be enlarged to 1 million columns first."""
-    image = np.full((1, 20_000, 3), 90, "uint8")
+    """To crop an image of 1 x 30,000 it would have to be enlarged to 1.4 million columns first."""
+    image = np.full((1, 30_000, 3), 90, "uint8")
     for mode, readable in (("center", False), ("squash", True), ("border", True)):
         layer = Preprocess(SIZE, MEAN, STD, crop=1.0, crop_mode=mode)
         found = kr.Classifier(network(), layer, ("a", "b"), "ResNet20").predict(image)[0]

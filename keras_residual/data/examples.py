@@ -245,7 +245,7 @@ def _filled(image: Any, views: Views) -> Any:
     fill = tf.cast(tf.constant(views.fill), image.dtype)
     padded = tf.pad(image, tf.pad(tf.stack([before, missing - before], -1), [(0, 1), (0, 0)]))
     inside = tf.pad(tf.ones(tf.shape(image)[:2], tf.bool), tf.stack([before, missing - before], -1))
-    return tf.where(inside[..., None], padded, fill)
+    return tf.where(tf.expand_dims(inside, -1), padded, fill)
 
 
 def _plain(function: Any) -> Any:
