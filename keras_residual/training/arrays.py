@@ -1,4 +1,4 @@
-"""NumPy arrays as training reads them: the same methods as `keras_residual.data.Examples`, for data of any rank."""
+"""Training data in NumPy arrays of any rank, with the methods of `keras_residual.data.Examples`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Arrays:
     ) -> tf.data.Dataset:
         """Yield full batches without end; the order of each epoch is a function of (seed, epoch) only.
 
-        What begins at `start=k` is what follows the first k batches; earlier ones are not read. `flip` and `padding`
+        `start=k` skips the first k batches without reading them. `flip` and `padding`
         (shifts by up to so many pixels, edges reflected) are functions of (seed, position) too.
         """
         steps = self.steps_per_epoch(batch_size)
@@ -106,7 +106,7 @@ def _unsharded() -> tf.data.Options:
 
 
 def read(data: Any, what: str) -> Any:
-    """Return what `fit` was given as something with the methods of `Examples`.
+    """Return the data given to `fit` as an object with the methods of `Examples`.
 
     Args:
         data: `Examples`, `(x, y)`, or what yields examples or batches (a `tf.data.Dataset`, a `PyDataset`, a loader, a
@@ -115,7 +115,7 @@ def read(data: Any, what: str) -> Any:
 
     Raises:
         TypeError: For anything else.
-        ValueError: For a dataset without an end, or without labels.
+        ValueError: For an endless dataset, or one without labels.
     """
     if all(hasattr(data, name) for name in ("training", "evaluation", "labels", "steps_per_epoch")):
         return data

@@ -265,6 +265,12 @@ class Recipe:
             return preprocess
         return Preprocess.from_config({**preprocess.get_config(), "crop": 1.0, "crop_mode": EVALUATED[crop]})
 
+    def with_epochs(self, epochs: int) -> Recipe:
+        """Return this recipe for other epochs; the last one trains all layers unless only the head is trained."""
+        changed = self.replace(epochs=epochs, head_epochs=0)  # checks the number
+        head = epochs if self.head_epochs == self.epochs else min(self.head_epochs, epochs - 1)
+        return changed.replace(head_epochs=head)
+
     def rate(self, batch_size: int) -> float:
         """Return the peak learning rate for steps of so many images, including `accumulate`."""
         images = batch_size * self.accumulate

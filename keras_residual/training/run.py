@@ -66,8 +66,8 @@ class Run:
         if not 0 <= seed < 1 << 32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}.")
         settings = recipe(settings) if isinstance(settings, str) else settings
-        changes = {"epochs": epochs, "batch_size": batch_size}
-        self.recipe = settings.replace(**{key: value for key, value in changes.items() if value is not None})
+        settings = settings if epochs is None else settings.with_epochs(epochs)
+        self.recipe = settings if batch_size is None else settings.replace(batch_size=batch_size)
         self.model, self.seed = model, seed
         self.network = logits_of(model)
         outputs = int(self.network.output_shape[-1])
