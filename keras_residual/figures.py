@@ -156,7 +156,8 @@ def draw_mistakes(
     """Draw a grid of images with a caption below each.
 
     Args:
-        images: Arrays `(H, W, C)` of any size with values 0 to 255; may be empty.
+        images: Arrays `(H, W, C)` of any size with values 0 to 255, of which at most three channels are drawn; may be
+            empty.
         captions: One caption per image.
         path: PNG file to write.
         title: Title of the figure.
@@ -170,10 +171,15 @@ def draw_mistakes(
     for cell in cells:
         cell.set_axis_off()
     for cell, image, caption in zip(cells, images, captions, strict=False):
-        cell.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        cell.imshow(_drawn(image), cmap="gray", vmin=0, vmax=255)
         cell.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
     figure.suptitle(literal(title))
     save(figure, path)
+
+
+def _drawn(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the channels that can be drawn: the first three, or the first of fewer."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 
 def short(label: str, most: int = 18) -> str:

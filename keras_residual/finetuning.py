@@ -33,6 +33,8 @@ __all__ = ["finetune"]
 # Upper limit of a class weight relative to the most frequent class: two images that make up half of the loss would be
 # memorised.
 MOST_WEIGHT = 10.0
+SHEET = "augmented.png"
+MOST_LOST = 1 / 3  # part of the typical image outside the evaluation crop, above which a warning is printed
 UNBALANCED = 3  # ratio of the largest to the smallest class, above which classes are weighted
 
 
@@ -51,6 +53,10 @@ def finetune(
     learning_rate: float | None = None,
     head_epochs: int | None = None,
     batch_norm: str | None = None,
+    resize: str | None = None,
+    flip: str | bool | None = None,
+    augment: str | None = None,
+    crop_scale: tuple[float, float] | None = None,
     class_weights: bool | str = "auto",
     patience: int | None = None,
     precision: str = "auto",
@@ -87,6 +93,16 @@ def finetune(
         learning_rate: Peak learning rate, for this batch size.
         head_epochs: How many of the epochs train only the head; all of them for a linear probe.
         batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` updates them.
+        resize: `"crop"` crops images to the network's aspect ratio, `"squash"` resizes the whole image, ignoring its
+            aspect ratio, and `"letterbox"` resizes the whole image and pads it with the mean color, in training and
+            evaluation alike; by default random crops in training and the checkpoint's crop in evaluation, or what
+            corresponds to the crops of `recipe`.
+        flip: `"none"`, `"horizontal"`, `"vertical"` or `"both"`: how images are mirrored at random; by default as in
+            the recipe, horizontally.
+        augment: `"none"` for no random changes, crops and flips included; `"light"` for colors, small rotations,
+            shifts and zooms; `"strong"` for RandAugment, erasing and MixUp; by default as in the recipe.
+        crop_scale: Smallest and largest area of random crops, as a fraction of the image's, for example `(0.5, 1)`; by
+            default that of the recipe.
         class_weights: Whether rare classes get a higher weight in the loss, up to 10 times that of the most frequent
             class; `"auto"` applies weights if the largest class has more than 3 times the images of the smallest. With
             weights, the best epoch is chosen by macro F1 instead of accuracy.
@@ -118,7 +134,7 @@ def finetune(
         FileNotFoundError: If data or weights do not exist; the message says what to do.
     """
     from keras_residual.data.loading import existing
-    from keras_residual.training import Execution, Selection, distributed, start
+    from keras_residual.training import Execution, Recipe, Selection, distributed, start
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
@@ -131,6 +147,9 @@ def finetune(
     selection, execution = Selection(patience=patience), Execution(jit=jit, deterministic=deterministic)
     asked = {"recipe": recipe, "epochs": epochs, "size": size, "batch_size": batch_size}
     asked |= {"learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
+    viewed = {"resize": resize, "flip": flip, "augment": augment, "crop_scale": crop_scale}
+    asked |= {name: value for name, value in viewed.items() if value is not None}  # as version 0.1 without them
+    _with_views(Recipe(), asked)  # refuses bad values before data is read and weights are downloaded
     for source in (data, validation):
         if isinstance(source, str | os.PathLike):
             existing(source)  # before weights are downloaded
@@ -163,6 +182,10 @@ def finetune(
             say(f"skipped     {len(found.skipped):,} images, listed in {run.path / 'skipped.csv'}")
         if plan.class_weights:
             say(f"balance     {_weights_line(plan)}")
+        for line in (*_lost(plan), *_mirrored(plan)):
+            say(line)
+        if process_id == 0 and not (run.path / SHEET).exists():
+            _draw_first_batch(plan, seed, run.path / SHEET)
         keras.utils.set_random_seed(seed)
         trained, history = _train(
             plan,
@@ -271,6 +294,7 @@ class RunPlan:
             "weights_id": self.network.identity(),
             "recipe": self.recipe.to_dict(),
             "size": list(self.preprocess.size),
+            "evaluation_crop": [self.preprocess.crop_mode, self.preprocess.crop],
             "class_weights": self.class_weights,
         }
 
@@ -300,7 +324,7 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     if asked["batch_size"] is None:  # must divide among all devices
         settings = settings.replace(batch_size=max(1, settings.batch_size // devices) * devices)
     options = {**_rates(settings, find(network.name).family), **network.options}
-    prepare = _preprocess(network.record, row, asked["size"], found.train.channels)
+    prepare = settings.evaluated(_preprocess(network.record, row, asked, found.train.channels))
     if asked["size"] is not None or asked["recipe"] is None:
         settings = settings.replace(size=None, growth=())  # one image size, in training and evaluation
     sizes = {settings.image_size(epoch, settings.epochs) or prepare.size[0] for epoch in range(settings.epochs)}
@@ -335,7 +359,11 @@ def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
     if asked["learning_rate"] is not None:
         changes["rate_batch"] = asked["batch_size"]
     changes = {key: value for key, value in changes.items() if value is not None}
-    return settings.replace(epochs=epochs, head_epochs=head, **changes)
+    return _with_views(settings.replace(epochs=epochs, head_epochs=head, **changes), asked)
+
+
+def _with_views(recipe: Any, asked: Mapping[str, Any]) -> Any:
+    return recipe.with_views(**{name: asked.get(name) for name in ("resize", "flip", "augment", "crop_scale")})
 
 
 def _default_recipe(images: int, from_scratch: bool) -> Any:
@@ -378,8 +406,9 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
     return default_checkpoint(find(model).config)
 
 
-def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
+def _preprocess(record: Weights | None, row: Any, asked: Mapping[str, Any], channels: int) -> Preprocess:
     """Return the checkpoint's preprocessing at the requested size, or ImageNet's mean and standard deviation."""
+    size = asked["size"]
     if record is not None:
         layer = preprocessing(record)
     else:
@@ -389,7 +418,52 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
         given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
     if size is not None:
         given["size"] = (size, size)
+    if asked.get("resize") == "crop":  # even if the checkpoint was trained on squashed images
+        given["crop_mode"] = "center"
     return Preprocess.from_config(given)
+
+
+def _draw_first_batch(plan: RunPlan, seed: int, path: Path) -> None:
+    """Draw what the network will see in its first training batch."""
+    from keras_residual.training import first_images
+
+    with reports.attempt(path.name):
+        images, shares = first_images(plan.recipe, plan.data.train, plan.preprocess, seed, len(plan.data.labels))
+        reports.write_first_batch(images, shares, plan.data.labels, path, plan.recipe.batch_size)
+
+
+def _lost(plan: RunPlan) -> list[str]:
+    """Return a warning if evaluation crops much of the typical image away."""
+    layer = plan.preprocess
+    if layer.crop_mode != "center":
+        return []
+    sizes = plan.data.train.sizes()
+    ratio = sizes[:, 0] / sizes[:, 1] * (layer.size[1] / layer.size[0])  # 1 for the network's aspect ratio
+    lost = 1 - layer.crop**2 * np.minimum(ratio, 1 / ratio)
+    typical = np.argsort(lost)[len(lost) // 2]
+    if lost[typical] <= MOST_LOST:
+        return []
+    height, width = sizes[typical]
+    return [
+        f"warning     the crop to {layer.size[1]} x {layer.size[0]} pixels leaves out {lost[typical]:.0%} of the "
+        f"typical image, which is {width:,} x {height:,}. To use the whole image: --resize squash or --resize letterbox"
+    ]
+
+
+def _mirrored(plan: RunPlan) -> list[str]:
+    """Return a hint for each direction of random flips that turns one class into another."""
+    from keras_residual.data.mirrors import mirror_pair
+    from keras_residual.data.sampling import flips
+
+    vertical, horizontal = flips(plan.recipe.flip)
+    lines = []
+    for direction, applied, other in (("horizontal", horizontal, vertical), ("vertical", vertical, horizontal)):
+        pair = mirror_pair(plan.data.labels, vertical=direction == "vertical") if applied else None
+        if pair is not None:
+            left = ("vertical" if direction == "horizontal" else "horizontal") if other else "none"
+            a, b = map(literal, pair)
+            lines.append(f"hint        {direction} flips make the classes '{a}' and '{b}' alike. Off: --flip {left}")
+    return lines
 
 
 def _balance(counts: np.ndarray[Any, Any]) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
 from keras_residual.io import literal, write_json, write_table
 
-__all__ = ["attempt", "recall_line", "shown", "write_history", "write_report"]
+__all__ = ["attempt", "recall_line", "shown", "write_first_batch", "write_history", "write_report"]
 
 SHEET = 24  # maximum number of images in mistakes.png
 
@@ -31,6 +31,28 @@ def attempt(name: str) -> Iterator[None]:
     except Exception as error:  # includes MemoryError, but not KeyboardInterrupt
         reason = literal(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(".: ")
         warnings.warn(f"Could not write {literal(name)} ({reason}). Continuing without it.", stacklevel=3)
+
+
+def write_first_batch(images: Any, shares: Any, labels: Sequence[str], path: Path, batch_size: int) -> None:
+    """Draw augmented training images with the names of their classes; of mixed images, with the shares of two.
+
+    Args:
+        images: `(n, H, W, C)`, values 0 to 255.
+        shares: `(n, classes)`, share of each class in each image.
+        labels: Class names.
+        path: PNG file to write.
+        batch_size: Number of images in the batch.
+    """
+    captions = []
+    for row in np.asarray(shares):
+        found = [int(i) for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
+        names = [figures.short(labels[i]) for i in found]
+        mixed = [f"{name} {row[i]:.0%}" for name, i in zip(names, found, strict=True)]
+        captions.append("\n".join(mixed if len(mixed) > 1 else names))
+    height, width = images.shape[1:3]
+    which = f"{len(images)} of {batch_size:,} images" if len(images) < batch_size else f"all {batch_size} images"
+    title = f"The first training batch as the network sees it: {which}, {width} x {height} pixels"
+    figures.draw_mistakes(list(images), captions, path, title)
 
 
 def write_history(history: Mapping[str, Sequence[float]], path: Path) -> None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_residual.checking import class_numbers
 from keras_residual.data.objects import collect, kind_of
+from keras_residual.data.sampling import Flip, flips
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["Arrays", "read"]
@@ -46,7 +47,7 @@ class Arrays:
         seed: int = 0,
         start: int = 0,
         part: tuple[int, int] = (0, 1),
-        flip: bool = False,
+        flip: Flip = False,
         padding: int = 0,
     ) -> tf.data.Dataset:
         """Yield full batches without end; the order of each epoch is a function of (seed, epoch) only.
@@ -70,9 +71,11 @@ class Arrays:
             x, y = tf.gather(images, places), tf.gather(labels, places)
             # drawn for the whole batch, so that a part of it looks the same in any number of processes
             mine = slice(part[0] * each, (part[0] + 1) * each)
-            if flip:
-                mirrored = tf.random.stateless_uniform((batch_size,), (seed, step))[mine] < 0.5
-                x = tf.where(tf.reshape(mirrored, (-1,) + (1,) * (len(x.shape) - 1)), tf.reverse(x, [2]), x)
+            for axis, applied in enumerate(flips(flip), start=1):  # upside down, then left to right
+                if applied:
+                    key = (seed, step) if axis == 2 else (seed + 2, step)
+                    turned = tf.random.stateless_uniform((batch_size,), key)[mine] < 0.5
+                    x = tf.where(tf.reshape(turned, (-1,) + (1,) * (len(x.shape) - 1)), tf.reverse(x, [axis]), x)
             if padding:
                 high = 2 * padding + 1
                 shift = tf.random.stateless_uniform((batch_size, 2), (seed + 1, step), 0, high, tf.int32)[mine]
@@ -143,13 +146,14 @@ _KINDS = {
 }
 
 
-def views(data: Any, recipe: Recipe, size: int | tuple[int, int] | None, batch: int, **options: Any) -> tf.data.Dataset:
-    """Return training batches, cropped and flipped as the recipe states."""
+def views(
+    data: Any, recipe: Recipe, size: int | tuple[int, int] | None, batch: int, *, fill: Any = None, **options: Any
+) -> tf.data.Dataset:
+    """Return training batches with the recipe's crops and flips; `fill` is the color around letterboxed images."""
     if isinstance(data, Arrays):
         image = len(data.images.shape) == 4
         padding = (min(data.images.shape[1:3]) // 8 if recipe.padding is None else recipe.padding) if image else 0
         padding = padding if recipe.crop == "pad" else 0
-        return data.training(batch, size, flip=recipe.flip and image, padding=padding, **options)
-    return data.training(
-        batch, size, crop=recipe.crop, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip, **options
-    )
+        return data.training(batch, size, flip=recipe.flip if image else False, padding=padding, **options)
+    options |= {"crop": recipe.crop, "scale": recipe.crop_scale, "padding": recipe.padding, "flip": recipe.flip}
+    return data.training(batch, size, fill=fill, **options)
