@@ -2,9 +2,9 @@
 
 JPEG (grayscale and color) and opaque 8-bit PNG are decoded by TensorFlow kernels, which agree with Pillow to the bit
 and can decode part of a JPEG. So are other PNGs, here but not inside a `tf.data` graph. TIFF that Pillow cannot read in
-full is read by `tiff`, NumPy files and DICOM by `scientific`, and everything else (GIF, BMP, WebP, AVIF, JPEG 2000, PPM,
-CMYK JPEG) by Pillow, because TensorFlow reads it incorrectly (palette BMP), not at all (AVIF), or decodes all frames
-when only one is needed (GIF).
+full is read by `tiff`, NumPy files and DICOM by `scientific`, and everything else (GIF, BMP, WebP, AVIF, JPEG 2000,
+PPM, CMYK JPEG) by Pillow, because TensorFlow reads it incorrectly (palette BMP), not at all (AVIF), or decodes all
+frames when only one is needed (GIF).
 
 The result is upright, and obeys `rules.Reading`:
 
@@ -122,7 +122,7 @@ def decode(data: bytes, reading: Reading | None = None, max_pixels: int = MAX_PI
     reading = Reading() if reading is None else reading
     head = header(data, max_pixels)
     samples = stored(data, head)
-    return array(_upright(samples, head.orientation), reading)
+    return array(upright(samples, head.orientation), reading)
 
 
 def stored(data: bytes, head: Header) -> Samples:
@@ -140,7 +140,7 @@ def stored(data: bytes, head: Header) -> Samples:
             return scientific.samples(data)
         page = tiff.page(data)
         if page is not None:
-            return _upright(tiff.samples(data, page), page.orientation)
+            return upright(tiff.samples(data, page), page.orientation)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return picture_samples(image)
     except (UnreadableError, MemoryError):
@@ -173,7 +173,8 @@ def _decoded_by_tensorflow(decoder: Any, data: bytes, head: Header) -> np.ndarra
     return image
 
 
-def _upright(samples: Samples, orientation: int) -> Samples:
+def upright(samples: Samples, orientation: int) -> Samples:
+    """Turn and mirror samples as an EXIF orientation requires."""
     transpose, upside_down, mirrored = ORIENTATIONS.get(orientation, ORIENTATIONS[1])
 
     def turned(image: Any) -> Any:

@@ -39,6 +39,21 @@ class Samples:
         """Return the sample type for people and for comparisons, such as `"uint16"`."""
         return kind_of(self.values.dtype, self.range)
 
+    @property
+    def opaque(self) -> bool:
+        """Return True if no pixel is transparent."""
+        return self.alpha is None or self.range is None or bool((self.alpha >= self.range[1]).all())
+
+    @property
+    def extremes(self) -> tuple[Any, Any]:
+        """Return the smallest and the largest value.
+
+        Raises:
+            UnreadableError: If a value is NaN or infinite.
+        """
+        _require_finite(self.values)
+        return self.values.min(), self.values.max()
+
 
 def kind_of(dtype: Any, limits: tuple[float, float] | None) -> str:
     """Return the name of a sample type; packed samples of 12 bits are `"uint12"`."""
@@ -94,13 +109,17 @@ def _scaled(part: Any, samples: Samples, reading: Reading) -> Any:
     if part.dtype == np.uint16 and tuple(limits) == (0, 65535) and reading.dtype == "uint8":
         part = (part >> 8).astype("uint8")  # the high byte, as TensorFlow's decoder of PNG
         return 255 - part if inverted else part
-    if not np.isfinite(part).all():
-        raise UnreadableError("has samples that are not finite numbers (NaN or infinity)")
+    _require_finite(part)
     exact = part.dtype.itemsize <= 2 or part.dtype == np.float32
     part = part.astype("float32" if exact else "float64")
     part = sum(limits) - part if inverted else part
     part = np.clip(scale(part, *limits), 0, 255)
     return np.rint(part).astype("uint8") if reading.dtype == "uint8" else part.astype("float32")
+
+
+def _require_finite(values: Any) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UnreadableError("has samples that are not finite numbers (NaN or infinity)")
 
 
 def _blended(values: Any, alpha: Any, reading: Reading, premultiplied: bool) -> Any:

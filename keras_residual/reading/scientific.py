@@ -151,9 +151,9 @@ def _dicom_samples(found: Any) -> Samples:
 
 def _window(found: Any) -> tuple[float, float]:
     """Return the values that mean black and white: the first window, or else the range of the stored bits."""
-    center, width = (found.get(name) for name in ("WindowCenter", "WindowWidth"))
-    if center is not None and width is not None and str(center) and str(width):
-        center, width = (float(v[0] if hasattr(v, "__len__") and not isinstance(v, str) else v) for v in (center, width))
+    windows = [np.atleast_1d(found.get(name) or []) for name in ("WindowCenter", "WindowWidth")]
+    if all(map(len, windows)):
+        center, width = (float(values[0]) for values in windows)
         if str(found.get("VOILUTFunction", "LINEAR")) == "LINEAR_EXACT":
             return center - width / 2, center + width / 2
         if width > 1:  # DICOM PS3.3, C.11.2.1.2: the function LINEAR
