@@ -121,7 +121,8 @@ class Classifier:
 
         if isinstance(pixels, str):
             return pixels
-        return too_long(pixels, self.preprocess.size) or self._prepared(pixels)
+        long = self.preprocess.crop_mode == "center" and too_long(pixels, self.preprocess.size)
+        return long or self._prepared(pixels)
 
     def _prediction(self, name: str, row: np.ndarray[Any, Any]) -> Prediction:
         best = int(row.argmax())
@@ -291,6 +292,7 @@ class Classifier:
         load_weights(model, weights)
         prepare = preprocessing(dataclasses.replace(record, input_size=(*own["size"], record.input_size[2])))
         reading = Reading.from_dict(own.get("reading"))
+        prepare = Preprocess.from_config({**prepare.get_config(), "rounded": reading.dtype == "uint8"})
         return cls(model, prepare, record.labels, own["model"], own["options"], own.get("tag"), reading)
 
     # -------------------------------------------------------------------------------------------------- one batch
