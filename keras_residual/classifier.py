@@ -18,10 +18,12 @@ from keras_residual import metrics
 from keras_residual.graph import connected
 from keras_residual.io import literal, sha256, write_json, written_whole
 from keras_residual.models import find
+from keras_residual.reading.rules import Reading
 from keras_residual.weights import Preprocess, Weights, WeightsError, load_weights, preprocessing, save_weights
 
 __all__ = ["Classifier", "Prediction"]
 
+_DROPS = Reading.from_dict(None)
 SECTION = "keras_residual"  # section of config.json for values that timm's format has no field for
 NAMED = 10  # skipped files listed in a warning
 
@@ -60,6 +62,7 @@ class Classifier:
         architecture: Registered name of the architecture.
         options: Builder arguments other than the number of classes and the input shape; JSON types only.
         tag: timm tag of the checkpoint it was fine-tuned from; some tags change the configuration (`Config.tags`).
+        reading: How image files are read; by default as in version 0.1, which dropped transparency.
     """
 
     model: keras.Model
@@ -68,6 +71,7 @@ class Classifier:
     architecture: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tag: str | None = None
+    reading: Reading = _DROPS
 
     def __post_init__(self) -> None:
         if self.model.output_shape[-1] != len(self.labels):
@@ -82,7 +86,7 @@ class Classifier:
         Args:
             images: A path, a folder (all images in it) or a pattern such as `"photos/*.jpg"`; the bytes of a file; a
                 PIL image; an array or tensor with values 0 to 255, either one image `(H, W)` or `(H, W, C)` or a batch
-                `(N, H, W, C)`; or an iterable that mixes these. EXIF orientation is applied; alpha is dropped.
+                `(N, H, W, C)`; or an iterable that mixes these. Files are read as in training (see `reading`).
             batch_size: Images per batch.
 
         Returns:
@@ -101,12 +105,16 @@ class Classifier:
         found: list[Prediction] = []
         for first in range(0, len(listed), batch_size):
             names, sources = zip(*listed[first : first + batch_size], strict=True)
-            inputs = [self._input_or_reason(pixels) for pixels in read(sources)]
+            inputs = [self._input_or_reason(pixels) for pixels in read(sources, self._reading())]
             good = [x for x in inputs if not isinstance(x, str)]
             rows = iter(self._probabilities(np.stack(good)) if good else ())
             for name, x in zip(names, inputs, strict=True):
                 found.append(Prediction(name, error=x) if isinstance(x, str) else self._prediction(name, next(rows)))
         return found
+
+    def _reading(self) -> Reading:
+        """Return the rules, with the network's number of channels."""
+        return dataclasses.replace(self.reading, channels=self.model.input_shape[-1])
 
     def _input_or_reason(self, pixels: Any) -> Any:
         from keras_residual.data.images import too_long
@@ -162,7 +170,7 @@ class Classifier:
         if isinstance(data, Examples):
             examples, skipped = data, 0
         else:
-            examples, messages, skipped = labelled(data, self.labels)
+            examples, messages, skipped = labelled(data, self.labels, self._reading())
             for message in messages:
                 warnings.warn(message, stacklevel=2)
         if majority is None:
@@ -241,6 +249,7 @@ class Classifier:
                 "input_shape": [height, width, channels],
                 "size": prepare.size,
                 "sha256": sha256(weights),
+                "reading": self._reading().to_dict(),
                 **(about or {}),
             },
         }
@@ -282,7 +291,9 @@ class Classifier:
         )
         load_weights(model, weights)
         prepare = preprocessing(dataclasses.replace(record, input_size=(*own["size"], record.input_size[2])))
-        return cls(model, prepare, record.labels, own["model"], own["options"], own.get("tag"))
+        reading = Reading.from_dict(own.get("reading"))
+        prepare = Preprocess.from_config({**prepare.get_config(), "rounded": reading.dtype == "uint8"})
+        return cls(model, prepare, record.labels, own["model"], own["options"], own.get("tag"), reading)
 
     # -------------------------------------------------------------------------------------------------- one batch
 
@@ -295,7 +306,7 @@ class Classifier:
         return (weights / weights.sum(-1, keepdims=True)).astype("float32")
 
 
-def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str], int]:
+def labelled(source: Any, labels: Sequence[str], reading: Reading | None = None) -> tuple[Any, list[str], int]:
     """Load the labelled images of a source to evaluate a classifier with these labels.
 
     Returns:
@@ -306,7 +317,7 @@ def labelled(source: Any, labels: Sequence[str]) -> tuple[Any, list[str], int]:
     """
     from keras_residual.data import load
 
-    found = load(source, validation=0.0, classes=labels, partial=True)
+    found = load(source, validation=0.0, classes=labels, partial=True, reading=reading)
     parts = {"test": found.test or (), "validation": found.validation, "train": found.train}
     there = [name for name, images in parts.items() if len(images)]
     messages = []

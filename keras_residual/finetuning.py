@@ -50,6 +50,9 @@ def finetune(
     recipe: Any = None,
     size: int | None = None,
     batch_size: int | None = None,
+    background: Any = "white",
+    value_range: Any = None,
+    channels: int | Literal["auto"] = "auto",
     learning_rate: float | None = None,
     head_epochs: int | None = None,
     batch_norm: str | None = None,
@@ -90,6 +93,12 @@ def finetune(
         recipe: Name of a preset of `keras_residual.training`, or a `Recipe`; `"finetune"` if `None`.
         size: Height and width of the images; by default the checkpoint's, and in training the recipe's if one is given.
         batch_size: Images per step.
+        background: Color on which transparent images are composited: `"white"`, `"black"`, `"R,G,B"`, or `"drop"` to
+            drop the transparency. This and the next two are those of `keras_residual.data.load`.
+        value_range: Sample values that mean black and white: `"LOW,HIGH"`, `"auto"`, or `None` for the range of the
+            sample type.
+        channels: Number of channels of the images, or `"auto"`. With other than three channels, the first kernel of a
+            checkpoint is adapted.
         learning_rate: Peak learning rate, for this batch size.
         head_epochs: How many of the epochs train only the head; all of them for a linear probe.
         batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` updates them.
@@ -157,7 +166,8 @@ def finetune(
     run = RunDirectory(expand(output if output is not None else Path("runs") / network.name))
     with contextlib.ExitStack() as stack, distributed.explained():
         distributed.first(lambda: stack.enter_context(run.writing()) or "")
-        found = _read(data, validation, seed, say)
+        reading = {"background": background, "value_range": value_range, "channels": channels}
+        found = _read(data, validation, seed, say, reading)
         plan = _plan(found, network, asked, class_weights, count)
         about = {
             **plan.record(),
@@ -166,6 +176,7 @@ def finetune(
             "validation": validation if isinstance(validation, float) else None,
             "validation_source": None if isinstance(validation, float) else str(validation),
             "seed": seed,
+            "reading": found.reading.to_dict(),
             "precision": precision,
             "deterministic": deterministic,
         }
@@ -199,7 +210,7 @@ def finetune(
         )
         tag = network.record.tag if network.record else None
         classifier = Classifier(
-            distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options, tag
+            distributed.single(trained), plan.preprocess, found.labels, network.name, plan.options, tag, found.reading
         )
         if process_id == 0:
             classifier.save(run.path, about)  # first, so that no failure below can lose it
@@ -303,10 +314,10 @@ class RunPlan:
         return dataclasses.replace(self, recipe=type(self.recipe).from_dict(dict(settings)))
 
 
-def _read(data: Any, validation: Any, seed: int, say: Callable[[str], None]) -> Any:
+def _read(data: Any, validation: Any, seed: int, say: Callable[[str], None], reading: Mapping[str, Any]) -> Any:
     from keras_residual.data import load
 
-    found = load(data, validation=validation, seed=seed, progress=_Reading(say))
+    found = load(data, validation=validation, seed=seed, progress=_Reading(say), **reading)
     say(f"data        {found}")
     for words in found.warnings:
         say(f"warning     {words}")
@@ -324,7 +335,7 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     if asked["batch_size"] is None:  # must divide among all devices
         settings = settings.replace(batch_size=max(1, settings.batch_size // devices) * devices)
     options = {**_rates(settings, find(network.name).family), **network.options}
-    prepare = settings.evaluated(_preprocess(network.record, row, asked, found.train.channels))
+    prepare = settings.evaluated(_preprocess(network.record, row, asked, found.reading))
     if asked["size"] is not None or asked["recipe"] is None:
         settings = settings.replace(size=None, growth=())  # one image size, in training and evaluation
     sizes = {settings.image_size(epoch, settings.epochs) or prepare.size[0] for epoch in range(settings.epochs)}
@@ -406,14 +417,14 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
     return default_checkpoint(find(model).config)
 
 
-def _preprocess(record: Weights | None, row: Any, asked: Mapping[str, Any], channels: int) -> Preprocess:
+def _preprocess(record: Weights | None, row: Any, asked: Mapping[str, Any], reading: Any) -> Preprocess:
     """Return the checkpoint's preprocessing at the requested size, or ImageNet's mean and standard deviation."""
     size = asked["size"]
     if record is not None:
         layer = preprocessing(record)
     else:
         layer = Preprocess(row.input_shape[:2], crop=0.875 if row.input_shape[0] > 64 else 1.0)
-    given = layer.get_config()
+    given, channels = {**layer.get_config(), "rounded": reading.dtype == "uint8"}, reading.channels
     if channels != len(layer.mean):  # as timm, which sums the first kernel over its channels
         given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
     if size is not None:

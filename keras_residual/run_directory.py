@@ -205,6 +205,8 @@ def _different(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     if "weights_id" not in there:
         keys.append("weights")
     before, now = ({key.removesuffix("_id"): record[key] for key in keys} for record in (there, wanted))
+    if "reading" in there:  # background, range, channels and dtype
+        before, now = {**there["reading"], **before}, {**wanted["reading"], **now}
     found = differences(before, now)
     if found:  # the seed and the validation fraction also change the fingerprint of the split
         return found

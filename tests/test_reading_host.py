@@ -8,12 +8,14 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+import tifffile
 from PIL import Image, ImageOps
 
 from keras_residual.data import UnreadableError, decode, load
 from keras_residual.data.stores import Encoded
 from keras_residual.data.validation import check
 from keras_residual.reading import host
+from keras_residual.reading.rules import Reading
 from tests.data_images import encoded, exif, picture, png
 
 RGB = Image.fromarray(picture())
@@ -59,16 +61,19 @@ FORMATS = {
 
 
 def seen(data):
-    """Pillow's opinion: `(H, W, 3)`, upright, transparency dropped, 16 bits scaled."""
+    """Pillow's opinion: `(H, W, 3)`, upright, on white in exact arithmetic, 16 bits scaled."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     if image.mode.startswith("I;16"):
         return np.repeat((np.asarray(image) // 256).astype("uint8")[..., None], 3, -1)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        pixels = np.asarray(image.convert("RGBA")).astype(int)
+        return np.floor((pixels[..., :3] * pixels[..., 3:] + 255 * (255 - pixels[..., 3:])) / 255 + 0.5).astype("uint8")
     return np.asarray(image.convert("RGB"))
 
 
 def in_graph(data, channels=3):
     """The training decoder's opinion, not turned."""
-    store = Encoded([data], [check(data)], channels, in_memory=True)
+    store = Encoded([data], [check(data)], Reading(channels=channels), in_memory=True)
     return tf.function(store.whole)(tf.constant(0)).numpy()
 
 
@@ -87,6 +92,11 @@ def test_pixels_are_pillows(data, mode):
     np.testing.assert_array_equal(decode(data), expected)
     np.testing.assert_array_equal(in_graph(data), expected)
     assert np.ptp(expected) > 30 or mode == "one pixel"
+    dropped = Reading(background=None)
+    if mode != "16 bits":
+        np.testing.assert_array_equal(
+            decode(data, dropped), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -111,12 +121,19 @@ def test_nonsense_in_exif_turns_nothing():
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_sixteen_bit_png_keeps_its_high_byte(colour, channels):
+def test_sixteen_bit_png_is_read_in_full(colour, channels):
     values = np.random.default_rng(0).integers(0, 65536, (7, 5, channels)).astype(">u2")
     data = png(5, 7, 16, colour, b"".join(b"\0" + row.tobytes() for row in values))
     high = (values >> 8).astype("uint8")
-    np.testing.assert_array_equal(decode(data), high[..., :3] if channels > 2 else high[..., :1].repeat(3, -1))
-    assert "16-bit" in check(data).notes
+    dropped = Reading(background=None)
+    np.testing.assert_array_equal(decode(data, dropped), high[..., :3] if channels > 2 else high[..., :1].repeat(3, -1))
+    color, alpha = (values[..., :3], values[..., 3:]) if channels > 2 else (values[..., :1], values[..., 1:])
+    opacity = alpha / 65535 if alpha.size else 1.0
+    expected = np.broadcast_to(color / 257 * opacity + 40 * (1 - opacity), (7, 5, 3))
+    found = decode(data, Reading(background=(40, 40, 40), dtype="float32"))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    assert check(data).kind == "uint16"
 
 
 def test_an_opaque_webp_animation_never_reaches_tensorflow(tmp_path):
@@ -187,7 +204,7 @@ def test_window_with_subsampled_chroma_differs_at_its_edges_only():
 
 
 def test_what_has_no_colours_of_its_own_is_refused():
-    with pytest.raises(UnreadableError, match="32-bit"):
+    with pytest.raises(UnreadableError, match="float32 samples, which have no fixed range"):
         decode(encoded(Image.fromarray(np.ones((4, 4), "float32")), "TIFF"))
     with pytest.raises(UnreadableError, match="LAB"):
         decode(encoded(Image.frombytes("LAB", (2, 2), bytes(12)), "TIFF"))
@@ -199,3 +216,77 @@ def test_other_formats_of_pillow_are_not_tried():
     """PostScript is a program; Pillow would start Ghostscript."""
     with pytest.raises(UnreadableError, match="PostScript"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+
+
+def tiff_of(values, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "int32", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"rowsperstrip": 10},
+        {"tile": (16, 32)},
+        {"compression": "zlib", "rowsperstrip": 7},
+        {"compression": "zlib", "predictor": True, "tile": (16, 32)},
+        {"planarconfig": "separate"},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_bands_of_a_tiff_are_what_was_written(order, dtype, layout):
+    if dtype.startswith("f") and "predictor" in layout:
+        layout = {**layout, "predictor": False}  # tifffile does not write it without imagecodecs
+    values = np.random.default_rng(0).normal(0, 40, (37, 41, 5)).astype(dtype)
+    written = np.moveaxis(values, -1, 0) if "planarconfig" in layout else values
+    color = "minisblack" if "planarconfig" in layout else "rgb"
+    extra = ["unspecified"] * (4 if color == "minisblack" else 2)
+    data = tiff_of(written, photometric=color, byteorder=order, extrasamples=extra, **layout)
+    found = host.stored(data, host.header(data))
+    assert found.values.dtype == values.dtype
+    np.testing.assert_array_equal(found.values, values)
+    image = decode(data, Reading(range=(-100, 100), channels=5, dtype="float32"))
+    np.testing.assert_allclose(image, np.clip((values.astype("float64") + 100) * 1.275, 0, 255), atol=1e-3)
+    with pytest.raises(UnreadableError, match="has 5 channels, but 3 are expected"):
+        decode(data, Reading(range=(-100, 100)))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "packbits"])
+def test_compressed_bytes_are_libtiffs(compression):
+    """LZW and PackBits by libtiff of a 16-bit grayscale image, compared with Pillow's own reading."""
+    image = Image.fromarray(GREY16)
+    data = encoded(image, "TIFF", **({"compression": compression} if compression else {}))
+    found = host.stored(data, host.header(data)).values[..., 0]
+    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_white_is_zero_is_inverted_at_every_depth():
+    for dtype, top in (("uint8", 255), ("uint16", 65535)):
+        values = np.random.default_rng(1).integers(0, top + 1, (6, 7)).astype(dtype)
+        found = decode(tiff_of(values, photometric="miniswhite"), Reading(channels=1, dtype="float32"))
+        np.testing.assert_allclose(found[..., 0], (top - values.astype(float)) * 255 / top, rtol=1e-5)
+    limited = decode(tiff_of(values, photometric="miniswhite"), Reading(range=(0, 4095), channels=1, dtype="float32"))
+    np.testing.assert_allclose(limited[..., 0], np.clip(255 - values / 4095 * 255, 0, 255), atol=1e-3)
+
+
+def test_images_of_numpy(tmp_path):
+    values = np.random.default_rng(2).integers(0, 256, (6, 7, 5)).astype("uint8")
+    for name, save in (("a.npy", np.save), ("a.npz", np.savez_compressed)):
+        save(tmp_path / name, values)
+        data = (tmp_path / name).read_bytes()
+        assert check(data).channels == 5
+        np.testing.assert_array_equal(decode(data, Reading(channels=5)), values)
+    np.savez(tmp_path / "two.npz", values, values)
+    np.save(tmp_path / "object.npy", np.array([[{}]]), allow_pickle=True)
+    np.save(tmp_path / "list.npy", np.arange(5))
+    for name, reason in (("two.npz", "exactly one"), ("object.npy", "integers or floats"), ("list.npy", "shape")):
+        with pytest.raises(UnreadableError, match=reason):
+            decode((tmp_path / name).read_bytes())
+
+
+def test_opacity_can_be_a_channel():
+    pixels = np.asarray(with_alpha(RGB))
+    np.testing.assert_array_equal(decode(encoded(with_alpha(RGB), "PNG"), Reading(channels=4)), pixels)

@@ -1,10 +1,13 @@
 """What users may type for a background and a range, and the record that runs keep."""
 
+import fractions
 import json
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_residual.reading.rules import Reading, background_color, value_range
+from keras_residual.reading.rules import Reading, background_color, composite, scale, value_range
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,24 @@ def test_record():
     record = Reading((1, 2, 3), (0.0, 4095.0), 1, "float32")
     assert Reading.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert Reading.from_dict(None).background is None, "what runs of version 0.1 did"
+
+
+def test_composite_is_the_nearest_integer():
+    """For every color, opacity and background: exact fractions, computed without the formula."""
+    color, alpha = np.mgrid[:256, :256].astype("int32")[..., None]
+    for background in (0, 1, 77, 128, 254, 255):
+        exact = color * alpha + background * (255 - alpha)  # 255 times the blend
+        found = composite(color, alpha, background)
+        assert (2 * np.abs(255 * found - exact) < 255).all()
+        in_graph = tf.function(composite)(tf.constant(color), tf.constant(alpha), background)
+        np.testing.assert_array_equal(in_graph, found)
+
+
+def test_scale_is_exact_for_widened_bytes_and_equal_in_a_graph():
+    every = np.arange(65536, dtype="float32")
+    np.testing.assert_array_equal(scale(every[::257], 0, 65535), np.arange(256))
+    for low, high in ((0, 65535), (0, 4095), (-1000, 3095), (-0.25, 1.5)):
+        found = scale(every, low, high)
+        np.testing.assert_array_equal(tf.function(scale)(tf.constant(every), low, high), found)
+        exact = float((fractions.Fraction(1234) - fractions.Fraction(low)) * 255 / fractions.Fraction(high - low))
+        assert found[1234] == pytest.approx(exact, rel=1e-6)

@@ -44,6 +44,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, metavar="PIXELS", help="height and width of the images (default: the checkpoint's)"
     )
+    parser.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOR",
+        help="background of transparent images: white, black, R,G,B, or drop to drop transparency (%(default)s)",
+    )
+    parser.add_argument(
+        "--range",
+        dest="value_range",
+        metavar="LOW,HIGH",
+        help="sample values that mean black and white, or auto (default: the range of the sample type)",
+    )
+    parser.add_argument(
+        "--channels", type=_number_or_auto, default="auto", metavar="N", help="channels of the images (%(default)s)"
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per step")
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="peak learning rate, for this batch size")
     parser.add_argument("--head-epochs", type=int, metavar="N", help="number of epochs that train only the new head")
@@ -103,6 +118,10 @@ def run(options: argparse.Namespace) -> None:
             raise
         print(f"keras-residual: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # a normal exit would wait for the process that has ended
+
+
+def _number_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def _two_numbers(text: str) -> tuple[float, float]:

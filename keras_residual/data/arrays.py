@@ -73,7 +73,7 @@ def _from_images(
     if kind == "arrays":
         items, grey = _pngs_of_arrays(items)
     elif kind == "pictures":
-        grey = all(picture.mode in ("1", "L", "I;16") for picture in items)
+        grey = all(picture.mode in ("1", "L", "I", "F", "I;16") for picture in items)
         items = [_png(picture) for picture in items]
     return from_bytes(listing, list(items), 1 if grey else 3, max_pixels, progress)
 
@@ -102,9 +102,13 @@ def _pngs_of_arrays(items: Sequence[Any]) -> tuple[list[bytes], bool]:
 
 
 def _png(picture: Any) -> bytes:
-    """Encode a PIL image as PNG, so that the rules for files (transparency, palettes, 16 bits) also apply to it."""
+    """Encode a PIL image as PNG or TIFF, so that the rules for files also apply to it."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        if picture.mode in ("I", "F", "CMYK"):
+            file = io.BytesIO()
+            picture.save(file, "TIFF")
+            return file.getvalue()
         picture = picture.convert("RGB")
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)

@@ -15,6 +15,7 @@ from keras_residual.data.listing import Listing, is_manifest, listed
 from keras_residual.data.stores import Encoded, Pixels, Store
 from keras_residual.data.validation import Progress, Record, default_cache, scan, scan_bytes
 from keras_residual.io import literal
+from keras_residual.reading.rules import Reading
 
 
 @dataclasses.dataclass
@@ -30,6 +31,7 @@ class Gathered:
         digests: Hash of the content of each image.
         skipped: Skipped images, with the reason.
         warnings: Warnings for the user.
+        records: Result of the scan for each image; empty for arrays.
         named: Whether names identify the images. If not, their content does, because the source has no fixed order.
     """
 
@@ -41,7 +43,17 @@ class Gathered:
     digests: list[str]
     skipped: list[tuple[str, str]]
     warnings: list[str]
+    records: list[Record] = dataclasses.field(default_factory=list)
     named: bool = True
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these images."""
+        for name in ("names", "labels", "splits", "digests", "records"):
+            values = getattr(self, name)
+            setattr(self, name, [values[i] for i in rows])
+        assert isinstance(self.store, Encoded)
+        items = self.store.items.numpy()
+        self.store = Encoded([items[i] for i in rows], self.records, self.store.reading, self.store.in_memory)
 
     @property
     def keys(self) -> list[str]:
@@ -112,21 +124,21 @@ def _from_records(
             )
     return Gathered(
         listing.classes,
-        Encoded([items[i] for i in good], kept, channels, in_memory),
+        Encoded([items[i] for i in good], kept, Reading(channels=channels), in_memory),
         [listing.names[i] for i in good],
         [listing.labels[i] for i in good],
         [listing.splits[i] for i in good],
         [record.digest for record in kept],
         skipped,
         warnings,
+        kept,
     )
 
 
 _NOTES = {
     "animated": "animated: only the first frame is used",
-    "several pages": "multi-page TIFF: only the first page is used",
-    "transparent": "partly transparent: transparency is dropped, so the colors underneath show",
-    "16-bit": "16-bit: only the high byte is used",
+    "several pages": "in a file with several pages: only the first page is used",
+    "transparent": "partly transparent: see background",
     "extra bytes": "JPEG with extraneous bytes: check that it looks right",
     "CMYK": "CMYK: converted to RGB without a color profile",
 }

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_residual.data import sampling
 from keras_residual.data.sampling import Crop, Flip, Views
 from keras_residual.data.stores import Store
+from keras_residual.reading.rules import Reading
 from keras_residual.weights import Preprocess, Weights, preprocessing
 
 Geometry = int | tuple[int, int] | Weights | Preprocess
@@ -38,7 +39,7 @@ class Examples:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray[Any, Any], int]:
-        """Return the full image `(height, width, channels)`, uint8, upright, and its label."""
+        """Return the full image `(height, width, channels)`, upright, and its label."""
         place = int(self.rows[index])
         with tf.device("CPU:0"):
             image = self._upright(tf.constant(place, tf.int32))
@@ -48,6 +49,11 @@ class Examples:
     def channels(self) -> int:
         """Return the number of channels of every image."""
         return self.store.channels
+
+    @property
+    def reading(self) -> Reading:
+        """Return the rules by which the images are read."""
+        return self.store.reading
 
     def sizes(self) -> np.ndarray[Any, Any]:
         """Return the height and width of every image, upright: `(n, 2)`."""
@@ -92,11 +98,11 @@ class Examples:
     ) -> tf.data.Dataset:
         """Return an infinite dataset of full training batches.
 
-        A batch consists of images `(B, height, width, C)` uint8 and labels `(B,)` int32. Each epoch has a different
-        order, and its last `len(self) % batch_size` images are dropped. Order, crop and flip depend only on the seed,
-        the epoch and the position in the epoch, so a dataset with `start=k` continues exactly after the first k
-        batches. Only the cropped part of a JPEG is decoded, and the decoder scales it down if it is much larger than
-        `size`; then it is resized as described in `_resized`.
+        A batch consists of images `(B, height, width, C)`, uint8 or float32 as `reading.dtype`, and labels `(B,)`
+        int32. Each epoch has a different order, and its last `len(self) % batch_size` images are dropped. Order, crop
+        and flip depend only on the seed, the epoch and the position in the epoch, so a dataset with `start=k` continues
+        exactly after the first k batches. Only the cropped part of a JPEG is decoded, and the decoder scales it down if
+        it is much larger than `size`; then it is resized as described in `_resized`.
 
         Args:
             batch_size: Number of images per batch.
@@ -152,8 +158,9 @@ class Examples:
     def evaluation(self, batch_size: int, size: Geometry) -> tf.data.Dataset:
         """Return a dataset of all images, once and in order; the last batch may be smaller.
 
-        A batch consists of images `(B, height, width, C)` uint8 and labels `(B,)` int32. Images are resized and cropped
-        as in `keras_residual.preprocessing`, but not normalized by its mean and standard deviation.
+        A batch consists of images `(B, height, width, C)`, uint8 or float32 as `reading.dtype`, and labels `(B,)`
+        int32. Images are resized and cropped as in `keras_residual.preprocessing`, but not normalized by its mean and
+        standard deviation.
 
         Args:
             batch_size: Number of images per batch.
@@ -165,16 +172,16 @@ class Examples:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer; got {batch_size}.")
-        layer = geometry(size, self.channels)
-        shape = (*layer.size, self.channels)
+        layer = geometry(size, self.channels, self.reading.dtype == "uint8")
+        shape, dtype = (*layer.size, self.channels), self.store.reading.dtype
         rows, labels = self._tensors()
 
         def rendered(i: Any) -> Any:
             image = self._upright(tf.gather(rows, i))
             if keras.backend.backend() == "tensorflow":
-                image = _cropped(layer, image)
+                image = _cropped(layer, image, dtype)
             else:  # with other backends, Keras operations cannot run in a tf.data graph
-                image = tf.numpy_function(lambda x: np.asarray(_cropped(layer, x)), [image], tf.uint8)
+                image = tf.numpy_function(lambda x: np.asarray(_cropped(layer, x, dtype)), [image], dtype)
             return tf.ensure_shape(image, shape), tf.gather(labels, i)
 
         data = tf.data.Dataset.range(len(self)).map(_plain(rendered), tf.data.AUTOTUNE, deterministic=True)
@@ -253,14 +260,15 @@ def _plain(function: Any) -> Any:
     return tf.autograph.experimental.do_not_convert(function)
 
 
-def geometry(size: Geometry, channels: int = 3) -> Preprocess:
+def geometry(size: Geometry, channels: int = 3, rounded: bool = True) -> Preprocess:
     """Return a `Preprocess` layer that resizes and crops as required, but with a standard deviation of 1."""
     if isinstance(size, Weights):
         size = preprocessing(size)
     if not isinstance(size, Preprocess):
         size = Preprocess(height_and_width(size))
     mean = size.mean if len(size.mean) == channels else (sum(size.mean) / len(size.mean),) * channels
-    return Preprocess(size.size, mean, (1.0,) * channels, size.crop, size.crop_mode, size.interpolation)
+    options = {"rounded": rounded and size.rounded}
+    return Preprocess(size.size, mean, (1.0,) * channels, size.crop, size.crop_mode, size.interpolation, **options)
 
 
 def height_and_width(size: Any) -> tuple[int, int]:
@@ -282,18 +290,19 @@ def height_and_width(size: Any) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _cropped(layer: Preprocess, image: Any) -> Any:
+def _cropped(layer: Preprocess, image: Any, dtype: str) -> Any:
     mean = keras.ops.convert_to_tensor(layer.mean, "float32")
-    return keras.ops.cast(keras.ops.round((layer.call(image) + mean) * 255.0), "uint8")
+    pixels = (layer.call(image) + mean) * 255.0
+    return keras.ops.cast(keras.ops.round(pixels), "uint8") if dtype == "uint8" else pixels
 
 
 def _resized(image: Any, size: Any) -> Any:
-    """Resize `(height, width, C)` to a size, as uint8: bilinear, after area resizing if it shrinks by more than 1.5.
+    """Resize `(height, width, C)`, keeping its dtype: bilinear, after area resizing if it shrinks by more than 1.5.
 
     Up to that factor, plain bilinear resizing is as close to Pillow's bicubic as Pillow's bilinear is; beyond it, it
     ignores pixels. Both are several times faster than `tf.image.resize(antialias=True)`.
     """
-    shape = tf.shape(image)[:2]
+    shape, dtype = tf.shape(image)[:2], image.dtype
     image = tf.cast(image[None], tf.float32)  # the float kernels are faster
 
     def bilinear(x: Any) -> Any:
@@ -304,7 +313,7 @@ def _resized(image: Any, size: Any) -> Any:
         lambda: bilinear(tf.raw_ops.ResizeArea(images=image, size=tf.minimum(shape, size))),
         lambda: bilinear(image),
     )
-    return tf.cast(tf.round(x), tf.uint8)
+    return tf.cast(tf.round(x), dtype) if dtype == tf.uint8 else x
 
 
 def _options(deterministic: bool) -> tf.data.Options:

@@ -18,9 +18,10 @@ from keras_residual.data.listing import SUFFIXES
 from keras_residual.io import expand
 from keras_residual.reading import host
 from keras_residual.reading.host import UnreadableError
+from keras_residual.reading.rules import Reading
 
 # Includes formats that we cannot read, so that, for example, HEIC photos in a folder are reported instead of ignored.
-_SUFFIXES = {*SUFFIXES, ".jpe", ".dib", ".pbm", ".pnm", ".j2k", ".heic", ".heif", ".jxl"}
+_SUFFIXES = {*SUFFIXES, ".npy", ".npz", ".dcm", ".jpe", ".dib", ".pbm", ".pnm", ".j2k", ".heic", ".heif", ".jxl"}
 _MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib collapses "//" to "/"
 _RULE = "An image must be an array (height, width, channels) of 0..255, or (height, width) if grayscale"
@@ -188,25 +189,26 @@ def checked_pixels(x: np.ndarray[Any, Any], warnings: list[str]) -> np.ndarray[A
 # -------------------------------------------------------------------------------------------------------------- pixels
 
 
-def read(sources: Sequence[Any]) -> list[np.ndarray[Any, Any] | str]:
-    """Read images from the sources that `named` returns.
+def read(sources: Sequence[Any], reading: Reading | None = None) -> list[np.ndarray[Any, Any] | str]:
+    """Read images from the sources that `named` returns, by default as 8-bit RGB on white.
 
     Returns:
-        For each image its pixels, uint8 `(height, width, channels)`, or the reason why it cannot be read, decided as
+        For each image its pixels `(height, width, channels)` of 0..255, or the reason why it cannot be read, decided as
         in the check before training.
     """
     if all(isinstance(source, np.ndarray) for source in sources):
         return list(sources)
-    return [str(result) if isinstance(result, Exception) else result for result in validation.decoded(_decode, sources)]
+    results = validation.decoded(lambda source: _decode(source, reading or Reading()), sources)
+    return [str(result) if isinstance(result, Exception) else result for result in results]
 
 
-def _decode(source: Any) -> np.ndarray[Any, Any] | Exception:
+def _decode(source: Any, reading: Reading) -> np.ndarray[Any, Any] | Exception:
     try:
         if isinstance(source, np.ndarray):
             return source
         if isinstance(source, Image.Image):
-            return host.rgb(source)
-        return host.decode(validation.content(str(source)) if isinstance(source, Path) else source)
+            return host.picture(source, reading)
+        return host.decode(validation.content(str(source)) if isinstance(source, Path) else source, reading)
     except (UnreadableError, OSError) as error:
         return error
     except MemoryError:

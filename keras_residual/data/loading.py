@@ -15,12 +15,14 @@ import numpy as np
 
 from keras_residual.data import arrays, listing, tfds
 from keras_residual.data.catalog import Gathered, from_listing
+from keras_residual.data.deciding import check_settings, decide
 from keras_residual.data.examples import Examples
 from keras_residual.data.listing import listed
 from keras_residual.data.objects import KINDS, collect
 from keras_residual.data.validation import Progress
 from keras_residual.io import expand, literal, write_table
 from keras_residual.reading.host import MAX_PIXELS
+from keras_residual.reading.rules import Reading
 
 
 class DataError(ValueError):
@@ -63,6 +65,11 @@ class Data:
     warnings: tuple[str, ...]
     fingerprint: str
 
+    @property
+    def reading(self) -> Reading:
+        """Return the rules by which the images are read."""
+        return self.train.reading
+
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Write the skipped images to a CSV file with the columns path and reason."""
         write_table(Path(path), ("path", "reason"), self.skipped)
@@ -87,6 +94,10 @@ def load(
     max_pixels: int = MAX_PIXELS,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    background: Any = "white",
+    value_range: Any = None,
+    channels: int | Literal["auto"] = "auto",
+    reading: Reading | None = None,
 ) -> Data:
     """Load a dataset and check every image by decoding it once with the decoder used in training.
 
@@ -111,6 +122,13 @@ def load(
         max_pixels: Larger images are rejected before decoding.
         data_dir: Directory in which TFDS stores its datasets, for `"tfds:..."`.
         progress: Called periodically with the number of images checked and the total.
+        background: Color on which transparent images are composited: `"white"`, `"black"`, `"R,G,B"` or three numbers
+            of 0..255; `"drop"` drops the transparency and shows the colors below it.
+        value_range: Sample values that mean black and white, for images with more than 8 bits: `(LOW, HIGH)` or
+            `"LOW,HIGH"`, `"auto"` for the percentiles 0.1 and 99.9 of the training images, or `None` for the range of
+            the sample type. A range applies to every image of the dataset.
+        channels: Number of channels; `"auto"` reads grayscale and RGB files as RGB, and raises an error for others.
+        reading: Rules of an earlier dataset or run, used instead of the last three arguments.
 
     Returns:
         The dataset. Print its `warnings`.
@@ -132,11 +150,14 @@ def load(
         )
     if partial and classes is None:
         raise ValueError("classes must name the classes if partial=True; got classes=None.")
+    check_settings(background, value_range, channels)
     given = _gather(source, classes, partial, cache, max_pixels, data_dir, progress)
+    _skip_other_channels(given, channels if reading is None else reading.channels)
     warnings, skipped = list(given.warnings), list(given.skipped)
     other: Gathered | None = None
     if fraction is None:
         other = _gather(validation, given.classes, True, cache, max_pixels, data_dir, progress)
+        _skip_other_channels(other, channels if reading is None else reading.channels)
         warnings += [f"In validation: {warning}" for warning in [*other.warnings, *_absent(other)]]
         skipped += other.skipped
     if on_error == "raise" and skipped:
@@ -145,6 +166,12 @@ def load(
     if not (any(parts.values()) if partial else parts["train"]):
         purpose = "Evaluation" if partial else "Training"
         raise ValueError(f"{purpose} data must contain at least one usable image; got none.")
+    if reading is None:
+        before = len(given.warnings)
+        reading = decide(given, parts["train"], background, value_range, channels)
+        warnings += given.warnings[before:]
+    for gathered in (given,) if other is None else (given, other):
+        gathered.store.read_as(reading)
     if other is None:
         validating = _examples(given, parts["validation"])
     else:
@@ -206,6 +233,27 @@ def _gather(
         return from_listing(listing.folder(path, classes, partial), path, cache, max_pixels, progress)
     listing.check_file(path)
     return from_listing(listing.manifest(path, classes, partial), path, cache, max_pixels, progress)
+
+
+def _skip_other_channels(given: Gathered, channels: int | str) -> None:
+    """Skip images that cannot be read with a number of channels that the user has chosen."""
+    if channels == "auto" or not given.records:
+        return
+    keep = []
+    for i, record in enumerate(given.records):
+        stored = record.channels + ("transparent" in record.notes)
+        if record.channels == channels or stored == channels or {record.channels, channels} == {1, 3}:
+            keep.append(i)
+        else:
+            given.skipped.append((given.names[i], f"has {record.channels} channels, but channels={channels}"))
+    if not keep:
+        found = sorted({record.channels for record in given.records})
+        raise ValueError(
+            f"channels must be a number of channels that the images have, {listed(list(map(str, found)))}; got "
+            f"{channels}."
+        )
+    if len(keep) < len(given.records):
+        given.select(keep)
 
 
 def _examples(given: Gathered, rows: list[int]) -> Examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 from keras_residual.data.validation import Record
 from keras_residual.reading import host
 from keras_residual.reading.host import JPEG, ORIENTATIONS, PILLOW, PNG
+from keras_residual.reading.rules import Reading
 
 
 class _Table:
@@ -51,18 +53,30 @@ class Encoded(_Table):
     Args:
         items: Paths, or the encoded images.
         records: Scan result of each image.
-        channels: 3, or 1 for grayscale.
+        reading: How the images are read.
         in_memory: Whether `items` are encoded images rather than paths.
     """
 
     def __init__(
-        self, items: Sequence[bytes], records: Sequence[Record], channels: int = 3, in_memory: bool = False
+        self,
+        items: Sequence[bytes],
+        records: Sequence[Record],
+        reading: Reading | None = None,
+        in_memory: bool = False,
     ) -> None:
         with tf.device("CPU:0"):
             self.items = tf.constant(list(items), tf.string, shape=(len(items),))
-        self.channels, self.in_memory, self._checked = channels, in_memory, time.time()
+        self.reading, self.in_memory, self._checked = reading or Reading(), in_memory, time.time()
         columns = [(r.how, r.height, r.width, *ORIENTATIONS[r.orientation]) for r in records]
         super().__init__(np.array(columns, "int32").reshape(-1, 6).T)
+
+    @property
+    def channels(self) -> int:
+        return self.reading.channels
+
+    def read_as(self, reading: Reading) -> None:
+        """Read the images by other rules."""
+        self.reading = reading
 
     def _bytes(self, place: Any) -> Any:
         item = tf.gather(self.items, place)
@@ -81,36 +95,40 @@ class Encoded(_Table):
         return found
 
     def whole(self, place: Any) -> Any:
-        """Return the full image at a place, `(height, width, channels)`, uint8, as stored (not turned upright)."""
+        """Return the full image at a place, `(height, width, channels)`, as stored (not turned upright)."""
         data = self._bytes(place)
-        readers = [lambda: host.decode_jpeg(data), lambda: host.decode_png(data), lambda: _pillow(data)]
-        return self._grey(_switch(self.facts(place)[0], readers, self.kinds))
+        readers = [
+            lambda: self._finished(host.decode_jpeg(data)),
+            lambda: self._finished(host.decode_png(data)),
+            lambda: self._on_host(data),
+        ]
+        return _switch(self.facts(place)[0], readers, self.kinds)
 
     def part(self, place: Any, window: Any, way: Any) -> Any:
         """Return part of the image at a place, as stored, with `window` and `way` from `ways`."""
         data = self._bytes(place)
 
         def cut(image: Any) -> Any:
-            return tf.slice(image, tf.pad(window[:2], [(0, 1)]), tf.concat([window[2:], [3]], 0))
+            return tf.slice(image, tf.pad(window[:2], [(0, 1)]), tf.concat([window[2:], [-1]], 0))
 
         readers: list[Any] = [
-            lambda ratio=ratio: host.decode_jpeg_window(data, window, ratio) for ratio in (1, 2, 4, 8)
+            lambda ratio=ratio: self._finished(host.decode_jpeg_window(data, window, ratio)) for ratio in (1, 2, 4, 8)
         ]
-        readers += [lambda: cut(host.decode_png(data)), lambda: cut(_pillow(data))]
+        readers += [lambda: self._finished(cut(host.decode_png(data))), lambda: cut(self._on_host(data))]
         used = {
             way
             for kind, ways in ((JPEG, (0, 1, 2, 3)), (PNG, (4,)), (PILLOW, (5,)))
             for way in ways
             if kind in self.kinds
         }
-        return self._grey(_switch(way, readers, used))
+        return _switch(way, readers, used)
 
     def ways(self, place: Any, window: Any, size: tuple[int, int]) -> tuple[Any, Any]:
         """Choose how to read `(N, 4)` windows of the images at `(N,)` places so that they are at least `size`.
 
         Returns:
             The windows, scaled down if the decoder does so, and the ways for `part`: 0 to 3 for a JPEG scaled down by
-            1, 2, 4 or 8, 4 for a PNG, 5 for any other format (read with Pillow).
+            1, 2, 4 or 8, 4 for an opaque 8-bit PNG, 5 for any other image.
         """
         how, _, _, transpose, _, _ = self.facts(place)
         least = tf.where(transpose[:, None], size[::-1], size)  # (N, 2)
@@ -120,13 +138,26 @@ class Encoded(_Table):
         way = tf.where(how == JPEG, halvings, tf.where(how == PNG, 4, 5))
         return tf.bitwise.right_shift(window, halvings[:, None]), way
 
-    def _grey(self, image: Any) -> Any:
+    def _finished(self, image: Any) -> Any:
         image.set_shape((None, None, 3))
-        return host.grey(image) if self.channels == 1 else image
+        return host.finished(image, self.reading)
+
+    def _on_host(self, data: Any) -> Any:
+        def decode(content: bytes) -> Any:
+            return host.decode(bytes(content), self.reading, sys.maxsize)  # the scan has applied the user's limit
+
+        if tf.executing_eagerly():  # tf.numpy_function would strip trailing zero bytes
+            return tf.constant(decode(data.numpy()))
+        image = tf.numpy_function(decode, [data], self.reading.dtype, stateful=False)
+        image.set_shape((None, None, self.channels))
+        return image
 
 
 class Pixels(_Table):
-    """Images as an array `(N, height, width, channels)`, uint8."""
+    """Images as an array `(N, height, width, channels)`, as uint8 or float32 on a scale of 0..255."""
+
+    def read_as(self, reading: Reading) -> None:
+        """Keep the pixels, which have been read."""
 
     def changed(self) -> list[str]:
         """Return an empty list, because an array in memory does not change."""
@@ -136,6 +167,7 @@ class Pixels(_Table):
         with tf.device("CPU:0"):
             self.images = tf.convert_to_tensor(images)
         self.channels = images.shape[-1]
+        self.reading = Reading(channels=self.channels, dtype=images.dtype.name)  # type: ignore[arg-type]
         rows = np.tile([0, images.shape[1], images.shape[2], 0, 0, 0], (len(images), 1))
         super().__init__(rows.T)
 
@@ -151,14 +183,6 @@ class Pixels(_Table):
 
 
 Store = Encoded | Pixels
-
-
-def _pillow(data: Any) -> Any:
-    if tf.executing_eagerly():  # tf.numpy_function would strip trailing zero bytes
-        return tf.constant(host.pillow_pixels(data.numpy()))
-    image = tf.numpy_function(lambda content: host.pillow_pixels(bytes(content)), [data], tf.uint8, stateful=False)
-    image.set_shape((None, None, 3))
-    return image
 
 
 def _switch(number: Any, branches: Sequence[Any], used: set[int]) -> Any:

@@ -36,7 +36,7 @@ MAX_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 # Cached results are valid only for these rules and decoder versions.
-_RULES = f"2 tensorflow {tf.__version__} pillow {PIL.__version__}"
+_RULES = f"3 tensorflow {tf.__version__} pillow {PIL.__version__}"
 _LARGE = 8_000_000  # pixels; larger images are decoded one at a time, so that memory use does not grow with the cores
 _one_at_a_time = threading.Lock()
 
@@ -50,9 +50,13 @@ class Record:
         how: Decoder that reads it. This and the next four attributes are those of `host.Header`.
         height: Height as decoded.
         width: Width as decoded.
-        orientation: EXIF orientation, not yet applied.
+        orientation: EXIF orientation, not yet applied; 1 for images that `host.decode` reads.
         notes: Remarks for the user.
         digest: Hash of the file content.
+        kind: Sample type, such as `"uint8"`. This and the next attribute are those of `host.Header`, too.
+        channels: Number of channels, not counting transparency.
+        limits: Smallest and largest sample, and the range of the sample type, or `None` if it has no fixed one; empty
+            for 8 bits.
     """
 
     reason: str = ""
@@ -62,6 +66,9 @@ class Record:
     orientation: int = 1
     notes: tuple[str, ...] = ()
     digest: str = ""
+    kind: str = "uint8"
+    channels: int = 3
+    limits: tuple[Any, ...] = ()
 
 
 def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
@@ -70,16 +77,19 @@ def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
     try:
         head = host.header(data, max_pixels)
         with _one_at_a_time if head.height * head.width > _LARGE else contextlib.nullcontext():
-            if head.how == host.PILLOW:
-                height, width, _ = host.pillow_pixels(data).shape
-                head = dataclasses.replace(head, height=height, width=width)
-            else:
-                host.decode(data, max_pixels)
+            samples = host.stored(data, head)
     except UnreadableError as error:
         return Record(str(error), digest=digest)
     except MemoryError:
         return Record("needs more memory than is available", digest=digest)
-    return Record("", head.how, head.height, head.width, head.orientation, head.notes, digest)
+    size, orientation, notes = (head.height, head.width), head.orientation, head.notes
+    if head.how == host.PILLOW:
+        samples = host.upright(samples, orientation)
+        size, orientation = samples.values.shape[:2], 1
+    if "transparent" in notes and samples.opaque:
+        notes = tuple(note for note in notes if note != "transparent")
+    limits = () if samples.kind == "uint8" else (*map(float, samples.extremes), samples.range)
+    return Record("", head.how, *size, orientation, notes, digest, head.kind, head.channels, limits)
 
 
 def check_file(path: str, max_pixels: int = host.MAX_PIXELS) -> Record:
@@ -315,9 +325,13 @@ def _cached(cache: Path | None, rules: str) -> dict[str, list[Any]]:
         if found["rules"] != rules:
             return {}
         files = found["files"]
-        return {path: [*row[:7], tuple(row[7]), row[8]] for path, row in files.items()}
+        return {path: [*row[:7], tuple(row[7]), *row[8:11], _limits(row[11])] for path, row in files.items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # missing or damaged
         return {}
+
+
+def _limits(row: Sequence[Any]) -> tuple[Any, ...]:
+    return (*row[:2], row[2] and tuple(row[2])) if row else ()
 
 
 def _stamp(path: str) -> list[int] | None:

@@ -1,18 +1,18 @@
 """Decode an image file on the host, choosing the decoder that reads it correctly.
 
-JPEG (grayscale and color) and PNG are decoded by TensorFlow kernels, which agree with Pillow to the bit and can decode
-part of a JPEG. Everything else (GIF, BMP, WebP, TIFF, AVIF, JPEG 2000, PPM, CMYK JPEG) is decoded by Pillow, because
-TensorFlow reads it incorrectly (palette BMP), not at all (TIFF, AVIF), or decodes all frames when only one is needed
-(GIF).
+JPEG (grayscale and color) and opaque 8-bit PNG are decoded by TensorFlow kernels, which agree with Pillow to the bit
+and can decode part of a JPEG. So are other PNGs, here but not inside a `tf.data` graph. TIFF that Pillow cannot read in
+full is read by `tiff`, NumPy files and DICOM by `scientific`, and everything else (GIF, BMP, WebP, AVIF, JPEG 2000,
+PPM, CMYK JPEG) by Pillow, because TensorFlow reads it incorrectly (palette BMP), not at all (AVIF), or decodes all
+frames when only one is needed (GIF).
 
-The result is always upright 8-bit RGB:
+The result is upright, and obeys `rules.Reading`:
 
-* the EXIF orientation is applied;
-* 16-bit samples keep their high byte (Pillow's `convert` would clip them); 32-bit and float samples have no fixed
-  range and are rejected;
-* transparency is dropped, as in torchvision, timm and `tf.io.decode_image`, so that a network receives the same pixels
-  in training and in serving;
-* only the first frame of an animation is used;
+* transparent images are composited on the background;
+* samples are mapped from their range to 0..255, as float32 if the dataset has more than 8 bits per sample, and as uint8
+  otherwise;
+* the orientation in EXIF, in XMP or in a TIFF tag is applied;
+* only the first frame or page is used;
 * color profiles are not applied.
 """
 
@@ -26,6 +26,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from keras_residual.reading import scientific, tiff
+from keras_residual.reading.rules import Reading, scale
+from keras_residual.reading.samples import LUMA, Samples, UnreadableError, array, fixed_range, kind_of
 
 # Decoders of a file.
 JPEG, PNG, PILLOW = 0, 1, 2
@@ -53,10 +57,6 @@ ORIENTATIONS = {
 }
 
 
-class UnreadableError(ValueError):
-    """Error for an image that cannot be used, with the reason as its message."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Header:
     """Properties of an image according to its header.
@@ -65,8 +65,10 @@ class Header:
         how: Decoder: `JPEG`, `PNG` or `PILLOW`.
         height: Height as stored, before the orientation is applied.
         width: Width as stored, before the orientation is applied.
-        orientation: EXIF orientation, 1 to 8; always 1 for `PILLOW`, because that decoder applies it.
-        notes: Remarks for the user: `"animated"`, `"several pages"`, `"transparent"`, `"16-bit"`, `"CMYK"`.
+        orientation: EXIF orientation, 1 to 8, still to be applied to the samples that `stored` returns.
+        notes: Remarks for the user: `"animated"`, `"several pages"`, `"transparent"`, `"CMYK"`.
+        kind: Sample type, such as `"uint8"`; see `samples.kind_of`.
+        channels: Number of channels, not counting transparency.
     """
 
     how: int
@@ -74,6 +76,8 @@ class Header:
     width: int
     orientation: int = 1
     notes: tuple[str, ...] = ()
+    kind: str = "uint8"
+    channels: int = 3
 
 
 def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
@@ -84,18 +88,13 @@ def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """
     _check_decoding_cost(data)
     try:
-        # Image.open reads only the header.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise UnreadableError(
-                    f"declares {width:,} x {height:,} pixels, more than max_pixels={max_pixels:,}; "
-                    "resize it, or increase max_pixels if the size is intended"
-                )
-            native = _native(image)
-            notes = tuple(name for name, found in _notes(image, data).items() if found)
-            orientation = 1 if native == PILLOW else _orientation(image, data)
-            return Header(native, height, width, orientation, notes)
+        head = _other_header(data) or _pillow_header(data)
+        if head.width * head.height > max_pixels:
+            raise UnreadableError(
+                f"declares {head.width:,} x {head.height:,} pixels, more than max_pixels={max_pixels:,}; "
+                "resize it, or increase max_pixels if the size is intended"
+            )
+        return head
     except UnreadableError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -106,32 +105,85 @@ def header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         raise UnreadableError(f"is damaged: its header cannot be read ({_short(error)})") from None
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
+def decode(data: bytes, reading: Reading | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray[Any, Any]:
     """Decode one image of any supported format to the pixels used in training and evaluation.
 
     Args:
         data: Content of the file.
+        reading: How the image is read; by default 8-bit RGB, composited on white.
         max_pixels: Larger images are rejected before decoding.
 
     Returns:
-        `(height, width, 3)`, uint8, upright.
+        `(height, width, reading.channels)`, upright, on a scale of 0..255: uint8 or float32, as `reading.dtype`.
 
     Raises:
         UnreadableError: If the image cannot be used; a `ValueError` with the reason as its message.
     """
+    reading = Reading() if reading is None else reading
     head = header(data, max_pixels)
-    if head.how == PILLOW:
-        return pillow_pixels(data)
+    samples = stored(data, head)
+    return array(upright(samples, head.orientation), reading)
+
+
+def stored(data: bytes, head: Header) -> Samples:
+    """Return the samples of an image; upright, except if `head.orientation` is not 1.
+
+    Raises:
+        UnreadableError: If the image cannot be decoded.
+    """
+    try:
+        if head.how in (JPEG, PNG):
+            return Samples(_native_pixels(data, head))
+        if data.startswith(b"\x89PNG"):
+            return _png_samples(data, head)
+        if scientific.is_ours(data):
+            return scientific.samples(data)
+        page = tiff.page(data)
+        if page is not None:
+            return upright(tiff.samples(data, page), page.orientation)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return picture_samples(image)
+    except (UnreadableError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableError(f"is damaged or truncated ({_short(error)})") from None
+
+
+def _native_pixels(data: bytes, head: Header) -> np.ndarray[Any, Any]:
+    return _decoded_by_tensorflow(decode_jpeg if head.how == JPEG else decode_png, data, head)
+
+
+def _png_samples(data: bytes, head: Header) -> Samples:
+    """Read a PNG with transparency or 16 bits; unlike Pillow, TensorFlow keeps both."""
+    alpha = "transparent" in head.notes
+    dtype = tf.uint16 if head.kind == "uint16" else tf.uint8
+    values = _decoded_by_tensorflow(lambda d: tf.io.decode_png(d, 4 if alpha else 3, dtype), data, head)
+    color = values[..., : head.channels]
+    return Samples(color, fixed_range(color.dtype), values[..., 3:] if alpha else None)
+
+
+def _decoded_by_tensorflow(decoder: Any, data: bytes, head: Header) -> np.ndarray[Any, Any]:
     try:
         with tf.device("CPU:0"):
-            image = (decode_jpeg if head.how == JPEG else decode_png)(tf.constant(data)).numpy()
+            image = decoder(tf.constant(data)).numpy()
     except tf.errors.OpError:
         raise UnreadableError("is damaged or truncated: its header is complete, but its pixels are not") from None
     if image.shape[:2] != (head.height, head.width):
         raise UnreadableError("is damaged: its size differs from the size in its header")
-    transpose, upside_down, mirrored = ORIENTATIONS[head.orientation]
-    image = image.transpose(1, 0, 2) if transpose else image
-    return np.ascontiguousarray(image[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+    return image
+
+
+def upright(samples: Samples, orientation: int) -> Samples:
+    """Turn and mirror samples as an EXIF orientation requires."""
+    transpose, upside_down, mirrored = ORIENTATIONS.get(orientation, ORIENTATIONS[1])
+
+    def turned(image: Any) -> Any:
+        if image is None:
+            return None
+        image = image.transpose(1, 0, 2) if transpose else image
+        return image[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+
+    return dataclasses.replace(samples, values=turned(samples.values), alpha=turned(samples.alpha))
 
 
 def decode_jpeg(data: Any, ratio: int = 1) -> Any:
@@ -158,49 +210,60 @@ def decode_png(data: Any) -> Any:
     return tf.io.decode_png(data, channels=3)
 
 
-def pillow_pixels(data: bytes) -> np.ndarray[Any, Any]:
-    """Decode an image with Pillow to `(height, width, 3)`, uint8, upright; slower, but for every supported format.
-
-    Raises:
-        UnreadableError: If the image cannot be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return rgb(image)
-    except UnreadableError:
-        raise
-    except Exception as error:
-        raise UnreadableError(f"is damaged or truncated ({_short(error)})") from None
-
-
-def rgb(image: Image.Image) -> np.ndarray[Any, Any]:
-    """Return the pixels of a PIL image of any mode: `(height, width, 3)`, uint8, upright.
+def picture(image: Image.Image, reading: Reading | None = None) -> np.ndarray[Any, Any]:
+    """Return the pixels of a PIL image of any mode, upright, as `decode` returns those of a file.
 
     Raises:
         UnreadableError: If the image cannot be decoded or converted.
     """
     try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            grey = (np.asarray(image) >> 8).astype("uint8")
-            return np.repeat(grey[..., None], 3, axis=-1)
-        if image.mode in ("I", "F"):
-            raise UnreadableError("has 32-bit samples, which have no fixed range; save it with 8 or 16 bits")
-        if image.mode in ("LAB", "HSV"):
-            raise UnreadableError(f"is in the {image.mode} color space; save it as RGB")
-        if image.mode in ("La", "RGBa"):  # premultiplied alpha
-            image = image.convert("LA" if image.mode == "La" else "RGBA")
-        return np.array(image.convert("RGB"))
-    except UnreadableError:
+        samples = picture_samples(image)
+    except (UnreadableError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableError(f"is damaged or truncated ({_short(error)})") from None
+    return array(samples, Reading() if reading is None else reading)
+
+
+def picture_samples(image: Image.Image) -> Samples:
+    """Return the samples of a PIL image, upright."""
+    ppm = image.format == "PPM"
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)[..., None]
+        return Samples(values.astype("uint16"), fixed_range("uint16"))
+    if image.mode == "I" and ppm:  # Pillow scales more than 8 bits to 16
+        return Samples(np.asarray(image)[..., None].astype("uint16"), fixed_range("uint16"))
+    if image.mode in ("I", "F"):
+        return Samples(np.asarray(image)[..., None], None)
+    if image.mode in ("LAB", "HSV"):
+        raise UnreadableError(f"is in the {image.mode} color space; save it as RGB")
+    grey = image.mode in ("1", "L", "LA", "La")
+    if not _transparent(image):
+        values = np.array(image.convert("L" if grey else "RGB"))
+        return Samples(values[..., None] if grey else values)
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha
+        image = image.convert("LA" if grey else "RGBA")
+    values = np.array(image.convert("RGBA"))
+    return Samples(values[..., : 1 if grey else 3], alpha=values[..., 3:])
+
+
+def finished(image: Any, reading: Reading) -> Any:
+    """Turn 8-bit opaque RGB `(..., 3)`, a tensor, into what `reading` describes, as `decode` does."""
+    if reading.channels == 1 and reading.range is None:
+        image = grey(image)
+    if reading.range is not None:
+        image = tf.clip_by_value(scale(tf.cast(image, tf.float32), *reading.range), 0.0, 255.0)
+        if reading.channels == 1:
+            image = tf.reduce_sum(image * (np.array(LUMA, "float32") / 0x10000), -1, keepdims=True)
+        image = tf.round(image) if reading.dtype == "uint8" else image
+    return tf.cast(image, reading.dtype)
 
 
 def grey(image: Any) -> Any:
     """Convert RGB `(..., 3)` to grayscale `(..., 1)`, a uint8 tensor, with Pillow's formula for mode "L"."""
-    parts = tf.cast(image, tf.int32) * tf.constant([19595, 38470, 7471])
+    parts = tf.cast(image, tf.int32) * tf.constant(LUMA)
     return tf.cast((tf.reduce_sum(parts, -1, keepdims=True) + 0x8000) // 0x10000, tf.uint8)
 
 
@@ -215,19 +278,59 @@ def _check_decoding_cost(data: bytes) -> None:
         raise UnreadableError("is damaged: it has far more compressed texts than any encoder writes")
 
 
-def _native(image: Image.Image) -> int:
+def _other_header(data: bytes) -> Header | None:
+    """Return the header of a file that Pillow does not read, or not in full; `None` for any other file."""
+    if scientific.is_ours(data):
+        height, width, channels, kind, notes = scientific.header(data)
+        return Header(PILLOW, height, width, 1, notes, kind, channels)
+    page = tiff.page(data)
+    if page is None:
+        return None
+    height, width = (page.width, page.height) if page.orientation > 4 else (page.height, page.width)
+    notes = {"several pages": tiff.has_more_pages(data), "transparent": page.alpha}
+    kind = kind_of(page.dtype, page.range)
+    return Header(PILLOW, height, width, 1, tuple(n for n, found in notes.items() if found), kind, page.channels)
+
+
+def _pillow_header(data: bytes) -> Header:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads only the header
+        width, height = image.size
+        native = _native(image, data)
+        notes = tuple(name for name, found in _notes(image).items() if found)
+        turned_by_us = native != PILLOW or image.format == "PNG"
+        orientation = _orientation(image, data) if turned_by_us else 1
+        return Header(native, height, width, orientation, notes, _kind(image, data), _channels(image, data))
+
+
+def _native(image: Image.Image, data: bytes) -> int:
     if image.format in ("JPEG", "MPO"):
         return JPEG if image.mode in ("L", "RGB") else PILLOW
-    return PNG if image.format == "PNG" else PILLOW
+    plain = image.format == "PNG" and data[24:25] != b"\x10" and not _transparent(image)
+    return PNG if plain else PILLOW
 
 
-def _notes(image: Image.Image, data: bytes) -> dict[str, bool]:
-    png = image.format == "PNG"
+def _kind(image: Image.Image, data: bytes) -> str:
+    if image.format == "PNG":
+        return "uint16" if data[24:25] == b"\x10" else "uint8"
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    return "uint16" if wide else {"I": "int32", "F": "float32"}.get(image.mode, "uint8")
+
+
+def _channels(image: Image.Image, data: bytes) -> int:
+    if image.format == "PNG":
+        return 1 if data[25:26] in (b"\0", b"\4") else 3
+    return 1 if image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16") else 3
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _notes(image: Image.Image) -> dict[str, bool]:
     return {
         "animated": image.format not in ("MPO", "TIFF") and bool(getattr(image, "is_animated", False)),
         "several pages": image.format == "TIFF" and getattr(image, "n_frames", 1) > 1,
-        "transparent": image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
-        "16-bit": image.mode.startswith("I;16") or (png and data[24:25] == b"\x10"),
+        "transparent": _transparent(image),
         "CMYK": image.mode == "CMYK",
     }
 

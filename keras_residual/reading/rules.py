@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-__all__ = ["Reading", "background_color", "value_range"]
+import numpy as np
+
+__all__ = ["Reading", "background_color", "composite", "scale", "value_range"]
 
 Color = tuple[int, int, int]
 _COLORS: dict[str, Color] = {"white": (255, 255, 255), "black": (0, 0, 0)}
@@ -41,6 +43,32 @@ class Reading:
             return cls(background=None)
         tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
         return cls(**{**settings, **tuples})
+
+
+# NumPy and TensorFlow give the same bits for both formulas. In floating point, no addition follows a multiplication,
+# because compilers may fuse the two.
+
+
+def composite(color: Any, alpha: Any, background: Any) -> Any:
+    """Blend 8-bit colors with a background by their opacity, rounded to the nearest integer.
+
+    Args:
+        color: int32 array or tensor `(..., channels)` of 0..255, not premultiplied.
+        alpha: int32 array or tensor `(..., 1)` of 0..255.
+        background: `channels` integers of 0..255, of the same type.
+    """
+    return (color * alpha + background * (255 - alpha) + 127) // 255
+
+
+def scale(samples: Any, low: float, high: float) -> Any:
+    """Map samples from `low`..`high` to 0..255, without clipping.
+
+    Args:
+        samples: float32 array or tensor.
+        low: Sample value that becomes 0.
+        high: Sample value that becomes 255.
+    """
+    return (samples - np.float32(low)) * np.float32(255 / (high - low))
 
 
 def background_color(given: Any) -> Color | None:

@@ -31,6 +31,7 @@ class Preprocess(keras.layers.Layer):
         crop_mode: `"center"` keeps the aspect ratio and crops the longer side, `"squash"` changes the aspect ratio, and
             `"border"` keeps the whole image and pads it with the mean.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`; antialiased except for `"nearest"`.
+        rounded: Whether each pass of resizing rounds to integers, as in PIL; false for images of more than 8 bits.
 
     Raises:
         ValueError: For an unknown interpolation or crop mode, or a crop outside (0, 1].
@@ -44,6 +45,7 @@ class Preprocess(keras.layers.Layer):
         crop: float = Weights.crop,
         crop_mode: CropMode | str = Weights.crop_mode,
         interpolation: Interpolation | str = "bicubic",
+        rounded: bool = True,
         **kwargs: Any,
     ) -> None:
         kwargs.setdefault("dtype", "float32")  # half precision is too coarse for values of 0..255
@@ -58,6 +60,7 @@ class Preprocess(keras.layers.Layer):
             raise ValueError(f"`crop` must be a fraction of the image, 0 < crop <= 1; got {crop}.")
         self.size, self.mean, self.std = (int(size[0]), int(size[1])), tuple(mean), tuple(std)
         self.crop, self.crop_mode, self.interpolation = crop, crop_mode, interpolation
+        self.rounded = rounded
         # `call` must get the unconverted 8-bit values
         self.autocast = False
 
@@ -76,8 +79,9 @@ class Preprocess(keras.layers.Layer):
             sides = [float(s) if isinstance(s, int) else ops.cast(s, "float64") for s in (height, width)]
             ratio = _extreme(sides[0] / tall, sides[1] / wide, largest=self.crop_mode == "border")
             new = tuple(_extreme_int(_round(side / ratio), 1) for side in sides)
-        for target in ((height, new[1]), new):  # PIL's two passes, each rounded to integers
-            x = ops.clip(ops.round(primitives.resize(x, target, self.interpolation)), 0.0, 255.0)
+        for target in ((height, new[1]), new):  # PIL's two passes
+            x = primitives.resize(x, target, self.interpolation)
+            x = ops.clip(ops.round(x) if self.rounded else x, 0.0, 255.0)
         fill = self.fill if self.crop_mode == "border" else (0.0,) * len(self.mean)
         x = _crop_or_pad(x, new, self.size, fill)
         x = (x / 255.0 - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(self.std, "float32")
@@ -94,7 +98,8 @@ class Preprocess(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         names = ("size", "mean", "std", "crop", "crop_mode", "interpolation")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        config = {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        return config if self.rounded else {**config, "rounded": False}
 
 
 def preprocessing(source: str | os.PathLike[str] | Weights, revision: str | None = None) -> Preprocess:
