@@ -1,5 +1,6 @@
 """Encoded images in a served graph: the pixels of the training decoder, and one bad image harms no other."""
 
+import functools
 import io
 import struct
 import time
@@ -12,8 +13,8 @@ import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
 import keras_residual as kr
-from keras_residual.data import decode
-from keras_residual.reading import graph
+from keras_residual.data import decode, validation
+from keras_residual.reading import graph, host
 from keras_residual.reading.rules import Reading
 
 from .data_images import exif, png, seen
@@ -256,6 +257,59 @@ def test_gray_networks_see_the_composited_image():
 def test_other_channels_of_a_bmp_are_refused():
     _, reason = directly(Reading())(masked_bmp((0xFF, 0xFF00, 0xFF0000, 0xFF000000)))
     assert "unusual channels" in reason
+
+
+def jpegs():
+    """Name -> bytes of whole JPEGs, some of which end in the gray of missing blocks."""
+    gray = Image.new("RGB", (53, 45), (128, 128, 128))
+    for name, image in {"photo": picture(), "grey": picture().convert("L"), "flat": gray}.items():
+        yield name, encoded(image, "JPEG")
+        yield f"{name}, no subsampling", encoded(image, "JPEG", subsampling=0)
+        yield f"{name}, restarts", encoded(image, "JPEG", restart_marker_blocks=3)
+        yield f"{name}, progressive", encoded(image, "JPEG", progressive=True)
+
+
+def verdicts(data):
+    """What the scan, the training decoder and the graph make of a JPEG: whether they accept it."""
+    (decoded,) = validation.decoded(host.decode, [data])
+    _, (error,) = directly_with_verdict(data)
+    return not validation.scan_bytes([data])[0].reason, isinstance(decoded, np.ndarray), not error
+
+
+@functools.cache
+def _batch_decoder():
+    def prepare(pixels):
+        return tf.zeros((1, 1, 1, 1)) + tf.reduce_mean(tf.cast(pixels, tf.float32))
+
+    function = functools.partial(
+        graph.decode_batch, reading=Reading(), prepare=prepare, shape=(1, 1, 1), max_pixels=10**7
+    )
+    return tf.function(function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
+
+
+def directly_with_verdict(*contents):
+    rows, errors = _batch_decoder()(tf.constant(contents))
+    return rows, [error.decode() for error in errors.numpy()]
+
+
+def test_a_jpeg_with_all_its_pixels_is_accepted_everywhere():
+    """Whole, without its end marker or half of it, with bytes behind it."""
+    for name, data in jpegs():
+        for ending in (data, data[:-2], data[:-1], data + b"trailer"):
+            assert verdicts(ending) == (True, True, True), name
+            np.testing.assert_array_equal(host.decode(ending), seen(data), name)
+
+
+def test_a_jpeg_that_ends_early_is_refused_everywhere():
+    """Also where an end marker hides it; without one in progressive files too."""
+    for name, data in jpegs():
+        if "flat" not in name:
+            start = data.rindex(b"\xff\xda") + 14
+            for part in (0.3, 0.5, 0.8):
+                cut = data[: start + int(part * (len(data) - start))]
+                assert verdicts(cut) == (False, False, False), name
+                if "progressive" not in name:
+                    assert verdicts(cut + b"\xff\xd9") == (False, False, False), name
 
 
 def deep_png(values, alpha=None):

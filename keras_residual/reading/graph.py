@@ -85,7 +85,8 @@ class _Header(NamedTuple):
         orientation: EXIF orientation, 1 to 8.
         deep: True for a PNG with 16 bits per sample.
         transparent: True if the image has an alpha channel or a transparent color.
-        places: Of a GIF, see `_parse_gif`.
+        places: Of a GIF, see `_parse_gif`; of a JPEG the start of the data of its first scan, and 1 if
+            it is progressive.
     """
 
     kind: Any
@@ -107,7 +108,7 @@ def _decoder(reading: Reading) -> Callable[[Any, _Header], Any]:
         image = tf.switch_case(
             header.kind - _JPEG,
             [
-                lambda: _scaled(host.decode_jpeg(content), reading),
+                lambda: _scaled(_decode_jpeg(content, header.places), reading),
                 lambda: decode_png(content, header, reading),
                 lambda: _decode_gif(content, header.places, reading),
                 lambda: _decode_any(content, header, reading),
@@ -119,6 +120,43 @@ def _decoder(reading: Reading) -> Callable[[Any, _Header], Any]:
         return _turned(image, header.orientation)
 
     return tf.function(decode, autograph=False)
+
+
+# Two continuations of the data of a JPEG, each with all restart markers, of which the decoder waits for one.
+_CONTINUATIONS = tuple(
+    b"".join(data + bytes((0xFF, 0xD0 + i % 8)) for i in range(16))
+    for data in (bytes(64), bytes((89 * i + 167) % 251 for i in range(64)))
+)
+
+
+def _decode_jpeg(content: Any, places: Any) -> Any:
+    """Decode a JPEG, and fail if its data end early, about which libjpeg only prints a warning.
+
+    libjpeg makes missing blocks gray. If the last pixel is of this gray, or if the end marker is missing, the data are
+    continued in two ways: the images differ only if some of the data are missing. This is not done for every JPEG,
+    because libjpeg prints a warning about the continuation. It does not find an early end marker in a progressive JPEG,
+    or in the last block of any other.
+    """
+    image = host.decode_jpeg(content)
+    start, progressive = places[0], places[1] > 0
+    rest = tf.strings.substr(content, start, tf.cast(tf.strings.length(content), tf.int64))
+    no_end = _count(rest, b"\xff\xd9") == 0
+
+    def checked() -> Any:
+        data = tf.io.decode_raw(rest, tf.uint8)
+        # The last byte is only data if it is not the beginning of a marker.
+        size = tf.size(data, tf.int64) - tf.cast(data[-1] == 0xFF, tf.int64)
+        following = data[1:]
+        restart = (following >= 0xD0) & (following <= 0xD7)
+        last = tf.where(progressive, following == 0xD9, (following != 0) & ~restart)
+        markers = tf.where((data[:-1] == 0xFF) & last)[:, 0]
+        size = tf.concat([markers, size[None]], 0)[0]
+        given = tf.strings.substr(content, tf.zeros_like(start), start + size)
+        one, other = (host.decode_jpeg(tf.strings.join([given, more])) for more in _CONTINUATIONS)
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(one == other), ["pixels are missing"])]):
+            return tf.identity(image)
+
+    return tf.cond(no_end | tf.reduce_all(image[-1, -1] == 128), checked, lambda: image)
 
 
 def _decode_png(content: Any, header: _Header, reading: Reading) -> Any:
@@ -316,13 +354,13 @@ def _read_header(content: Any) -> _Header:
 
 
 def _parse_jpeg(data: Any) -> tuple[Any, ...]:
-    """Return height, width, the reason to reject it or "", and start and length of the EXIF data."""
+    """Return the properties of a JPEG, in the order of `found` in `_read_header`."""
     none = tf.constant(0, tf.int64)
 
-    def searching(place: Any, size: Any, _: Any) -> Any:
-        return (place + 10 < tf.size(data, tf.int64)) & (size[1] == 0)
+    def searching(place: Any, size: Any, exif: Any, scan: Any) -> Any:
+        return (place + 10 < tf.size(data, tf.int64)) & (scan == 0)
 
-    def step(place: Any, size: Any, exif: Any) -> tuple[Any, Any, Any]:
+    def step(place: Any, size: Any, exif: Any, scan: Any) -> tuple[Any, Any, Any, Any]:
         marker = _big(data, place + 1, 1)
         frame = (marker >= 0xC0) & (marker <= 0xCF) & (marker != 0xC4) & (marker != 0xC8) & (marker != 0xCC)
         here = tf.concat([_big(data, tf.add(place, [5, 7]), 2), _big(data, place + 9, 1)[None]], 0)
@@ -333,12 +371,15 @@ def _parse_jpeg(data: Any) -> tuple[Any, ...]:
         filling = (marker == 0xFF) | (_big(data, place, 1) != 0xFF)
         without_length = (marker <= 1) | ((marker >= 0xD0) & (marker <= 0xD7))
         length = tf.where(without_length, tf.zeros_like(place), length)
-        return place + tf.where(filling, tf.ones_like(place), 2 + length), tf.where(frame, here, size), exif
+        after = place + tf.where(filling, tf.ones_like(place), 2 + length)
+        here = tf.concat([here, tf.cast(marker > 0xC1, tf.int64)[None]], 0)
+        size = tf.where(frame & ~filling & (size[1] == 0), here, size)
+        return after, size, exif, tf.where((marker == 0xDA) & ~filling, after, scan)
 
-    state = (none + 2, tf.zeros(3, tf.int64), tf.zeros(2, tf.int64))
-    _, size, exif = tf.while_loop(searching, step, state, maximum_iterations=_MOST_PARTS)
-    height, width, channels = tf.unstack(size)
-    return height, width, tf.where(channels == 4, _CMYK, ""), exif
+    state = (none + 2, tf.zeros(4, tf.int64), tf.zeros(2, tf.int64), none)
+    _, size, exif, scan = tf.while_loop(searching, step, state, maximum_iterations=_MOST_PARTS)
+    height, width, channels, progressive = tf.unstack(size)
+    return height, width, tf.where(channels == 4, _CMYK, ""), exif, False, tf.stack([scan, progressive, none, none])
 
 
 def _parse_gif(data: Any) -> tuple[Any, ...]:
