@@ -19,6 +19,7 @@ from keras_residual.reading.rules import Reading
 
 from .data_images import exif, png, seen
 from .mutants import on_a_canvas
+from .reading_table import decoder
 from .tools import noise
 
 SIZE = (24, 32, 3)
@@ -177,22 +178,6 @@ def film(kind, **options):
     return encoded(picture(), kind, save_all=True, append_images=[picture(seed=i) for i in (1, 2)], **options)
 
 
-def directly(reading):
-    """The decoder without a network: bytes -> pixels, and the reason to reject them."""
-
-    @tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
-    def decoded(content):
-        header = graph._read_header(content)
-        empty = tf.zeros((0, 0, reading.channels), reading.dtype)
-        return tf.cond(header.reason == "", lambda: graph._decoder(reading)(content, header), lambda: empty), header
-
-    def call(data):
-        pixels, header = decoded(data)
-        return pixels.numpy(), header.reason.numpy().decode()
-
-    return call
-
-
 def mixed(kind, **options):
     """A picture of which a part is transparent, with other colours under it."""
     image = picture()
@@ -241,7 +226,7 @@ def masked_bmp(masks):
 @pytest.mark.parametrize("background", [(255, 255, 255), (10, 200, 30), None], ids=["white", "green", "dropped"])
 def test_transparent_images_are_composited(background):
     """To the bit, in every format with transparency; a shallow palette without it used to look nearly transparent."""
-    decoded = directly(Reading(background=background))
+    decoded = decoder(Reading(background=background))
     for name, data in transparent_files():
         pixels, reason = decoded(data)
         assert reason == "", name
@@ -249,13 +234,13 @@ def test_transparent_images_are_composited(background):
 
 
 def test_gray_networks_see_the_composited_image():
-    pixels, _ = directly(Reading(background=(10, 200, 30), channels=1))(mixed("PNG"))
+    pixels, _ = decoder(Reading(background=(10, 200, 30), channels=1))(mixed("PNG"))
     wanted = Image.fromarray(seen(mixed("PNG"), (10, 200, 30))).convert("L")
     np.testing.assert_array_equal(pixels[..., 0], np.asarray(wanted))
 
 
 def test_other_channels_of_a_bmp_are_refused():
-    _, reason = directly(Reading())(masked_bmp((0xFF, 0xFF00, 0xFF0000, 0xFF000000)))
+    _, reason = decoder(Reading())(masked_bmp((0xFF, 0xFF00, 0xFF0000, 0xFF000000)))
     assert "unusual channels" in reason
 
 
@@ -272,7 +257,7 @@ def jpegs():
 def verdicts(data):
     """What the scan, the training decoder and the graph make of a JPEG: whether they accept it."""
     (decoded,) = validation.decoded(host.decode, [data])
-    _, (error,) = directly_with_verdict(data)
+    _, (error,) = verdict_of_graph(data)
     return not validation.scan_bytes([data])[0].reason, isinstance(decoded, np.ndarray), not error
 
 
@@ -287,7 +272,7 @@ def _batch_decoder():
     return tf.function(function, input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
 
 
-def directly_with_verdict(*contents):
+def verdict_of_graph(*contents):
     rows, errors = _batch_decoder()(tf.constant(contents))
     return rows, [error.decode() for error in errors.numpy()]
 
@@ -324,7 +309,7 @@ def deep_png(values, alpha=None):
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_sixteen_bits_keep_their_precision(dtype, limits):
     """Scaled in NumPy from the numbers that were written; of uint8 without a range the upper byte is used."""
-    decoded = directly(Reading((10, 200, 30), limits, 3, dtype))
+    decoded = decoder(Reading((10, 200, 30), limits, 3, dtype))
     draw = np.random.default_rng(4)
     color, alpha = draw.integers(0, 65536, (9, 11, 3)), draw.integers(0, 65536, (9, 11, 1))
     low, high = limits or (0, 65535)
@@ -373,7 +358,7 @@ def turned_files():
 
 
 def test_an_orientation_outside_exif_is_refused():
-    decoded = directly(Reading())
+    decoded = decoder(Reading())
     for name, data, orientation in turned_files():
         pixels, reason = decoded(data)
         if orientation == 1:
@@ -385,7 +370,7 @@ def test_an_orientation_outside_exif_is_refused():
 
 
 def test_exif_comes_first_and_is_found_behind_the_pixels():
-    decoded = directly(Reading())
+    decoded = decoder(Reading())
     both = encoded(picture(), "JPEG", exif=exif(8), xmp=xmp(6))
     png = encoded(picture(), "PNG", exif=exif(6))
     start = png.index(b"eXIf") - 4
