@@ -113,7 +113,8 @@ class Classifier:
 
         if isinstance(pixels, str):
             return pixels
-        return too_long(pixels, self.preprocess.size) or self._prepared(pixels)
+        long = self.preprocess.crop_mode == "center" and too_long(pixels, self.preprocess.size)
+        return long or self._prepared(pixels)
 
     def _prediction(self, name: str, row: np.ndarray[Any, Any]) -> Prediction:
         best = int(row.argmax())

@@ -29,8 +29,9 @@ def draw_curves(
     best: int | None = None,
     head: int = 0,
     constant: float | None = None,
+    baseline: tuple[str, float] | None = None,
 ) -> None:
-    """Plot loss and accuracy per epoch, for training and validation.
+    """Plot loss and accuracy for training and validation and, if the history has it, the learning rate, per epoch.
 
     Args:
         history: Values per epoch by name, as in `keras.callbacks.History.history`: `loss`, `accuracy`, `val_loss` ...
@@ -39,9 +40,11 @@ def draw_curves(
         best: Index of the epoch whose weights were kept, counted from 0.
         head: Number of epochs that trained only the head; drawn on a grey background.
         constant: Accuracy of the majority-class baseline; drawn as a dotted line.
+        baseline: Name and accuracy of another baseline; drawn as a dashed line.
     """
-    figure, axes = canvas(1, 2, (9, 3.6))
-    for axis, name in zip(axes[0], ("loss", "accuracy"), strict=True):
+    names = ("loss", "accuracy", *(["learning_rate"] if history.get("learning_rate") else []))
+    figure, axes = canvas(1, len(names), (4.5 * len(names), 3.6))
+    for axis, name in zip(axes[0], names, strict=True):
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "validation", "--")):
             if history.get(key):
                 marker = "o" if len(history[key]) < 10 else None  # a line with a single point is invisible
@@ -51,7 +54,7 @@ def draw_curves(
         if len(history[name]) == 1:  # otherwise the axis shows fractions of an epoch
             axis.set_xlim(0, 2)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(name)
+        axis.set_ylabel(name.replace("_", " "))
         axis.grid(alpha=0.3)
         if best is not None and history.get(f"val_{name}"):
             value = history[f"val_{name}"][best]
@@ -59,13 +62,15 @@ def draw_curves(
             axis.plot([best + 1], [value], "*", color="tab:red", markersize=12, zorder=5, label=kept)
         if name == "accuracy" and constant is not None:
             axis.axhline(constant, color="grey", linestyle=":", label="majority class")
+        if name == "accuracy" and baseline is not None:
+            axis.axhline(baseline[1], color="tab:green", linestyle="-.", linewidth=1, label=baseline[0])
         if head:
             axis.axvspan(1, head + 0.5, color="grey", alpha=0.12, lw=0, label="head only")
-        if axis.lines:
+        if axis.lines and name != "learning_rate":  # which has a single line
             axis.legend(fontsize=8)
     shown = [key for key in ("accuracy", "val_accuracy") if history.get(key)]
     low = min((min(history[key][len(history[key]) // 4 :]) for key in shown), default=0.0)
-    bottom = max(0.0, min(low, 1.0 if constant is None else constant) - 0.02)
+    bottom = max(0.0, min([low, *[y for y in (constant, baseline and baseline[1]) if y is not None]]) - 0.02)
     axes[0, 1].set_ylim(bottom, 1 + 0.1 * (1 - bottom))  # leave room above a line at 1, without a tick
     axes[0, 1].yaxis.set_major_formatter(
         lambda value, _: f"{value:.0%}" if (100 * value) % 1 < 1e-6 else f"{value:.1%}"
@@ -75,7 +80,10 @@ def draw_curves(
 
 
 def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, title: str) -> None:
-    """Draw a confusion matrix with counts; for more than 60 classes, the most frequently confused pairs instead.
+    """Draw a confusion matrix; for more than 60 classes, the most frequently confused pairs instead.
+
+    Each cell has its share of the images of its true class, as color and in percent, and below it the number of images.
+    The names of the classes are followed by their totals.
 
     Args:
         truth: Indices of the true classes `(N,)`.
@@ -90,18 +98,19 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
         return
     matrix = np.zeros((len(labels), len(labels)), int)
     np.add.at(matrix, (truth, guesses), 1)
-    side = min(14.0, max(5.2, 2.2 + 0.3 * len(labels)))
+    side = min(14.0, max(5.2, 3.2 + 0.42 * len(labels)))  # inches
     figure, axes = canvas(1, 1, (side + 0.4, side))
     axis = axes[0, 0]
-    diagonal = np.eye(len(labels), dtype=bool)
-    # Scale the colours separately; otherwise a few mistakes would hardly be visible next to many correct predictions.
-    for cmap, part in (("Blues", diagonal), ("Reds", ~diagonal)):
-        shown = np.ma.masked_where(~part | (matrix == 0), matrix)
-        pale = 1.6 * max(1, matrix[part].max())  # keeps cells pale enough for black text
-        axis.imshow(shown, cmap=cmap, vmin=0, vmax=pale)
-    if len(labels) <= 40:
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    drawn = axis.imshow(np.ma.masked_where(matrix == 0, shares), cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(drawn, ax=axis, shrink=0.8, label="% of the images of the true class")
+    if len(labels) <= 25:
         for row, column in np.argwhere(matrix):
-            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=9 if side < 7 else 7)
+            color = "white" if shares[row, column] > 55 else "black"
+            place = {"ha": "center", "color": color, "fontsize": 9 if side < 7 else 7}
+            axis.text(column, row, f"{shares[row, column]:.0f}%", va="bottom", **place)
+            place["fontsize"] -= 2
+            axis.text(column, row, f"{matrix[row, column]:,}", va="top", **place)
     if len(labels) <= 40:  # separate adjacent cells of the same colour
         axis.set_xticks(np.arange(len(labels) - 1) + 0.5, minor=True)
         axis.set_yticks(np.arange(len(labels) - 1) + 0.5, minor=True)
@@ -109,10 +118,13 @@ def draw_confusion(truth: Any, guesses: Any, labels: Sequence[str], path: Path, 
         axis.tick_params(which="minor", length=0)
     names = [short(label) for label in labels]
     long = 0.09 * max(map(len, names)) > 0.75 * side / len(labels)  # inches: text width > cell width
-    axis.set_xticks(range(len(labels)), names, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
-    axis.set_yticks(range(len(labels)), names, fontsize=9 if side < 14 else 6)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+    below, left = ([f"{name} ({total:,})" for name, total in zip(names, matrix.sum(of), strict=True)] for of in (0, 1))
+    if not long:
+        below = [f"{name}\n({total:,})" for name, total in zip(names, matrix.sum(0), strict=True)]
+    axis.set_xticks(range(len(labels)), below, rotation=90 if long else 0, fontsize=9 if side < 14 else 6)
+    axis.set_yticks(range(len(labels)), left, fontsize=9 if side < 14 else 6)
+    axis.set_xlabel("predicted class (images predicted as it)")
+    axis.set_ylabel("true class (images)")
     figure.suptitle(literal(title))
     save(figure, path)
 
@@ -144,22 +156,30 @@ def draw_mistakes(
     """Draw a grid of images with a caption below each.
 
     Args:
-        images: Arrays `(H, W, C)` of any size with values 0 to 255; may be empty.
+        images: Arrays `(H, W, C)` of any size with values 0 to 255, of which at most three channels are drawn; may be
+            empty.
         captions: One caption per image.
         path: PNG file to write.
         title: Title of the figure.
         columns: Images per row.
     """
+    columns = max(1, min(columns, len(images)))  # no empty canvas beside a few images
     rows = max(1, -(-len(images) // columns))
-    figure, axes = canvas(rows, columns, (2.2 * columns, (2.3 * rows if len(images) else 0) + 0.5))
+    width = max(2.2 * columns, 0.1 * len(title))  # inches; the title must fit
+    figure, axes = canvas(rows, columns, (width, (2.3 * rows if len(images) else 0) + 0.5))
     cells = np.ravel(axes)
     for cell in cells:
         cell.set_axis_off()
     for cell, image, caption in zip(cells, images, captions, strict=False):
-        cell.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        cell.imshow(_drawn(image), cmap="gray", vmin=0, vmax=255)
         cell.set_title(caption, fontsize=8, y=0, va="top", pad=-4)
     figure.suptitle(literal(title))
     save(figure, path)
+
+
+def _drawn(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the channels that can be drawn: the first three, or the first of fewer."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 
 def short(label: str, most: int = 18) -> str:

@@ -17,7 +17,9 @@ import keras
 import numpy as np
 
 from keras_residual import __version__, figures, reports
+from keras_residual.baseline import Baseline, on_features, on_pixels
 from keras_residual.classifier import Classifier
+from keras_residual.graph import classifier_input, connected
 from keras_residual.io import announce, expand, literal, sha256
 from keras_residual.models import find
 from keras_residual.models._checkpoints import default_checkpoint, require_architecture
@@ -31,6 +33,8 @@ __all__ = ["finetune"]
 # Upper limit of a class weight relative to the most frequent class: two images that make up half of the loss would be
 # memorised.
 MOST_WEIGHT = 10.0
+SHEET = "augmented.png"
+MOST_LOST = 1 / 3  # part of the typical image outside the evaluation crop, above which a warning is printed
 UNBALANCED = 3  # ratio of the largest to the smallest class, above which classes are weighted
 
 
@@ -49,6 +53,10 @@ def finetune(
     learning_rate: float | None = None,
     head_epochs: int | None = None,
     batch_norm: str | None = None,
+    resize: str | None = None,
+    flip: str | bool | None = None,
+    augment: str | None = None,
+    crop_scale: tuple[float, float] | None = None,
     class_weights: bool | str = "auto",
     patience: int | None = None,
     precision: str = "auto",
@@ -85,6 +93,16 @@ def finetune(
         learning_rate: Peak learning rate, for this batch size.
         head_epochs: How many of the epochs train only the head; all of them for a linear probe.
         batch_norm: `"frozen"` keeps the checkpoint's statistics, `"train"` updates them.
+        resize: `"crop"` crops images to the network's aspect ratio, `"squash"` resizes the whole image, ignoring its
+            aspect ratio, and `"letterbox"` resizes the whole image and pads it with the mean color, in training and
+            evaluation alike; by default random crops in training and the checkpoint's crop in evaluation, or what
+            corresponds to the crops of `recipe`.
+        flip: `"none"`, `"horizontal"`, `"vertical"` or `"both"`: how images are mirrored at random; by default as in
+            the recipe, horizontally.
+        augment: `"none"` for no random changes, crops and flips included; `"light"` for colors, small rotations,
+            shifts and zooms; `"strong"` for RandAugment, erasing and MixUp; by default as in the recipe.
+        crop_scale: Smallest and largest area of random crops, as a fraction of the image's, for example `(0.5, 1)`; by
+            default that of the recipe.
         class_weights: Whether rare classes get a higher weight in the loss, up to 10 times that of the most frequent
             class; `"auto"` applies weights if the largest class has more than 3 times the images of the smallest. With
             weights, the best epoch is chosen by macro F1 instead of accuracy.
@@ -116,7 +134,7 @@ def finetune(
         FileNotFoundError: If data or weights do not exist; the message says what to do.
     """
     from keras_residual.data.loading import existing
-    from keras_residual.training import Execution, Selection, distributed, start
+    from keras_residual.training import Execution, Recipe, Selection, distributed, start
 
     if (coordinator, processes, process_id) != (None, 1, 0):
         start(coordinator, processes, process_id)
@@ -129,6 +147,9 @@ def finetune(
     selection, execution = Selection(patience=patience), Execution(jit=jit, deterministic=deterministic)
     asked = {"recipe": recipe, "epochs": epochs, "size": size, "batch_size": batch_size}
     asked |= {"learning_rate": learning_rate, "head_epochs": head_epochs, "batch_norm": batch_norm}
+    viewed = {"resize": resize, "flip": flip, "augment": augment, "crop_scale": crop_scale}
+    asked |= {name: value for name, value in viewed.items() if value is not None}  # as version 0.1 without them
+    _with_views(Recipe(), asked)  # refuses bad values before data is read and weights are downloaded
     for source in (data, validation):
         if isinstance(source, str | os.PathLike):
             existing(source)  # before weights are downloaded
@@ -161,6 +182,10 @@ def finetune(
             say(f"skipped     {len(found.skipped):,} images, listed in {run.path / 'skipped.csv'}")
         if plan.class_weights:
             say(f"balance     {_weights_line(plan)}")
+        for line in (*_lost(plan), *_mirrored(plan)):
+            say(line)
+        if process_id == 0 and not (run.path / SHEET).exists():
+            _draw_first_batch(plan, seed, run.path / SHEET)
         keras.utils.set_random_seed(seed)
         trained, history = _train(
             plan,
@@ -269,6 +294,7 @@ class RunPlan:
             "weights_id": self.network.identity(),
             "recipe": self.recipe.to_dict(),
             "size": list(self.preprocess.size),
+            "evaluation_crop": [self.preprocess.crop_mode, self.preprocess.crop],
             "class_weights": self.class_weights,
         }
 
@@ -298,7 +324,7 @@ def _plan(found: Any, network: _Network, asked: Mapping[str, Any], class_weights
     if asked["batch_size"] is None:  # must divide among all devices
         settings = settings.replace(batch_size=max(1, settings.batch_size // devices) * devices)
     options = {**_rates(settings, find(network.name).family), **network.options}
-    prepare = _preprocess(network.record, row, asked["size"], found.train.channels)
+    prepare = settings.evaluated(_preprocess(network.record, row, asked, found.train.channels))
     if asked["size"] is not None or asked["recipe"] is None:
         settings = settings.replace(size=None, growth=())  # one image size, in training and evaluation
     sizes = {settings.image_size(epoch, settings.epochs) or prepare.size[0] for epoch in range(settings.epochs)}
@@ -333,7 +359,11 @@ def _settings(asked: Mapping[str, Any], images: int, from_scratch: bool) -> Any:
     if asked["learning_rate"] is not None:
         changes["rate_batch"] = asked["batch_size"]
     changes = {key: value for key, value in changes.items() if value is not None}
-    return settings.replace(epochs=epochs, head_epochs=head, **changes)
+    return _with_views(settings.replace(epochs=epochs, head_epochs=head, **changes), asked)
+
+
+def _with_views(recipe: Any, asked: Mapping[str, Any]) -> Any:
+    return recipe.with_views(**{name: asked.get(name) for name in ("resize", "flip", "augment", "crop_scale")})
 
 
 def _default_recipe(images: int, from_scratch: bool) -> Any:
@@ -376,8 +406,9 @@ def _source(model: str, weights: Any) -> str | os.PathLike[str] | None:
     return default_checkpoint(find(model).config)
 
 
-def _preprocess(record: Weights | None, row: Any, size: int | None, channels: int) -> Preprocess:
+def _preprocess(record: Weights | None, row: Any, asked: Mapping[str, Any], channels: int) -> Preprocess:
     """Return the checkpoint's preprocessing at the requested size, or ImageNet's mean and standard deviation."""
+    size = asked["size"]
     if record is not None:
         layer = preprocessing(record)
     else:
@@ -387,7 +418,52 @@ def _preprocess(record: Weights | None, row: Any, size: int | None, channels: in
         given["mean"], given["std"] = ((sum(given[key]) / len(given[key]),) * channels for key in ("mean", "std"))
     if size is not None:
         given["size"] = (size, size)
+    if asked.get("resize") == "crop":  # even if the checkpoint was trained on squashed images
+        given["crop_mode"] = "center"
     return Preprocess.from_config(given)
+
+
+def _draw_first_batch(plan: RunPlan, seed: int, path: Path) -> None:
+    """Draw what the network will see in its first training batch."""
+    from keras_residual.training import first_images
+
+    with reports.attempt(path.name):
+        images, shares = first_images(plan.recipe, plan.data.train, plan.preprocess, seed, len(plan.data.labels))
+        reports.write_first_batch(images, shares, plan.data.labels, path, plan.recipe.batch_size)
+
+
+def _lost(plan: RunPlan) -> list[str]:
+    """Return a warning if evaluation crops much of the typical image away."""
+    layer = plan.preprocess
+    if layer.crop_mode != "center":
+        return []
+    sizes = plan.data.train.sizes()
+    ratio = sizes[:, 0] / sizes[:, 1] * (layer.size[1] / layer.size[0])  # 1 for the network's aspect ratio
+    lost = 1 - layer.crop**2 * np.minimum(ratio, 1 / ratio)
+    typical = np.argsort(lost)[len(lost) // 2]
+    if lost[typical] <= MOST_LOST:
+        return []
+    height, width = sizes[typical]
+    return [
+        f"warning     the crop to {layer.size[1]} x {layer.size[0]} pixels leaves out {lost[typical]:.0%} of the "
+        f"typical image, which is {width:,} x {height:,}. To use the whole image: --resize squash or --resize letterbox"
+    ]
+
+
+def _mirrored(plan: RunPlan) -> list[str]:
+    """Return a hint for each direction of random flips that turns one class into another."""
+    from keras_residual.data.mirrors import mirror_pair
+    from keras_residual.data.sampling import flips
+
+    vertical, horizontal = flips(plan.recipe.flip)
+    lines = []
+    for direction, applied, other in (("horizontal", horizontal, vertical), ("vertical", vertical, horizontal)):
+        pair = mirror_pair(plan.data.labels, vertical=direction == "vertical") if applied else None
+        if pair is not None:
+            left = ("vertical" if direction == "horizontal" else "horizontal") if other else "none"
+            a, b = map(literal, pair)
+            lines.append(f"hint        {direction} flips make the classes '{a}' and '{b}' alike. Off: --flip {left}")
+    return lines
 
 
 def _balance(counts: np.ndarray[Any, Any]) -> tuple[float, ...]:
@@ -470,6 +546,9 @@ def _report(
     found, majority = plan.data, int(plan.counts.argmax())
     with reports.attempt("history.csv"):
         reports.write_history(history, folder / "history.csv")
+    compared = None
+    with reports.attempt("the comparison with a baseline"):
+        compared = _baseline(plan)
     with reports.attempt("curves.png"):
         figures.draw_curves(
             history,
@@ -479,19 +558,59 @@ def _report(
             best=history.best_epoch,
             head=plan.recipe.head_epochs,
             constant=float((found.validation.labels == majority).mean()),
+            baseline=compared and (compared.name, compared.accuracy),
         )
     measured: dict[str, float] = {}
     with reports.attempt("the report on the validation split"):
         answers = classifier.answers(found.validation, plan.recipe.batch_size)
-        measured = reports.write_report(classifier, found.validation, folder, majority=majority, answers=answers)
+        measured = reports.write_report(
+            classifier,
+            found.validation,
+            folder,
+            majority=majority,
+            answers=answers,
+            baseline=compared and compared.accuracy,
+        )
+        if compared and measured["accuracy"] <= compared.accuracy:
+            say(_beaten(measured["accuracy"], compared, plan))
         say(
             f"validation  {measured['accuracy']:.2%} of {int(measured['images']):,} images correct (always "
             f"'{literal(found.labels[majority])}': {measured['majority_accuracy']:.2%}), macro F1 "
             f"{measured['macro_f1']:.3f}, calibration error {measured['calibration_error']:.3f}"
         )
+        if compared:
+            say(f"baseline    {compared.accuracy:.2%} by {compared.name} ({compared.trained:,} images)")
         if plan.counts.max() > UNBALANCED * plan.counts.min():
             say(f"recall      {reports.recall_line(answers, found.labels)}")
     return measured
+
+
+def _baseline(plan: RunPlan) -> Baseline:
+    """Return what logistic regression achieves: on the checkpoint's features, or on small pixels from scratch."""
+    training, validation = plan.data.train, plan.data.validation
+    if plan.network.source is None:
+        return on_pixels(training, validation)
+    network = plan.network.build(len(plan.data.labels), plan.shape, plan.options)
+    features = connected(network.inputs[0], classifier_input(network))
+    mean, std = (np.array(values, "float32") for values in (plan.preprocess.mean, plan.preprocess.std))
+
+    def embed(images: np.ndarray[Any, Any]) -> Any:
+        return keras.ops.convert_to_numpy(features((images / np.float32(255) - mean) / std, training=False))
+
+    return on_features(embed, plan.preprocess, training, validation)
+
+
+def _beaten(accuracy: float, baseline: Baseline, plan: RunPlan) -> str:
+    """Return the warning that the network does not beat the baseline, and what to try."""
+    advice = (
+        "more --epochs, a pretrained checkpoint (--weights imagenet)"
+        if plan.network.source is None
+        else ("more --epochs, another --learning-rate")
+    )
+    return (
+        f"warning     the network ({accuracy:.2%}) is not better than {baseline.name} ({baseline.accuracy:.2%}). Try "
+        f"{advice}, or --flip none if orientation matters; and check the labels in mistakes.png"
+    )
 
 
 class _Reading:

@@ -10,7 +10,19 @@ from typing import Any
 
 import keras
 
-__all__ = ["connected", "copy_weights", "deep", "functional", "leaves", "made_by", "nodes", "rebuilt", "takers", "uses"]
+__all__ = [
+    "classifier_input",
+    "connected",
+    "copy_weights",
+    "deep",
+    "functional",
+    "leaves",
+    "made_by",
+    "nodes",
+    "rebuilt",
+    "takers",
+    "uses",
+]
 
 Operation = Any  # a layer, or an operation of `keras.ops`
 
@@ -71,6 +83,31 @@ def made_by(tensor: Any) -> tuple[Operation, list[Any]]:
     """Return the operation that produced a tensor, and its input tensors."""
     operation, node, _ = tensor._keras_history
     return operation, operation._inbound_nodes[node].input_tensors
+
+
+_AFTER_CLASSIFIER = (
+    keras.layers.Activation,
+    keras.layers.Average,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+    keras.layers.Softmax,
+)
+
+
+def classifier_input(model: keras.Model) -> Any:
+    """Return the classifier's input (averaged over several classifiers), or `None` if the model has no classifier."""
+    found, todo = [], [model.outputs[0]]
+    while todo:
+        layer, inputs = made_by(todo.pop())
+        if isinstance(layer, keras.layers.Dense):
+            found += inputs
+        elif isinstance(layer, _AFTER_CLASSIFIER):
+            todo += inputs
+        else:
+            return None
+    return found[0] if len(found) == 1 else keras.ops.mean(keras.ops.stack(found), 0)
 
 
 def leaves(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:

@@ -14,7 +14,7 @@ from keras_residual import figures, metrics
 from keras_residual.classifier import Classifier
 from keras_residual.io import literal, write_json, write_table
 
-__all__ = ["attempt", "recall_line", "shown", "write_history", "write_report"]
+__all__ = ["attempt", "recall_line", "shown", "write_first_batch", "write_history", "write_report"]
 
 SHEET = 24  # maximum number of images in mistakes.png
 
@@ -31,6 +31,28 @@ def attempt(name: str) -> Iterator[None]:
     except Exception as error:  # includes MemoryError, but not KeyboardInterrupt
         reason = literal(" ".join(f"{type(error).__name__}: {error}".split())).rstrip(".: ")
         warnings.warn(f"Could not write {literal(name)} ({reason}). Continuing without it.", stacklevel=3)
+
+
+def write_first_batch(images: Any, shares: Any, labels: Sequence[str], path: Path, batch_size: int) -> None:
+    """Draw augmented training images with the names of their classes; of mixed images, with the shares of two.
+
+    Args:
+        images: `(n, H, W, C)`, values 0 to 255.
+        shares: `(n, classes)`, share of each class in each image.
+        labels: Class names.
+        path: PNG file to write.
+        batch_size: Number of images in the batch.
+    """
+    captions = []
+    for row in np.asarray(shares):
+        found = [int(i) for i in np.argsort(-row, kind="stable")[:2] if row[i] > 0.005]
+        names = [figures.short(labels[i]) for i in found]
+        mixed = [f"{name} {row[i]:.0%}" for name, i in zip(names, found, strict=True)]
+        captions.append("\n".join(mixed if len(mixed) > 1 else names))
+    height, width = images.shape[1:3]
+    which = f"{len(images)} of {batch_size:,} images" if len(images) < batch_size else f"all {batch_size} images"
+    title = f"The first training batch as the network sees it: {which}, {width} x {height} pixels"
+    figures.draw_mistakes(list(images), captions, path, title)
 
 
 def write_history(history: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -50,6 +72,7 @@ def write_report(
     part: str = "validation",
     skipped: int | None = None,
     answers: metrics.Answers | None = None,
+    baseline: float | None = None,
 ) -> dict[str, float]:
     """Evaluate a classifier, and write the results as tables and figures.
 
@@ -66,6 +89,7 @@ def write_report(
         part: Name of the split, for the titles of the figures.
         skipped: Number of images that could not be read and were left out; added to the metrics.
         answers: Per-image results of the classifier on these examples, if already computed.
+        baseline: Accuracy of a baseline on these examples, added to the metrics as `baseline_accuracy`.
 
     Returns:
         The metrics, as in `keras_residual.metrics.measure`.
@@ -74,6 +98,8 @@ def write_report(
     labels, names = classifier.labels, examples.names
     answers = classifier.answers(examples, batch_size) if answers is None else answers
     found = answers.measure(majority) | ({} if skipped is None else {"skipped": float(skipped)})
+    if baseline is not None:
+        found["baseline_accuracy"] = baseline
     with attempt("metrics.json"):
         write_json(directory / "metrics.json", found)
     truth, guesses, sure, own = answers.truth, answers.guesses, answers.sure, answers.own
@@ -112,7 +138,7 @@ def write_report(
 
         def caption(i: int) -> str:
             predicted, true = (figures.short(labels[classes[i]]) for classes in (guesses, truth))
-            return f"predicted {predicted} ({sure[i]:.0%})\ntrue {true} ({own[i]:.0%})\n{_tail(literal(names[i]))}"
+            return f"true: {true}\npredicted: {predicted} ({sure[i]:.0%})\n{_tail(literal(names[i]))}"
 
         figures.draw_mistakes(
             [examples[int(i)][0] for i in worst],

@@ -19,7 +19,7 @@ __all__ = ["RunDirectory"]
 RUN, CONFIG = "run.json", "config.json"
 _FILES = (CONFIG, RUN, "model.keras", "weights.safetensors", "labels.txt", "skipped.csv")
 _FILES += ("history.csv", "metrics.json", "predictions.csv", "classes.csv", "confusions.csv")
-_FILES += ("curves.png", "confusion.png", "mistakes.png")
+_FILES += ("augmented.png", "curves.png", "confusion.png", "mistakes.png")
 _FOLDERS = ("training", "tensorboard", "inspect")
 _PREVIOUS = ".previous"  # holds the run that --overwrite replaces until the new classifier is saved
 

@@ -211,7 +211,7 @@ def check_default_initialisation(entry):
     assert all(np.isfinite(np.asarray(v)).all() for v in model.weights)
 
 
-@check("third")
+@check("families")
 def check_xla(entry):
     model, x = twin(entry), sample(entry)
     compiled = tf.function(lambda x: model(x, training=False), jit_compile=True)
@@ -366,7 +366,7 @@ def check_safetensors(entry):
     assert_equal(loaded, model, x)
 
 
-@check("third")
+@check("families")
 def check_keras_file(entry):
     model, x = twin(entry), sample(entry)
     with tempfile.TemporaryDirectory() as folder:

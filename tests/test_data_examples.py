@@ -126,7 +126,7 @@ def test_without_order_the_same_images_come():
         ({"batch_size": 0}, "positive integer; got 0"),
         ({"seed": -1}, "seed"),
         ({"start": -1}, "start"),
-        ({"crop": "centre"}, "'random', 'center', 'squash', 'pad'; got 'centre'"),
+        ({"crop": "centre"}, "'random', 'center', 'squash', 'pad', 'letterbox'; got 'centre'"),
         ({"scale": (0, 1)}, "scale"),
         ({"scale": (0.5, 0.1)}, "scale"),
         ({"ratio": (2, 1)}, "ratio"),

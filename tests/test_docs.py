@@ -15,6 +15,7 @@ PAGES = sorted((ROOT / "docs" / "pages").rglob("*.md"))
 CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 def test_the_example_of_a_family(tmp_path):
     """The example is short and runs, and its network passes the checks of the registry.
 

@@ -235,6 +235,7 @@ FUSED = """
 """
 
 
+@pytest.mark.long
 def test_layer_normalisations_and_gelu_are_one_operation(tmp_path):
     """As TensorFlow rewrites the graph where oneDNN is on. It puts 0.001 in the place of the epsilon of other forms of
     the normalisation: values so small tell one from another."""

@@ -44,6 +44,7 @@ def in_litert(path, x):
     return interpreter.get_signature_runner("serving_default")(inputs=x)["probabilities"]
 
 
+LONG, SLOW = pytest.mark.long, pytest.mark.slow
 READERS = {".onnx": in_onnx, ".xml": in_openvino, ".tflite": in_litert}
 NEEDS = {".onnx": "tf2onnx", ".xml": "openvino", ".tflite": "ai_edge_litert"}
 # By default. OpenVINO reads a directory below. SigLIP pools by attention, whose one query is taken out of a sequence:
@@ -60,6 +61,7 @@ def test_every_model_in_every_format(entry, suffix, tmp_path):
 
 
 @pytest.mark.parametrize(("suffix", "name"), SHOWN)
+@pytest.mark.long
 def test_formats(suffix, name, tmp_path):
     check(registry.entries()[name], suffix, tmp_path)
 
@@ -75,7 +77,7 @@ def check(entry, suffix, folder):
 @pytest.mark.parametrize(
     ("policy", "suffix", "name"),
     [
-        pytest.param(policy, suffix, name, marks=[] if (policy, suffix, name) in QUICK else [pytest.mark.slow])
+        pytest.param(policy, suffix, name, marks=LONG if (policy, suffix, name) in QUICK else SLOW)
         for policy in ("mixed_bfloat16", "mixed_float16", "float16", "float64")
         for suffix in READERS
         for name in ("ResNet18", "SEResNeXt50_32x4d", "ConvNeXtAtto", "ViTTiny16", "SigLIPBase16")
@@ -102,7 +104,8 @@ def test_a_file_computes_in_float32(policy, suffix, name, tmp_path):
     assert distance(READERS[suffix](tmp_path / f"model{suffix}", x), expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["ResNet20", pytest.param("ResNet18", marks=pytest.mark.slow)])  # it has max pooling
+# ResNet18 has max pooling
+@pytest.mark.parametrize("name", [pytest.param("ResNet20", marks=LONG), pytest.param("ResNet18", marks=SLOW)])
 def test_int8(name, tmp_path):
     """For a trained network, the labels agree and the weights take a quarter of the space."""
     pytest.importorskip("ai_edge_litert")
@@ -211,7 +214,7 @@ def test_a_file_that_answers_otherwise_is_not_written(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------- other readers of a SavedModel
 
 
-@pytest.mark.parametrize("name", [pytest.param("ResNet18", marks=pytest.mark.slow), "ViTTiny16"])
+@pytest.mark.parametrize("name", [pytest.param("ResNet18", marks=SLOW), pytest.param("ViTTiny16", marks=LONG)])
 def test_openvino_reads_the_directory(name, tmp_path):
     openvino = pytest.importorskip("openvino")
     model, x, expected = twin(registry.entries()[name])

@@ -162,6 +162,7 @@ def in_float32(model):
     "change",
     [graph.rebuilt, folded, pruned, *(pytest.param(c, marks=pytest.mark.slow) for c in (with_logits, in_float32))],
 )
+@pytest.mark.long
 def test_depth_is_no_obstacle(change, long):
     limit = sys.getrecursionlimit()
     x = noise((2, 4, 4, 2))

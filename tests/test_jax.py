@@ -54,7 +54,9 @@ def measure(entries, folder):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("group", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(GROUPS)))])
+@pytest.mark.parametrize(
+    "group", [pytest.param(i, marks=pytest.mark.slow if i else pytest.mark.long) for i in range(len(GROUPS))]
+)
 def test_equals_tensorflow(group, tmp_path):
     limits = {"inference": 1e-5, "loss": 1e-3, "after": 1e-2}
     results = measure(GROUPS[group], tmp_path)

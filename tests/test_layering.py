@@ -32,6 +32,7 @@ ORDER = (
     "training",
     "exporting",
     "classifier",
+    "baseline",
     "figures",
     "run_directory",
     "reports",

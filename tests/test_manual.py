@@ -23,7 +23,7 @@ from keras_residual.finetuning import finetune
 from . import manual, mistakes
 from .manual import PAGES, ROOT
 
-# Pages of which all is executed; those that are not here are executed if `-m slow` is given. They train or export.
+# Pages of which all is executed; those that are not here are executed if `-m long` is given. They train or export.
 QUICK = {"index", "howto/weights", "howto/block", "explanation/trust", "explanation/residual"}
 # What the pages train, made small: the network, the images and the epochs of their commands.
 NETWORK, SIZE, BATCH, EPOCHS = "ResNet8", 32, 8, {None: 1, 10: 1, 20: 2, 100: 1}
@@ -68,7 +68,7 @@ def test_a_command_that_does_not_parse_is_seen(capsys):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=manual.name(page), marks=[] if manual.name(page) in QUICK else [pytest.mark.slow])
+        pytest.param(page, id=manual.name(page), marks=[] if manual.name(page) in QUICK else [pytest.mark.long])
         for page in PAGES
         if manual.blocks(page)
     ],

@@ -75,9 +75,9 @@ def test_errors_say_what_to_do(options, said):
 @pytest.mark.parametrize("name", ["ResidualMLP", pytest.param("TabularResNet", marks=pytest.mark.slow)])
 def test_learns_a_function_that_is_not_linear(name):
     """Learn the parity of two signs, where a linear model is correct half of the time."""
-    x = tools.noise((512, 8))
+    x = tools.noise((384, 8))
     y = (x[:, 0] * x[:, 1] > 0).astype("int32")
     model = kr.create(name, input_shape=(8,), classes=2, width=32, depth=2, dropout=0.0)
     model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(x[:384], y[:384], batch_size=64, epochs=30, verbose=0)
-    assert model.evaluate(x[384:], y[384:], verbose=0)[1] > 0.8
+    model.fit(x[:256], y[:256], batch_size=64, epochs=30, verbose=0)
+    assert model.evaluate(x[256:], y[256:], verbose=0)[1] > 0.8

@@ -60,9 +60,6 @@ EAGER = {
     "04_prenorm_transformers",
     "05_finetune_your_images",
 }
-# Not converted yet: these shorten themselves if an environment variable asks for it.
-OLD = {"03_why_residual_works", "04_prenorm_transformers"}
-DEFAULT = {"01_quickstart"}  # the others take half a minute each
 
 # What neither a lesson nor its reader needs: logs go to stdout, without TensorFlow's; figures are small.
 SETUP = """\
@@ -119,7 +116,7 @@ def run(notebook, folder, setup=SETUP):
     ).execute(env=env)
 
 
-@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem not in OLD], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_begins_with_its_subject(path):
     notebook = nbformat.read(path, as_version=4)
     imports = [node for node in ast.walk(python(code(notebook)[0])) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -141,15 +138,11 @@ def test_saved_outputs(path):
     assert path.stat().st_size < 400_000, "keep the figures small"
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[] if p.stem in DEFAULT else [pytest.mark.slow]) for p in NOTEBOOKS]
-)
-def test_runs(path, tmp_path, monkeypatch):
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    if path.stem in OLD:
-        monkeypatch.setenv("KERAS_RESIDUAL_NOTEBOOK_FAST", "1")
-    else:
-        shorten(notebook, QUICK[path.stem])
+    shorten(notebook, QUICK[path.stem])
     run(notebook, tmp_path, SETUP + RUN_EAGERLY if path.stem in EAGER else SETUP)
     assert list(tmp_path.iterdir()) == [], "a notebook removes what it writes"
 

@@ -112,6 +112,7 @@ def test_pixels_are_those_of_training(colour):
             assert (np.abs(ours - theirs) > 1e-6).mean() < 1e-3, name
 
 
+@pytest.mark.long
 def test_grey_networks(tmp_path):
     prepare, ask = served(1, tmp_path)
     for kind in ("JPEG", "PNG", "WEBP"):

@@ -65,6 +65,7 @@ def place(trained, tmp_path):
 # ---------------------------------------------------------------------------------------------- nothing trained is lost
 
 
+@pytest.mark.long
 def test_a_report_that_fails_costs_one_file(tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise MemoryError("6.5 GB")
@@ -100,6 +101,7 @@ def test_the_classifier_is_on_disk_before_anything_is_measured(tmp_path, monkeyp
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["images"] == 4
 
 
+@pytest.mark.long
 def test_names_that_no_figure_can_take(tmp_path):
     """Mathematics, a line feed, another script, bytes that are no UTF-8: every file of the run is written."""
     photos = stripes(tmp_path / "photos", classes=(*STRANGE, b"caf\xe9"), each=5)
@@ -260,6 +262,7 @@ def test_more_epochs_continue_a_finished_run(place):
     assert "finished" in train(place / "photos", place / "run", epochs=4)[1]
 
 
+@pytest.mark.long
 def test_early_stopping_ends_a_run_and_more_epochs_continue_it(place, tmp_path):
     """Nothing improves where nothing changes: a rate of almost nothing, and frozen statistics."""
     photos, options = place / "photos", {"weights": place / "run", "learning_rate": 1e-12, "batch_norm": "frozen"}
@@ -356,7 +359,7 @@ def test_unbalanced_classes_are_told(tmp_path):
 
 def test_a_rate_far_too_high_is_one_message(place, capsys):
     arguments = ["finetune", str(place / "photos"), "--model", "TestResNet", "--weights", "none", "--size", "32"]
-    arguments += ["--batch-size", "8", "--epochs", "3", "--output", str(place / "new run")]
+    arguments += ["--batch-size", "8", "--epochs", "1", "--output", str(place / "new run")]
     assert main([*arguments, "--learning-rate", "1e30"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err

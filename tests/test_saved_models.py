@@ -62,6 +62,7 @@ def test_what_quickstart_adds_is_not_for_the_repository():
     assert not ignored("saved_models/digits/models.config")
 
 
+@pytest.mark.long
 def test_the_readme_asks_it(tmp_path):
     """The README's lines for a shell, but for the port."""
     pytest.importorskip("tensorflow_serving.apis")

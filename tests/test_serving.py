@@ -281,6 +281,7 @@ def test_a_body_that_is_too_large(server):
     assert rest(server, "/v1/models/net")[0] == 200
 
 
+@pytest.mark.long
 def test_a_sender_that_stops_is_not_waited_for(models):
     with running(models, seconds=0.5) as server, socket.create_connection(("127.0.0.1", server.rest_port)) as line:
         line.sendall(b"POST /v1/models/net:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
@@ -289,6 +290,7 @@ def test_a_sender_that_stops_is_not_waited_for(models):
         assert rest(server, "/v1/models/net")[0] == 200
 
 
+@pytest.mark.long
 def test_requests_under_way_are_answered_before_it_ends_or_told_that_it_took_too_long(models, monkeypatch):
     """Over gRPC the client's deadline counts, over REST the server's."""
     from keras_residual.serving.models import Version

@@ -266,6 +266,7 @@ def test_any_number_of_channels(channels):
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's compiler")
 @pytest.mark.parametrize("which", COMPILED)
+@pytest.mark.long
 def test_compiles_with_xla(which):
     import tensorflow as tf
 

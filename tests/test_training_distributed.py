@@ -71,7 +71,7 @@ def begin(folder):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     """Equal weights, and one process on TensorFlow as the judge: batch statistics, averages and clipping of the whole
     batch, each image once, the same mirrored."""
@@ -180,6 +180,7 @@ if sys.argv[2:]:
 """
 
 
+@pytest.mark.long
 def test_mirrored_devices_train_as_one(tmp_path):
     """Two virtual CPUs: batch statistics, clipping and averages are those of the whole batch.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_residual.training import Checkpointing, Execution, Selection, decide, fit, prepare
+from keras_residual.training import Checkpointing, Execution, Recipe, Selection, decide, fit, prepare
 from keras_residual.training.settings import accepts_flat_settings
 
 from .test_training_fit import QUIET, RECIPE, data, network, weights
@@ -163,3 +163,12 @@ def test_an_editor_sees_the_groups_alone():
     assert not {field.name for kind in (Checkpointing, Selection, Execution) for field in dataclasses.fields(kind)} & {
         *known
     }
+
+
+@pytest.mark.parametrize(("head", "epochs", "expected"), [(6, 3, 2), (6, 1, 0), (6, 20, 6), (10, 4, 4), (0, 4, 0)])
+def test_fewer_epochs_leave_one_for_all_layers(head, epochs, expected):
+    """A preset with six epochs for the head also trains for three; a linear probe stays one."""
+    changed = Recipe(epochs=10, head_epochs=head).with_epochs(epochs)
+    assert (changed.epochs, changed.head_epochs) == (epochs, expected)
+    with pytest.raises(ValueError, match="epochs"):
+        changed.with_epochs(0)

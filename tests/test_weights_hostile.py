@@ -34,6 +34,7 @@ def records(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.long
 def test_hostile_file(name, records):
     found, error, folder = records
     assert name in found, f"the process ended before: {error}"

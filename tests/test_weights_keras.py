@@ -46,13 +46,17 @@ def saved(tmp_path_factory):
     models = {name: find(name).build(find(name).config.tiny()) for name in NETWORKS}
     pixels = keras.Input((40, 30, 3))
     models["preprocess"] = keras.Model(pixels, kr.weights.Preprocess((16, 16))(pixels))
-    for name, model in models.items():
-        randomise(model)
-        x = noise((2, *model.input_shape[1:]))
-        np.save(folder / f"{name}.x.npy", x)
-        np.save(folder / f"{name}.y.npy", np.asarray(model(x, training=False)))
-        model.save(folder / f"{name}.keras")
-    return [str(folder / f"{name}.keras") for name in models]
+    return [save(name, model, folder) for name, model in models.items()]
+
+
+def save(name, model, folder):
+    """Write the file and, beside it, a batch of images and what the network answers to it."""
+    randomise(model)
+    x = noise((2, *model.input_shape[1:]))
+    np.save(folder / f"{name}.x.npy", x)
+    np.save(folder / f"{name}.y.npy", np.asarray(model(x, training=False)))
+    model.save(folder / f"{name}.keras")
+    return str(folder / f"{name}.keras")
 
 
 def child(code, *arguments):
@@ -68,14 +72,18 @@ def registered():
     return sorted(names)
 
 
-QUICK = ("keras first",)
+MARKS = {"keras first": pytest.mark.long}
 
 
-@pytest.mark.parametrize(
-    "loader", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LOADERS]
-)
+@pytest.mark.parametrize("loader", [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in LOADERS])
 def test_files_load(loader, saved):
     assert child(LOADERS[loader] + CHILD, *saved) == registered()
+
+
+def test_a_file_loads(tmp_path):
+    """The network with the most kinds of layers; `long` and `slow` tests load all of them."""
+    path = save("ViTTiny16", find("ViTTiny16").build(find("ViTTiny16").config.tiny()), tmp_path)
+    assert child(LOADERS["keras first"] + CHILD, path) == registered()
 
 
 @pytest.mark.slow

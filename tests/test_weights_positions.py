@@ -162,6 +162,7 @@ def test_signals_have_one_axis(tmp_path):
 @pytest.mark.parametrize(
     "given", [{"pretrained_cfg": {"input_size": [3, 64, 48]}}, {"model_args": {"img_size": [64, 48]}}]
 )
+@pytest.mark.long
 def test_a_repository_states_its_size(hub, given):
     """The size is stated in one of two places if it differs from timm's default."""
     source = kr.ViTTiny16(input_shape=TALL, classes=5, classifier_activation=None)

@@ -49,6 +49,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-epochs", type=int, metavar="N", help="number of epochs that train only the new head")
     parser.add_argument("--batch-norm", choices=["frozen", "train"], help="freeze or update batch-norm statistics")
     parser.add_argument(
+        "--resize",
+        choices=["crop", "squash", "letterbox"],
+        help="crop images to the network's aspect ratio, or use all of each image, squashed or padded",
+    )
+    parser.add_argument(
+        "--flip",
+        choices=["none", "horizontal", "vertical", "both"],
+        help="mirror images at random (default: the recipe's, horizontal)",
+    )
+    parser.add_argument(
+        "--augment",
+        choices=["none", "light", "strong"],
+        help="random changes: none at all, small ones, or RandAugment, erasing and MixUp (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--crop-scale",
+        type=_two_numbers,
+        metavar="LOW,HIGH",
+        help="area of random crops as a fraction of the image, for example 0.5,1 (default: the recipe's)",
+    )
+    parser.add_argument(
         "--patience", type=int, metavar="N", help="stop early after this many epochs without improvement"
     )
     parser.add_argument(
@@ -82,6 +103,14 @@ def run(options: argparse.Namespace) -> None:
             raise
         print(f"keras-residual: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # a normal exit would wait for the process that has ended
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two numbers LOW,HIGH, for example 0.5,1; got {text!r}") from None
+    return low, high
 
 
 def _fraction_or_source(text: str) -> float | str:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_residual.data import sampling
-from keras_residual.data.sampling import Crop, Views
+from keras_residual.data.sampling import Crop, Flip, Views
 from keras_residual.data.stores import Store
 from keras_residual.weights import Preprocess, Weights, preprocessing
 
@@ -49,6 +49,11 @@ class Examples:
         """Return the number of channels of every image."""
         return self.store.channels
 
+    def sizes(self) -> np.ndarray[Any, Any]:
+        """Return the height and width of every image, upright: `(n, 2)`."""
+        table = self.store.table.numpy()[self.rows]
+        return np.where(table[:, 3:4] > 0, table[:, 2:0:-1], table[:, 1:3])
+
     def take(self, indices: Sequence[int] | np.ndarray[Any, Any]) -> Examples:
         """Select examples by index, in the given order."""
         indices = np.asarray(indices, "int64")
@@ -80,7 +85,8 @@ class Examples:
         scale: tuple[float, float] = Views.scale,
         ratio: tuple[float, float] = Views.ratio,
         padding: int | None = None,
-        flip: bool = Views.flip,
+        flip: Flip = Views.flip,
+        fill: Sequence[float] | None = None,
         deterministic: bool = True,
         part: tuple[int, int] = (0, 1),
     ) -> tf.data.Dataset:
@@ -97,12 +103,15 @@ class Examples:
             size: Height and width of the images, or one number for both.
             seed: Random seed, 0 to 2**32 - 1.
             start: First step, counted from the beginning of training.
-            crop: `"random"`, `"center"`, `"squash"` or `"pad"`. This and the next four are described in
-                `sampling.Views`.
+            crop: `"random"`, `"center"`, `"squash"`, `"pad"` or `"letterbox"`. This and the next five are described
+                in `sampling.Views`.
             scale: Smallest and largest fraction of the area of a random crop.
             ratio: Smallest and largest width / height of a random crop.
             padding: Pixels on each side for `"pad"`; by default an eighth of the size.
-            flip: Whether half of the images are mirrored left to right.
+            flip: Whether half of the images are mirrored left to right; or `"horizontal"`, `"vertical"`, `"both"` or
+                `"none"`.
+            fill: For `"letterbox"`: color of each channel, 0 to 255; by default as in evaluation, the mean of
+                ImageNet.
             deterministic: Whether to keep the order of the images. If not, a slow image does not delay others.
             part: `(i, n)`: return the i-th of n equal parts of each batch, for one of n processes.
 
@@ -111,7 +120,8 @@ class Examples:
         """
         steps = self.steps_per_epoch(batch_size)
         size = height_and_width(size)
-        views = Views(size, crop, scale, ratio, min(size) // 8 if padding is None else padding, flip)
+        padding = min(size) // 8 if padding is None else padding
+        views = Views(size, crop, scale, ratio, padding, flip, self._fill(size, fill))
         if not 0 <= seed < 1 << 32:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1; got {seed}.")
         if not 0 <= start < steps << 31:
@@ -129,8 +139,8 @@ class Examples:
         def planned(place: Any, position: Any, noise: Any) -> Any:
             return *self._planned(views, tf.gather(rows, place), noise), tf.gather(labels, place)
 
-        def rendered(row: Any, window: Any, way: Any, turns: Any, shift: Any, label: Any) -> Any:
-            return self._rendered(views, row, window, way, turns, shift), label
+        def rendered(*plan: Any) -> Any:
+            return self._rendered(views, *plan[:-1]), plan[-1]
 
         # Planning a chunk of images at once is cheaper than one at a time.
         data = data.batch(sampling.CHUNK).map(_plain(planned)).unbatch()
@@ -174,25 +184,38 @@ class Examples:
         with tf.device("CPU:0"):
             return tf.constant(self.rows, tf.int32), tf.constant(self.labels, tf.int32)
 
+    def _fill(self, size: tuple[int, int], given: Sequence[float] | None) -> tuple[float, ...]:
+        """Return the color around letterboxed images."""
+        fill = np.ravel(geometry(size, self.channels).fill if given is None else given)
+        if len(fill) not in (1, self.channels) or not np.all((fill >= 0) & (fill <= 255)):
+            raise ValueError(f"fill must have one number of 0..255 for each of {self.channels} channels; got {given}.")
+        return tuple(map(float, fill))
+
     def _planned(self, views: Views, row: Any, noise: Any) -> tuple[Any, ...]:
-        """Return, for many images, the row, the window, the way to read it, the flags to turn it and the shift."""
+        """Return, for many images, the row, the window, how to read it, its new size, the turns and the shift."""
         _, height, width, transpose, upside_down, mirrored = self.store.facts(row)
         upright = tf.where(transpose, width, height), tf.where(transpose, height, width)
         window = sampling.windows(views, *upright, noise)
+        target = sampling.targets(views, *upright)
         window = sampling.as_stored(window, height, width, transpose, upside_down, mirrored)
         window, way = self.store.ways(row, window, views.size)
-        if views.flip:
+        vertical, horizontal = sampling.flips(views.flip)
+        if horizontal:
             mirrored = tf.math.logical_xor(mirrored, noise[:, 2] < 0.5)
+        if vertical:
+            upside_down = tf.math.logical_xor(upside_down, noise[:, 3] < 0.5)
         turns = tf.stack([transpose, upside_down, mirrored], -1)
         shift = tf.cast(noise[:, :2] * float(2 * views.padding + 1), tf.int32)
-        return row, window, way, turns, shift
+        return row, window, way, target, turns, shift
 
-    def _rendered(self, views: Views, row: Any, window: Any, way: Any, turns: Any, shift: Any) -> Any:
+    def _rendered(self, views: Views, row: Any, window: Any, way: Any, target: Any, turns: Any, shift: Any) -> Any:
         """Return one training image: read, resized, turned and shifted as planned."""
         image = self.store.part(row, window, way)
         transposed = self.store.transposed
-        image = _resized(image, tf.where(turns[0], views.size[::-1], views.size) if transposed else views.size)
+        image = _resized(image, tf.where(turns[0], target[::-1], target) if transposed else target)
         image = _turned(image, turns, transposed)
+        if views.crop == "letterbox":
+            image = _filled(image, views)
         if views.crop == "pad" and views.padding:
             p = views.padding
             image = tf.pad(image, [(p, p), (p, p), (0, 0)], "REFLECT")
@@ -213,6 +236,16 @@ def _turned(image: Any, turns: Any, transposed: bool) -> Any:
         image = tf.cond(turns[0], lambda: tf.transpose(image, (1, 0, 2)), lambda: tf.identity(image))
     turn = tf.reduce_any(turns[1:])  # flipping costs as much as three copies
     return tf.cond(turn, lambda: tf.reverse(image, tf.boolean_mask([0, 1], turns[1:])), lambda: tf.identity(image))
+
+
+def _filled(image: Any, views: Views) -> Any:
+    """Pad an image evenly to the size of the view; an odd pixel is placed as in `Preprocess`."""
+    missing = tf.constant(views.size) - tf.shape(image)[:2]
+    before = missing // 2
+    fill = tf.cast(tf.constant(views.fill), image.dtype)
+    padded = tf.pad(image, tf.pad(tf.stack([before, missing - before], -1), [(0, 1), (0, 0)]))
+    inside = tf.pad(tf.ones(tf.shape(image)[:2], tf.bool), tf.stack([before, missing - before], -1))
+    return tf.where(tf.expand_dims(inside, -1), padded, fill)
 
 
 def _plain(function: Any) -> Any:

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 
 import tensorflow as tf
 
-Crop = Literal["random", "center", "squash", "pad"]
+Crop = Literal["random", "center", "squash", "pad", "letterbox"]
+Flip = bool | Literal["none", "horizontal", "vertical", "both"]
+FLIPS = ("none", "horizontal", "vertical", "both")
 CHUNK = 256  # images planned at once; changing it changes the random numbers, unlike changing the batch size
 _ATTEMPTS = 10
 
@@ -24,11 +26,15 @@ class Views:
         size: Height and width of the result.
         crop: `"random"` crops a random area and aspect ratio (as in Inception and torchvision); `"center"` crops the
             largest central part with the aspect ratio of `size`; `"squash"` resizes the full image, ignoring its
-            aspect ratio; `"pad"` does the same, then pads by reflection and crops at a random position (as for CIFAR).
-        scale: For `"random"`: smallest and largest fraction of the image area.
+            aspect ratio; `"pad"` does the same, then pads by reflection and crops at a random position (as for CIFAR);
+            `"letterbox"` resizes the full image, keeping its aspect ratio, and fills the rest with `fill`.
+        scale: For `"random"`: smallest and largest fraction of the image area; with (1, 1) nothing is random, and the
+            crop is that of `"center"`.
         ratio: For `"random"`: smallest and largest width / height of the crop.
         padding: For `"pad"`: pixels on each side.
-        flip: Whether half of the images are mirrored left to right.
+        flip: Whether half of the images are mirrored left to right; or `"horizontal"`, `"vertical"`, `"both"` or
+            `"none"`.
+        fill: For `"letterbox"`: color of each channel, 0 to 255.
     """
 
     size: tuple[int, int]
@@ -36,10 +42,12 @@ class Views:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     padding: int = 4
-    flip: bool = True
+    flip: Flip = True
+    fill: tuple[float, ...] = (0.0,)
 
     def __post_init__(self) -> None:
         check_crop(self.crop, self.scale)
+        check_flip(self.flip)
         if min(self.size) < 1:
             raise ValueError(f"size must be a height and a width of at least 1; got {self.size}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
@@ -63,9 +71,25 @@ def check_crop(crop: str, scale: tuple[float, float], prefix: str = "") -> None:
     """
     if crop not in get_args(Crop):
         raise ValueError(f"{prefix}crop must be one of {', '.join(map(repr, get_args(Crop)))}; got {crop!r}.")
-    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+    pair = isinstance(scale, tuple | list) and len(scale) == 2 and all(isinstance(part, int | float) for part in scale)
+    if not (pair and 0 < scale[0] <= scale[1] <= 1):
         name = f"{prefix}crop_scale" if prefix else "scale"
         raise ValueError(f"{name} must be the smallest and largest fraction of the area, in (0, 1]; got {scale}.")
+
+
+def check_flip(flip: Any, prefix: str = "") -> None:
+    """Check that a way to flip exists.
+
+    Raises:
+        ValueError: If it is not one of `Flip`.
+    """
+    if not isinstance(flip, bool) and flip not in FLIPS:
+        raise ValueError(f"{prefix}flip must be one of {', '.join(map(repr, FLIPS))}, or a boolean; got {flip!r}.")
+
+
+def flips(flip: Flip) -> tuple[bool, bool]:
+    """Return whether images are flipped upside down, and whether they are mirrored left to right."""
+    return flip in ("vertical", "both"), flip in (True, "horizontal", "both")
 
 
 def positions(count: int, batch_size: int, seed: int, start: int) -> tf.data.Dataset:
@@ -118,10 +142,10 @@ def windows(views: Views, height: Any, width: Any, noise: Any) -> Any:
     Returns:
         `(N, 4)` int32: top, left, height and width of each window.
     """
-    if views.crop in ("squash", "pad"):
+    if views.crop in ("squash", "pad", "letterbox"):
         return tf.stack([tf.zeros_like(height), tf.zeros_like(width), height, width], -1)
     tall, wide = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    if views.crop == "center":
+    if views.crop == "center" or views.scale[0] == 1:
         return _middle(height, width, tall, wide, *(2 * (views.size[1] / views.size[0],)))
     lowest, highest = views.ratio
     area_noise, ratio_noise, _ = tf.unstack(tf.reshape(noise[:, 4:], (-1, 3, _ATTEMPTS)), axis=1)
@@ -143,6 +167,15 @@ def _middle(height: Any, width: Any, tall: Any, wide: Any, lowest: float, highes
     h = tf.clip_by_value(tf.cast(tf.round(wide / lowest), tf.int32), 1, height)
     w = tf.clip_by_value(tf.cast(tf.round(tall * highest), tf.int32), 1, width)
     return tf.stack([(height - h) // 2, (width - w) // 2, h, w], -1)
+
+
+def targets(views: Views, height: Any, width: Any) -> Any:
+    """Return the sizes to which the windows of upright images with `(N,)` heights and widths are resized: `(N, 2)`."""
+    if views.crop != "letterbox":
+        return tf.broadcast_to(tf.constant(views.size), (tf.size(height), 2))
+    sides = tf.cast(tf.stack([height, width], -1), tf.float64)  # the same operations as in `Preprocess`
+    ratio = tf.reduce_max(sides / tf.constant(views.size, tf.float64), -1, keepdims=True)
+    return tf.maximum(tf.cast(tf.round(sides / ratio), tf.int32), 1)
 
 
 def as_stored(window: Any, height: Any, width: Any, transpose: Any, upside_down: Any, mirrored: Any) -> Any:

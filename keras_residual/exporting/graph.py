@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from keras_residual.exporting.fusing import fusable
-from keras_residual.graph import connected, made_by
+from keras_residual.graph import classifier_input, connected, made_by
 from keras_residual.reading.graph import decode_batch
 from keras_residual.reading.rules import Reading
 
@@ -62,7 +62,7 @@ def serve(
         reading: Rules by which encoded images are read, white background by default; its channels are the model's.
         native: If true, trace layers in forms that only TensorFlow fuses; see `keras_residual.exporting.fusing`.
     """
-    features, last = _features(model), _last_activation(model)
+    features, last = classifier_input(model), _last_activation(model)
     activation, count = "", model.outputs[0].shape[-1] or 0
     if len(model.outputs[0].shape) == 2:
         activation = last if last in ("softmax", "sigmoid") else "softmax" if labels is not None else ""
@@ -166,31 +166,6 @@ def _core(model: keras.Model, freeze: bool, native: bool) -> tuple[Callable[[Any
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     return convert_variables_to_constants_v2(concrete), []
-
-
-_PASSED = (
-    keras.layers.Activation,
-    keras.layers.Average,
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-    keras.layers.Softmax,
-)
-
-
-def _features(model: keras.Model) -> Any:
-    """Return the classifier's input (averaged over several classifiers), or `None` if the model has no classifier."""
-    found, todo = [], [model.outputs[0]]
-    while todo:
-        layer, inputs = made_by(todo.pop())
-        if isinstance(layer, keras.layers.Dense):
-            found += inputs
-        elif isinstance(layer, _PASSED):
-            todo += inputs
-        else:
-            return None
-    return found[0] if len(found) == 1 else keras.ops.mean(keras.ops.stack(found), 0)
 
 
 def _last_activation(model: keras.Model) -> str:

@@ -4,6 +4,7 @@ from keras_residual.training.checkpoint import CheckpointError, ResumeError
 from keras_residual.training.decide import Decision, best_precision, compiled_hlo, decide
 from keras_residual.training.distributed import mirrored, start
 from keras_residual.training.fit import History, fit, prepare
+from keras_residual.training.preview import first_images
 from keras_residual.training.recipes import RECIPES, Recipe, recipe
 from keras_residual.training.settings import Checkpointing, Execution, Selection
 from keras_residual.training.state import NonFiniteError
@@ -22,6 +23,7 @@ __all__ = [
     "best_precision",
     "compiled_hlo",
     "decide",
+    "first_images",
     "fit",
     "mirrored",
     "prepare",

@@ -1,4 +1,4 @@
-"""NumPy arrays as training reads them: the same methods as `keras_residual.data.Examples`, for data of any rank."""
+"""Training data in NumPy arrays of any rank, with the methods of `keras_residual.data.Examples`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_residual.checking import class_numbers
 from keras_residual.data.objects import collect, kind_of
+from keras_residual.data.sampling import Flip, flips
 from keras_residual.training.recipes import Recipe
 
 __all__ = ["Arrays", "read"]
@@ -46,12 +47,12 @@ class Arrays:
         seed: int = 0,
         start: int = 0,
         part: tuple[int, int] = (0, 1),
-        flip: bool = False,
+        flip: Flip = False,
         padding: int = 0,
     ) -> tf.data.Dataset:
         """Yield full batches without end; the order of each epoch is a function of (seed, epoch) only.
 
-        What begins at `start=k` is what follows the first k batches; earlier ones are not read. `flip` and `padding`
+        `start=k` skips the first k batches without reading them. `flip` and `padding`
         (shifts by up to so many pixels, edges reflected) are functions of (seed, position) too.
         """
         steps = self.steps_per_epoch(batch_size)
@@ -70,9 +71,11 @@ class Arrays:
             x, y = tf.gather(images, places), tf.gather(labels, places)
             # drawn for the whole batch, so that a part of it looks the same in any number of processes
             mine = slice(part[0] * each, (part[0] + 1) * each)
-            if flip:
-                mirrored = tf.random.stateless_uniform((batch_size,), (seed, step))[mine] < 0.5
-                x = tf.where(tf.reshape(mirrored, (-1,) + (1,) * (len(x.shape) - 1)), tf.reverse(x, [2]), x)
+            for axis, applied in enumerate(flips(flip), start=1):  # upside down, then left to right
+                if applied:
+                    key = (seed, step) if axis == 2 else (seed + 2, step)
+                    turned = tf.random.stateless_uniform((batch_size,), key)[mine] < 0.5
+                    x = tf.where(tf.reshape(turned, (-1,) + (1,) * (len(x.shape) - 1)), tf.reverse(x, [axis]), x)
             if padding:
                 high = 2 * padding + 1
                 shift = tf.random.stateless_uniform((batch_size, 2), (seed + 1, step), 0, high, tf.int32)[mine]
@@ -103,7 +106,7 @@ def _unsharded() -> tf.data.Options:
 
 
 def read(data: Any, what: str) -> Any:
-    """Return what `fit` was given as something with the methods of `Examples`.
+    """Return the data given to `fit` as an object with the methods of `Examples`.
 
     Args:
         data: `Examples`, `(x, y)`, or what yields examples or batches (a `tf.data.Dataset`, a `PyDataset`, a loader, a
@@ -112,7 +115,7 @@ def read(data: Any, what: str) -> Any:
 
     Raises:
         TypeError: For anything else.
-        ValueError: For a dataset without an end, or without labels.
+        ValueError: For an endless dataset, or one without labels.
     """
     if all(hasattr(data, name) for name in ("training", "evaluation", "labels", "steps_per_epoch")):
         return data
@@ -143,13 +146,14 @@ _KINDS = {
 }
 
 
-def views(data: Any, recipe: Recipe, size: int | tuple[int, int] | None, batch: int, **options: Any) -> tf.data.Dataset:
-    """Training batches as the recipe wants them to be cut out."""
+def views(
+    data: Any, recipe: Recipe, size: int | tuple[int, int] | None, batch: int, *, fill: Any = None, **options: Any
+) -> tf.data.Dataset:
+    """Return training batches with the recipe's crops and flips; `fill` is the color around letterboxed images."""
     if isinstance(data, Arrays):
         image = len(data.images.shape) == 4
         padding = (min(data.images.shape[1:3]) // 8 if recipe.padding is None else recipe.padding) if image else 0
         padding = padding if recipe.crop == "pad" else 0
-        return data.training(batch, size, flip=recipe.flip and image, padding=padding, **options)
-    return data.training(
-        batch, size, crop=recipe.crop, scale=recipe.crop_scale, padding=recipe.padding, flip=recipe.flip, **options
-    )
+        return data.training(batch, size, flip=recipe.flip if image else False, padding=padding, **options)
+    options |= {"crop": recipe.crop, "scale": recipe.crop_scale, "padding": recipe.padding, "flip": recipe.flip}
+    return data.training(batch, size, fill=fill, **options)

@@ -7,7 +7,7 @@ Keras calls them in the order of the list, and each relies on those before it:
 3. `Best` keeps the best epoch's weights and stops early; the checkpoint of that epoch refers to these weights, and
    they are written before it.
 4. `Plateau` lowers the learning rate, which the checkpoint holds too.
-5. `Save` copies what the ones before it have made of the state. It may raise `Interrupted`, so that it is the last of
+5. `Save` copies the state that the earlier callbacks have updated. It may raise `Interrupted`, so it is the last of
    ours; a progress bar, the caller's callbacks and TensorBoard's logs follow.
 
 `between_steps` is the one place that makes this list.
@@ -112,7 +112,7 @@ class Watch(keras.callbacks.Callback):
         self.check()
 
     def check(self) -> None:
-        """Look at the newest loss.
+        """Check the newest loss.
 
         Raises:
             NonFiniteError: If it is NaN or infinite.
@@ -127,7 +127,7 @@ class Watch(keras.callbacks.Callback):
 
 
 class Best(keras.callbacks.Callback):
-    """Keeps the weights of the best epoch, and stops when `patience` epochs in a row were no better."""
+    """Keep the weights of the best epoch, and stop after `patience` epochs in a row without improvement."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Best(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _compare(self, epoch: int, value: float, loss: float) -> None:
-        # Few validation images give few different accuracies: of equal ones the lower loss is the better.
+        # With few validation images, equal accuracies are common: prefer the lower loss.
         rank = [-value if "loss" in self.selection.monitor else value, -loss]
         best = self.state.best
         if math.isfinite(value) and (best["value"] is None or rank > best["value"]):
@@ -168,7 +168,7 @@ class Best(keras.callbacks.Callback):
 
 
 class Plateau(keras.callbacks.Callback):
-    """Multiplies the learning rate by the recipe's `factor` after `patience` epochs without a lower loss."""
+    """Multiply the learning rate by the recipe's `factor` after `patience` epochs without a lower loss."""
 
     def __init__(self, state: TrainingState, recipe: Recipe) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Plateau(keras.callbacks.Callback):
 
 
 class Save(keras.callbacks.Callback):
-    """Writes checkpoints: after each epoch, in between by steps or time, and when a signal asks to stop."""
+    """Write checkpoints: after each epoch, in between by steps or time, and when a signal requests a stop."""
 
     def __init__(
         self, state: TrainingState, watch: Watch, store: Checkpoints | None, save_steps: int | None, by_time: bool
@@ -196,8 +196,8 @@ class Save(keras.callbacks.Callback):
         super().__init__()
         self.state, self.watch, self.store = state, watch, store
         self.save_steps, self.by_time = save_steps, by_time
-        self.signal: int | None = None  # that asked to stop
-        self.seconds: list[float] = []  # that training waited for
+        self.signal: int | None = None  # the signal that requested a stop
+        self.seconds: list[float] = []  # duration of each save, while training waits
         self._saved = time.monotonic()
         self._before = 0
 
@@ -207,8 +207,8 @@ class Save(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         before, self._before = self._before, self.state.step
         if self.state.between_epochs:
-            return  # the epoch's checkpoint follows its validation; from one before, its history would be missing
-        asked = self.signal is not None  # looked at once: a later signal is answered after the next step
+            return  # the epoch's checkpoint follows its validation; an earlier one would lack its history
+        asked = self.signal is not None  # read once: a later signal is handled after the next step
         if asked or self._due(before):
             self.watch.check()
             self._save()
@@ -229,7 +229,7 @@ class Save(keras.callbacks.Callback):
         return self.by_time and age > max(60.0, cost / _SHARE) and not self.store.busy()
 
     def _save(self) -> None:
-        """Save a checkpoint; training waits for the copy only."""
+        """Save a checkpoint; training waits only for the copy."""
         start = time.monotonic()
         taken = self.state.take()
         if self.store is not None:
@@ -260,7 +260,7 @@ def signals(save: Save) -> Iterator[None]:
         return
 
     def ask(number: int, frame: Any) -> None:
-        if save.signal is not None:  # the second time at once
+        if save.signal is not None:  # a second signal stops immediately
             raise KeyboardInterrupt
         save.signal = number
 

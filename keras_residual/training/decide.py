@@ -1,4 +1,4 @@
-"""What is decided for the user, and why: XLA, precision, steps per execution; and the proof that a step compiled."""
+"""Choose XLA, precision and steps per execution for the user, and prove that a training step compiles."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Decision:
 
     Attributes:
         backend: `"tensorflow"` or `"jax"`.
-        device: In words, such as `"2 GPUs (NVIDIA H100)"`.
-        replicas: Devices of this process that share a batch.
+        device: Description of the devices, such as `"2 GPUs (NVIDIA H100)"`.
+        replicas: Number of devices of this process that share a batch.
         jit: Whether the step is compiled with XLA.
-        why: The reason.
-        precision: Of the network's computations, such as `"float32"` or `"mixed_bfloat16"`.
-        steps_per_execution: Steps in one call of the backend.
+        why: Reason for `jit`.
+        precision: dtype policy of the network, such as `"float32"` or `"mixed_bfloat16"`.
+        steps_per_execution: Number of steps in one call of the backend.
     """
 
     backend: str
@@ -51,11 +51,11 @@ def decide(
 ) -> Decision:
     """Choose how to run by the device and the model.
 
-    XLA gains on GPUs only: on CPUs it makes training of convolutional networks about half as fast. Several steps in one
-    execution gain only where XLA compiles them too and a step is short.
+    XLA is faster on GPUs only: on CPUs, convolutional networks train about half as fast with it. Several steps per
+    execution are faster only if XLA compiles them too and a step is short.
 
     Raises:
-        ValueError: If XLA is asked for where it cannot be had, with the reason; for a value that `Execution` refuses.
+        ValueError: If XLA is requested but unavailable, with the reason; for a value that `Execution` rejects.
     """
     Execution(jit, steps_per_execution, deterministic)  # pyright: ignore[reportArgumentType]  # checks the values
     backend = keras.backend.backend()
@@ -70,17 +70,17 @@ def decide(
     if backend == "jax":
         on, why = True, "JAX always compiles"
         if jit is False:
-            on, why = False, "asked for"
+            on, why = False, "requested"
     elif replicas > 1:
         on, why = False, "it fails under tf.distribute"
     elif deterministic or _deterministic():
-        on, why = False, "Keras leaves it off where TensorFlow's operations are deterministic"
+        on, why = False, "Keras disables it if TensorFlow's operations are deterministic"
     elif blocked:
         on, why = False, f"these layers do not support it: {', '.join(blocked[:3])}"
     elif jit == "auto":
-        on, why = bool(gpus), "it gains on GPUs" if gpus else "it gains on GPUs only"
+        on, why = bool(gpus), "faster on GPUs" if gpus else "faster on GPUs only"
     else:
-        on, why = bool(jit), "asked for"
+        on, why = bool(jit), "requested"
     if jit is True and not on:
         raise ValueError(f"XLA cannot be used here: {why}. Omit jit.")
     together = 1 if steps_per_execution == "auto" else int(steps_per_execution)
@@ -108,7 +108,7 @@ def precision_of(model: keras.Model) -> str:
 def best_precision() -> str:
     """Return `"mixed_bfloat16"` if the device computes bfloat16 fast (GPUs since Ampere, TPUs), else `"float32"`.
 
-    A network has the precision that it is built in: `keras.config.set_dtype_policy(best_precision())` before it.
+    Call `keras.config.set_dtype_policy(best_precision())` before building the network.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -129,11 +129,11 @@ def compiled_hlo(step: keras.Model, batch: Any) -> str:
     """Return the HLO of the training step of a compiled model, which proves that all of it compiles.
 
     Args:
-        step: A model after `compile`, for example what `keras_residual.training.prepare` returns.
-        batch: One training batch, as `fit` gets it: `((images, index), labels)`.
+        step: Compiled model, for example the result of `keras_residual.training.prepare`.
+        batch: One training batch in the form that `fit` uses: `((images, index), labels)`.
 
     Raises:
-        Exception: Whatever the compiler says where something in the step has no XLA kernel.
+        Exception: The compiler's error, if an operation of the step has no XLA kernel.
     """
     if keras.backend.backend() == "jax":
         import jax

@@ -1,4 +1,4 @@
-"""Which devices there are, and how many share a batch."""
+"""List devices, and count those that share a batch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _strategy(model: keras.Model) -> Any:
 
 
 def sharing() -> int:
-    """Return the replicas of TensorFlow's present strategy: Keras sums their gradients, each of a part of the loss."""
+    """Return the number of replicas of TensorFlow's current strategy, whose gradients Keras sums."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -59,7 +59,7 @@ def sharing() -> int:
 
 
 def sharing_gradients() -> int:
-    """Return `sharing()` where each replica has gradients of its own, else 1."""
+    """Return `sharing()` inside a replica, where gradients are not summed yet, otherwise 1."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Many devices: the GPUs of one machine by TensorFlow's mirrored strategy, several machines by Keras on JAX."""
+"""Train on several devices: GPUs of one machine with TensorFlow's mirrored strategy, machines with Keras on JAX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keras_residual.graph import rebuilt
 from keras_residual.training.devices import gpu_names, jax_devices, replica_count
 
 _STRATEGIES: dict[tuple[str, ...], Any] = {}
-_LONGEST = 1 << 14  # bytes of what one process tells the others
+_LONGEST = 1 << 14  # bytes of a message from one process to the others
 _GONE = re.compile(r"gloo|nccl|socket|connection|peer|heartbeat|coordination|unavailable|deadline", re.IGNORECASE)
 
 __all__ = ["PeerError", "agree", "common", "explained", "first", "mirrored", "own", "part"]
@@ -25,17 +25,17 @@ __all__ += ["processes", "shared", "single", "start", "whole"]
 
 
 class PeerError(ConnectionError):
-    """Another process of the training has ended, so that this one cannot go on."""
+    """Another process of the training has ended, so this one cannot continue."""
 
 
 def mirrored(devices: list[str] | None = None) -> Any:
-    """Return a strategy for several devices of this machine. Build the network in its scope; `fit` does the rest:
+    """Return a strategy for several devices of this machine. Build the network in its scope and call `fit`:
 
         with mirrored().scope():
             model = kr.ResNet18(classes=10)
         kr.fit(model, ...)
 
-    Each batch is divided among the devices, and batch statistics are those of the whole.
+    Each batch is divided among the devices; batch statistics are those of the whole batch.
 
     Raises:
         ValueError: If Keras does not run on TensorFlow.
@@ -48,12 +48,12 @@ def mirrored(devices: list[str] | None = None) -> Any:
     import tensorflow as tf
 
     made = tf.distribute.MirroredStrategy(devices)
-    # One for each set of devices: a second one's operations among them would have the first one's numbers, and fail.
+    # Reuse one strategy per set of devices: collectives of a second one would get the same group keys, and fail.
     return _STRATEGIES.setdefault(made.extended.worker_devices, made)
 
 
 def start(coordinator: str | None = None, number: int = 1, process_id: int = 0, patience: int = 30) -> None:
-    """Connect this process with the others of a training on several machines, before any other use of JAX.
+    """Connect this process to the others of a training on several machines; call it before any other use of JAX.
 
     Run the same program on each machine. Each trains on its part of every batch, and all have the same weights.
 
@@ -81,16 +81,16 @@ def start(coordinator: str | None = None, number: int = 1, process_id: int = 0, 
     import jax
 
     if number > 1:
-        with contextlib.suppress(AttributeError):  # GPUs have collectives of their own
+        with contextlib.suppress(AttributeError):  # GPUs use other collectives
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             coordinator,
             number,
             process_id,
             heartbeat_timeout_seconds=patience,
-            shutdown_timeout_seconds=3600,  # the others wait at their end while number 0 writes its report
+            shutdown_timeout_seconds=3600,  # the others wait while process 0 writes its report
         )
-    # each process reads its own part of a batch already
+    # each process already reads only its part of a batch
     keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
 
 
@@ -104,7 +104,7 @@ def processes() -> int:
 
 
 def part() -> tuple[int, int]:
-    """Which part of each batch this process reads, of how many."""
+    """Return the index of the part of each batch that this process reads, and the number of parts."""
     count = processes()
     if count == 1:
         return (0, 1)
@@ -114,15 +114,15 @@ def part() -> tuple[int, int]:
 
 
 def own(directory: Path) -> Path:
-    """Return the checkpoint directory of this process; each has its own, for machines without a shared disk."""
+    """Return the checkpoint directory of this process; they are separate, for machines without a shared disk."""
     index, count = part()
     return directory if count == 1 else directory / f"process-{index}"
 
 
 def whole(batches: Any) -> Any:
-    """Evaluation batches `(images, labels)` that divide among the devices of this process: JAX takes no others.
+    """Return evaluation batches `(images, labels)` that divide among the devices of this process, as JAX requires.
 
-    Up to one image less than there are devices is left out, of the last batch.
+    The remainder of the last batch is dropped: fewer images than there are devices.
     """
     if jax_devices() == processes():
         return batches
@@ -184,7 +184,7 @@ def shared(devices: Sequence[str] | None = None) -> tuple[Any, int]:
     """Return a context manager in which to build a network whose batches all devices share, and their number.
 
     Args:
-        devices: Of this machine, for TensorFlow; all GPUs if `None`.
+        devices: Names of devices of this machine, for TensorFlow; all GPUs if `None`.
     """
     if keras.backend.backend() == "jax":
         if processes() == 1 and len(gpu_names()) > 1:
@@ -199,7 +199,7 @@ def shared(devices: Sequence[str] | None = None) -> tuple[Any, int]:
 
 
 def alone() -> None:
-    """From here on, this process computes without the others, on one device."""
+    """Make this process compute on one device from now on, without the others."""
     if keras.backend.backend() == "jax":
         keras.distribution.set_distribution(None)
 

@@ -109,7 +109,7 @@ def fit(
         progress: Whether to print what was decided, and the progress.
 
     Returns:
-        The history, by name and epoch, whatever number of runs it took.
+        The history, by name and epoch, of all runs of this training.
 
     Raises:
         TypeError: For an argument that `fit` does not have, with the nearest one.
@@ -167,7 +167,7 @@ def prepare(
     class_weight: Sequence[float] | None = None,
     execution: Execution = Execution(),  # noqa: B008
 ) -> tuple[Step, Any]:
-    """Return the compiled step that `fit` would train by, and its endless training batches, for measurements.
+    """Return the compiled step that `fit` would use and its endless training batches, for measurements.
 
     The arguments are those of `fit`. `compiled_hlo(step, next(iter(batches)))` shows what XLA makes of the step.
     """
@@ -184,7 +184,7 @@ def _checkpointing(given: Checkpointing | str | os.PathLike[str] | None) -> Chec
 
 
 def _decided(run: Run, execution: Execution) -> Decision:
-    """Decide how to execute, and make TensorFlow deterministic if asked to."""
+    """Decide how to execute, and make TensorFlow deterministic if requested."""
     decision = decide(run.network, execution.jit, execution.steps_per_execution, execution.deterministic)
     if execution.deterministic and decision.backend == "tensorflow":
         import tensorflow as tf
@@ -195,7 +195,7 @@ def _decided(run: Run, execution: Execution) -> Decision:
 
 @contextlib.contextmanager
 def _opened(saving: Checkpointing | None) -> Iterator[Checkpoints | None]:
-    """Hold the directory of the checkpoints, if there is one."""
+    """Lock the checkpoint directory, if there is one."""
     if saving is None:
         yield None
         return
@@ -228,7 +228,7 @@ def _last(store: Checkpoints | None, saving: Checkpointing | None, about: dict[s
 
 
 def _with_more_epochs(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved description as if it had asked for the epochs that are asked for now, if these are more."""
+    """Return the saved description with the number of epochs requested now, if it is larger."""
     epochs = wanted["recipe"]["epochs"]
     if epochs <= saved["recipe"]["epochs"]:
         return saved
@@ -238,17 +238,17 @@ def _with_more_epochs(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str
 def _state(
     run: Run, about: dict[str, Any], store: Checkpoints | None, snapshot: Snapshot | None, selection: Selection
 ) -> TrainingState:
-    """Return the state that the training begins with, or resumes from."""
+    """Return the initial state of the training, or the one it resumes from."""
     state = TrainingState(run.step, run.variables, run.steps, about, None if store is None else store.folder)
     if snapshot is not None:
         state.resume(snapshot, keep_best=selection.keep == "best")
-        if store is not None:  # what a damaged checkpoint, or a kill, left of a future that will be another
+        if store is not None:  # remove checkpoints after this step: training will differ from there on
             store.clear(after=state.step)
     return state
 
 
 def _fitted(decision: Decision, state: TrainingState) -> Decision:
-    """Fit the steps of one execution to the epoch: Keras would take images of the next one beyond its end."""
+    """Choose steps per execution that divide the epoch; otherwise Keras would read images of the next one."""
     together = math.gcd(state.steps, state.step)
     wanted = min(decision.steps_per_execution, together)
     return dataclasses.replace(decision, steps_per_execution=max(n for n in range(1, wanted + 1) if together % n == 0))
@@ -269,7 +269,7 @@ def _own_callbacks(
 
 
 def _boards(logs: Any, state: TrainingState) -> list[Board]:
-    """Return TensorBoard's logs, if there are to be any: process 0 writes them."""
+    """Return the TensorBoard callback, if one is requested; only process 0 writes logs."""
     return [] if logs is None or distributed.part()[0] else [Board(Path(logs), state.history)]
 
 

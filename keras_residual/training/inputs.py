@@ -1,4 +1,4 @@
-"""What is wrong with labels, images or their number is said before the first step, in plain words.
+"""Check labels, images and their number before the first step, with errors in the user's terms.
 
 Without these checks XLA turns a label out of range into NaN in every weight, and most of the rest passes silently.
 """

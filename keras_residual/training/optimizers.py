@@ -68,7 +68,7 @@ def decays(model: keras.Model) -> set[int]:
 class _PerVariable:
     """Mixed into an optimiser: rates and decays by variable; a factor of all rates that is saved with the state.
 
-    Decay is done here, once for every optimiser: each kind puts it where its paper does.
+    Weight decay is applied by the optimisers below, each at the place that its paper defines.
     """
 
     _iterations: Any
@@ -87,7 +87,7 @@ class _PerVariable:
         return rate * self.rate_factor if hasattr(self, "rate_factor") else rate
 
     def _clip_gradients(self, grads: Any) -> Any:
-        # Keras clips what each replica has; the norm that counts is that of their sum.
+        # Keras clips each replica's gradients, but the norm of their sum must be clipped.
         count = sharing_gradients()
         if count > 1 and self.global_clipnorm:  # pyright: ignore
             import tensorflow as tf
@@ -104,7 +104,7 @@ class _PerVariable:
 
 class SGD(_PerVariable, keras.optimizers.SGD):
     """`keras.optimizers.SGD` with weight decay as an L2 term of the gradient, which goes through the momentum as in
-    He et al. and in torch. Keras' own decays beside the momentum: ten times less at a momentum of 0.9."""
+    He et al. and in torch. Keras applies decay outside of the momentum: ten times weaker at a momentum of 0.9."""
 
     def update(self, gradient: Any, variable: Any, rate: Any, decay: float) -> None:
         if decay:
@@ -122,8 +122,8 @@ class AdamW(_PerVariable, keras.optimizers.Adam):
 
 
 class Lamb(_PerVariable, keras.optimizers.Lamb):
-    """LAMB (You et al. 2020, algorithm 2). `keras.optimizers.Lamb` decays outside of the trust ratio; the paper and
-    timm inside, and timm adapts only what decays."""
+    """LAMB (You et al. 2020, algorithm 2). `keras.optimizers.Lamb` applies decay outside of the trust ratio; the
+    paper and timm apply it inside, and timm scales only variables with decay."""
 
     def update(self, gradient: Any, variable: Any, rate: Any, decay: float) -> None:
         dtype = variable.dtype
@@ -147,10 +147,10 @@ def optimizer(recipe: Recipe, rate: Any, model: keras.Model, rates: dict[int, fl
     """Return the recipe's optimiser, built for the trainable variables of the model.
 
     Args:
-        recipe: Says which, and how much decay.
-        rate: A learning rate or a schedule.
-        model: Its trainable variables.
-        rates: Factors of the rate by `id` of a variable; 1 where left out.
+        recipe: Settings of the optimiser and its weight decay.
+        rate: Learning rate or schedule.
+        model: Model whose trainable variables are optimised.
+        rates: Factors of the rate by `id` of a variable; 1 for all others.
     """
     common: dict[str, Any] = {
         "learning_rate": rate,

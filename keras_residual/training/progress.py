@@ -15,11 +15,11 @@ __all__ = ["Progress", "Speed"]
 
 
 class Speed(keras.callbacks.Callback):
-    """Measures images a second, and the duration of compilation apart from it. A context manager, as `Progress` is.
+    """Measure images per second, and separately the duration of compilation. A context manager, like `Progress`.
 
     Args:
-        state: What has counted the steps before this callback is called.
-        batch: Images of a step.
+        state: State whose step is updated before this callback is called.
+        batch: Images per step.
     """
 
     def __init__(self, state: TrainingState, batch: int) -> None:
@@ -31,7 +31,7 @@ class Speed(keras.callbacks.Callback):
 
     @property
     def rate(self) -> float:
-        """Training images a second of the present phase, without compilation and validation."""
+        """Return training images per second of the current phase, without compilation and validation."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def __enter__(self) -> Speed:
@@ -41,7 +41,7 @@ class Speed(keras.callbacks.Callback):
         pass
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.images, self.seconds, self.fresh = 0, 0.0, True  # another phase has another speed, and compiles anew
+        self.images, self.seconds, self.fresh = 0, 0.0, True  # each phase has its own speed and is compiled again
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch, self.seen = epoch, self.state.step
@@ -58,12 +58,12 @@ class Speed(keras.callbacks.Callback):
 
 
 class Progress(Speed):
-    """A live bar on a terminal, a line for each tenth of the way elsewhere. A context manager: the bar is shown in it.
+    """Show a live bar on a terminal, otherwise ten lines in total. A context manager: the bar is visible inside it.
 
     Args:
-        state: What has counted the steps before this callback is called.
-        batch: Images of a step.
-        epochs: Of the whole training.
+        state: State whose step is updated before this callback is called.
+        batch: Images per step.
+        epochs: Epochs of the whole training.
     """
 
     def __init__(self, state: TrainingState, batch: int, epochs: int) -> None:

@@ -6,13 +6,25 @@ import dataclasses
 import json
 from typing import Any
 
-from keras_residual.data.sampling import Crop, Views, check_crop
+from keras_residual.data.sampling import Crop, Flip, Views, check_crop, check_flip
+from keras_residual.weights import Preprocess
 
-__all__ = ["RECIPES", "Recipe", "recipe"]
+__all__ = ["AUGMENTS", "RECIPES", "RESIZES", "Recipe", "recipe"]
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
 SCHEDULES = ("cosine", "step", "constant", "plateau")
 POLICIES = ("randaugment", "trivialaugment", "threeaugment")
+RESIZES = ("crop", "squash", "letterbox")
+EVALUATED = {"center": "center", "squash": "squash", "pad": "squash", "letterbox": "border"}  # by the training crop
+_NO_AUGMENT = {"policy": None, "color_jitter": 0.0, "affine": (0.0, 0.0, 0.0), "erasing": 0.0}
+_NO_AUGMENT |= {"mixup": 0.0, "cutmix": 0.0}
+_RANDAUGMENT = {"policy": "randaugment", "policy_layers": 2, "policy_magnitude": 7.0, "policy_spread": 0.5}
+_RANDAUGMENT |= {"policy_probability": 0.5}
+AUGMENTS: dict[str, dict[str, Any]] = {
+    "none": _NO_AUGMENT,
+    "light": {**_NO_AUGMENT, "color_jitter": 0.2, "affine": (10.0, 0.05, 0.1)},
+    "strong": {**_NO_AUGMENT, **_RANDAUGMENT, "erasing": 0.25, "mixup": 0.2},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +72,13 @@ class Recipe:
             uniformly for each image and applied as one bilinear map, as in torchvision's `RandomAffine`.
         color_jitter: Strength of random brightness, contrast and saturation.
         erasing: Probability of random erasing.
-        crop: Random views of `keras_residual.data`: `"random"`, `"center"`, `"squash"` or `"pad"`. Of arrays, only
-            `"pad"` counts: `keras_residual.data.load((x, y))` makes views of them.
+        crop: Views of `keras_residual.data`: `"random"`, `"center"`, `"squash"`, `"pad"` or `"letterbox"`. Evaluation
+            crops accordingly, see `evaluated`. Of arrays, only `"pad"` counts: `keras_residual.data.load((x, y))` makes
+            views of them.
         crop_scale: Range of a random crop's area, as a fraction of the image's.
         padding: Pixels on each side for `"pad"`.
-        flip: Whether images are mirrored with a probability of one half.
+        flip: Whether images are mirrored left to right with a probability of one half; or `"horizontal"` for the same,
+            `"vertical"`, `"both"`, each with a probability of one half, or `"none"`.
         size: Height and width of the training images; `None` for the network's own.
         growth: Progressive image size: `((fraction of the epochs, size), ...)`, in order; overrides `size`.
         drop_path: Stochastic-depth rate with which to build the network.
@@ -120,7 +134,7 @@ class Recipe:
     crop: Crop = Views.crop
     crop_scale: tuple[float, float] = Views.scale
     padding: int | None = None
-    flip: bool = Views.flip
+    flip: Flip = Views.flip
     size: int | None = None
     growth: tuple[tuple[float, int], ...] = ()
     drop_path: float = 0.0
@@ -145,6 +159,9 @@ class Recipe:
                 words = ", ".join(map(str, allowed))
                 raise ValueError(f"Recipe: {field} must be one of {words}; got {getattr(self, field)!r}.")
         check_crop(self.crop, self.crop_scale, "Recipe: ")
+        check_flip(self.flip, "Recipe: ")
+        # the spelling of version 0.1, so that its runs can be compared
+        object.__setattr__(self, "flip", {"horizontal": True, "none": False}.get(str(self.flip), self.flip))
         for field in ("learning_rate", "batch_size", "epochs", "accumulate", "layer_decay", "factor", "patience"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Recipe: {field} must be positive; got {getattr(self, field)!r}.")
@@ -193,6 +210,66 @@ class Recipe:
     def replace(self, **changes: Any) -> Recipe:
         """Return this recipe with other values."""
         return dataclasses.replace(self, **changes)
+
+    def with_views(
+        self,
+        resize: str | None = None,
+        flip: Flip | None = None,
+        augment: str | None = None,
+        crop_scale: tuple[float, float] | None = None,
+    ) -> Recipe:
+        """Return this recipe with other views of the images; `None` keeps those of the recipe.
+
+        Args:
+            resize: `"crop"` crops images to the network's aspect ratio, `"squash"` resizes the whole image, ignoring
+                its aspect ratio, and `"letterbox"` keeps it and pads with the mean color.
+            flip: `"none"`, `"horizontal"`, `"vertical"` or `"both"`.
+            augment: `"none"` for no random changes, crops and flips included; `"light"` for colors, small rotations,
+                shifts and zooms; `"strong"` for RandAugment, erasing and MixUp. The last two keep the recipe's crops
+                and flips.
+            crop_scale: Smallest and largest area of a random crop, as a fraction of the image's.
+
+        Raises:
+            ValueError: For an unknown word, a scale out of range, or a crop scale without random crops.
+        """
+        for name, value, known in (("resize", resize, RESIZES), ("augment", augment, AUGMENTS)):
+            if value is not None and value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}.")
+        changes, crop = dict(AUGMENTS[augment]) if augment else {}, str(self.crop)
+        if augment == "none":
+            changes["flip"], crop = False, {"random": "center", "pad": "squash"}.get(crop, crop)
+        if resize == "crop" and crop not in ("random", "center"):
+            crop = "center" if augment == "none" else "random"
+        elif resize in ("squash", "letterbox"):
+            crop = resize
+        changes["crop"] = crop
+        if crop_scale is not None:
+            if resize in ("squash", "letterbox"):
+                raise ValueError(
+                    f"crop_scale must be left out if resize is {resize!r}, which uses the whole image; "
+                    f"got {crop_scale}. Use resize='crop' for random crops."
+                )
+            changes |= {"crop": "random", "crop_scale": crop_scale}
+        if flip is not None:
+            changes["flip"] = flip
+        return self.replace(**changes)
+
+    def evaluated(self, preprocess: Preprocess) -> Preprocess:
+        """Return a preprocessing layer with the evaluation crop that corresponds to the training crops.
+
+        Random crops change the scale of the images, and the layer's own crop stays. All other crops keep it, and
+        evaluation uses as much of the image as they do.
+        """
+        crop = "center" if self.crop == "random" and self.crop_scale[0] == 1 else self.crop
+        if crop == "random":
+            return preprocess
+        return Preprocess.from_config({**preprocess.get_config(), "crop": 1.0, "crop_mode": EVALUATED[crop]})
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """Return this recipe for other epochs; the last one trains all layers unless only the head is trained."""
+        changed = self.replace(epochs=epochs, head_epochs=0)  # checks the number
+        head = epochs if self.head_epochs == self.epochs else min(self.head_epochs, epochs - 1)
+        return changed.replace(head_epochs=head)
 
     def rate(self, batch_size: int) -> float:
         """Return the peak learning rate for steps of so many images, including `accumulate`."""

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_residual.checking import require_one_label_each
+from keras_residual.data.examples import height_and_width
 from keras_residual.training import distributed
 from keras_residual.training.arrays import Arrays, read, views
 from keras_residual.training.checkpoint import Snapshot
@@ -65,8 +66,8 @@ class Run:
         if not 0 <= seed < 1 << 32:
             raise ValueError(f"seed must be from 0 to 2**32 - 1; got {seed}.")
         settings = recipe(settings) if isinstance(settings, str) else settings
-        changes = {"epochs": epochs, "batch_size": batch_size}
-        self.recipe = settings.replace(**{key: value for key, value in changes.items() if value is not None})
+        settings = settings if epochs is None else settings.with_epochs(epochs)
+        self.recipe = settings if batch_size is None else settings.replace(batch_size=batch_size)
         self.model, self.seed = model, seed
         self.network = logits_of(model)
         outputs = int(self.network.output_shape[-1])
@@ -275,7 +276,8 @@ class Run:
         part = distributed.part()
         each = self.batch // part[1]
         options: dict[str, Any] = {"seed": self.seed, "start": start, "part": part}
-        data = views(self.train_data, self.recipe, self.cut_to(size), self.batch, **options)
+        fill = None if self.normalize is None else [round(255 * mean) for mean in self.normalize[0]]
+        data = views(self.train_data, self.recipe, self.cut_to(size), self.batch, fill=fill, **options)
 
         def counted(step: Any, batch: Any) -> Any:
             images, labels = batch
@@ -289,9 +291,17 @@ class Run:
         """Yield all validation images once."""
         if self.validation is None:
             return None
-        shape = tuple(self.model.input_shape[1:-1])
-        size = self.preprocess if self.preprocess is not None else self.recipe.size if None in shape else shape
-        return distributed.whole(self.validation.evaluation(self.batch, size))
+        geometry = None if isinstance(self.validation, Arrays) else self.evaluation_geometry()
+        return distributed.whole(self.validation.evaluation(self.batch, geometry))
+
+    def evaluation_geometry(self) -> Preprocess:
+        """Return how validation images are resized and cropped: as in the given layer, or else as in the recipe."""
+        if self.preprocess is not None:
+            return self.preprocess
+        height, width = self.model.input_shape[1:-1]
+        size = self.recipe.size if None in (height, width) else (height, width)
+        mean = Weights.mean if self.normalize is None else self.normalize[0]
+        return self.recipe.evaluated(Preprocess(height_and_width(size), mean))
 
 
 def head_layers(network: keras.Model) -> list[Any]:

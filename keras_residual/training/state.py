@@ -1,4 +1,4 @@
-"""State of a training between two steps: callbacks update it, checkpoints hold it, resuming restores it."""
+"""State of a training between two steps: updated by callbacks, stored in checkpoints, restored on resume."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class TrainingState:
 
     Args:
         model: The compiled step.
-        variables: Returns all variables by name; they change with the phase of the training.
-        steps: Steps of an epoch.
-        about: What the training is; saved with it.
-        folder: Where it is saved, for messages; `None` for nowhere.
+        variables: Function that returns all variables by name; they change with the phase of the training.
+        steps: Steps per epoch.
+        about: Settings that identify the training; saved with the state.
+        folder: Checkpoint directory, for messages; `None` if nothing is saved.
 
     Attributes:
-        step: Steps done.
-        history: Values by name, one for each epoch done.
-        best: What early stopping and the plateau schedule remember.
-        best_weights: The weights of the best epoch, where they are kept.
+        step: Number of completed steps.
+        history: Values by name, one for each completed epoch.
+        best: Memory of early stopping and the plateau schedule.
+        best_weights: Weights of the best epoch, if they are kept.
         stopped: Whether the training ended early.
         good: The last state known to be finite.
         resumed: The checkpoint that training resumed from, until its first epoch begins.
@@ -47,7 +47,7 @@ class TrainingState:
         self.step = 0
         self.history: dict[str, list[float]] = {}
         self.best: dict[str, Any] = {"value": None, "epoch": None, "waited": 0, "plateau": None, "flat": 0}
-        self.best["step"] = None  # of the weights that are kept
+        self.best["step"] = None  # of `best_weights`
         self.best_weights: Snapshot | None = None
         self.stopped = False
         self.good: Snapshot | None = None
@@ -59,7 +59,7 @@ class TrainingState:
         return self.step % self.steps == 0
 
     def record(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides variables."""
+        """Return the part of a checkpoint that is not variables."""
         return {
             "step": self.step,
             "history": self.history,
@@ -73,17 +73,17 @@ class TrainingState:
 
         Args:
             snapshot: The checkpoint.
-            keep_best: Whether the training ends with the best weights; else those of the checkpoint are left out.
+            keep_best: Whether the training ends with the best weights; if not, those of the checkpoint are ignored.
         """
         state = snapshot.state
         self.step, self.history, self.best = state["step"], state["history"], state["best"]
         self.stopped, self.good, self.resumed = state["stopped"], snapshot, snapshot
         self.best_weights = snapshot.best if keep_best else None
-        if self.about["recipe"]["epochs"] > state["about"]["recipe"]["epochs"]:  # more were asked for
+        if self.about["recipe"]["epochs"] > state["about"]["recipe"]["epochs"]:  # the user has requested more
             self.stopped, self.best["waited"] = False, 0
 
     def take(self) -> Snapshot:
-        """Copy the state, which is the last good one from now on.
+        """Copy the state and remember it as the last good one.
 
         Raises:
             NonFiniteError: If a weight is NaN or infinite.
@@ -119,7 +119,7 @@ class TrainingState:
         )
 
     def kept(self) -> str:
-        """Say which weights a failed training leaves behind."""
+        """Describe which weights a failed training leaves behind."""
         step = 0 if self.good is None else self.good.state["step"]
         if not step:
             return "No weights had been trained yet."
@@ -132,6 +132,6 @@ def _metric(name: str) -> bool:
 
 
 def sync(model: Any) -> None:
-    """On JAX the variables lag behind the step's own state."""
+    """Update the variables from the state of the step; on JAX they lag behind it."""
     if getattr(model, "_jax_state", None) is not None:
         model.jax_state_sync()

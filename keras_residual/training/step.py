@@ -1,4 +1,4 @@
-"""The training step: `keras.Model.fit`'s own, around a network that is normalised, augmented and averaged inside it."""
+"""Training step for `keras.Model.fit` that normalises and augments images and averages weights inside the graph."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class MacroF1(keras.metrics.Metric):
 class Step(keras.Model):
     """A network in training. Its inputs are `(images, index)` in training and images alone in evaluation.
 
-    What is random is drawn from the seed and the images' positions, `index`, once for the images (`call`) and once
-    for the targets (`compute_loss`): the same numbers, so nothing has to be handed over or saved.
+    Random numbers are functions of the seed and the positions of the images, `index`. `call` (images) and
+    `compute_loss` (targets) draw the same ones, so no random state has to be passed on or saved.
 
     Args:
-        network: Gives logits `(N, classes)`.
-        recipe: Loss, mixing, augmentation, averages.
-        seed: Of the augmentation.
-        normalize: Mean and deviation of each channel, as parts of 255; `None` for images that are as the network
-            wants them.
+        network: Network with logits `(N, classes)`.
+        recipe: Settings of loss, mixing, augmentation and averages.
+        seed: Seed of the augmentation.
+        normalize: Mean and standard deviation of each channel, as fractions of 255; `None` for images that are
+            already normalised.
         class_weight: Weight of each class in the loss.
     """
 
@@ -67,7 +67,7 @@ class Step(keras.Model):
         normalize: Normalize | None,
         class_weight: tuple[float, ...] | None = None,
     ) -> None:
-        # raw pixels do not fit half precision, so that no cast comes before the normalisation
+        # half precision is too coarse for values of 0..255: normalise before any cast
         super().__init__(name="training", dtype="float32", autocast=False)
         self.network, self.recipe, self.seed = network, recipe, seed
         self.normalize, self.class_weight = normalize, class_weight
@@ -97,7 +97,7 @@ class Step(keras.Model):
         network = self.averaged if self.averaged is not None and not training else self.network
         if training or sharing() == 1:
             return ops.cast(network(x, training=training), "float32")
-        # A device may have nothing of the last validation batch, and oneDNN's convolution of nothing has a wrong shape.
+        # A device may get no image of the last validation batch, and oneDNN's convolution then has a wrong shape.
         count = ops.shape(x)[0]
         x = ops.concatenate([x, ops.zeros((ops.maximum(1 - count, 0), *x.shape[1:]), "float32")])
         return ops.cast(network(x, training=False)[:count], "float32")
@@ -114,17 +114,17 @@ class Step(keras.Model):
                 targets = augment.mix_targets(recipe, targets, Random(self.seed, index), augment.plane(images))
             if recipe.loss == "binary" and recipe.binary_threshold is not None:
                 targets = ops.cast(targets > recipe.binary_threshold, "float32")
-            if recipe.label_smoothing:  # last: a threshold would undo it
+            if recipe.label_smoothing:  # after the threshold, which would undo it
                 targets = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / self.classes
         if recipe.loss == "binary":
-            # not by max(z, 0) and |z|: at z = 0, where heads of zeros begin, their gradients are wrong
+            # max(z, 0) and |z| have wrong gradients at z = 0, the initial output of a zero-initialised head
             loss = ops.mean(ops.softplus(y_pred) - y_pred * targets, -1)
         else:
             loss = -ops.sum(targets * ops.log_softmax(y_pred, -1), -1)
         if self.class_weight is not None and training:
             weight = ops.sum(targets * ops.convert_to_tensor(self.class_weight, "float32"), -1)
             loss = loss * weight
-        # A device may have nothing of the last validation batch, and the mean of nothing is NaN.
+        # A device may get no image of the last validation batch, and the mean of an empty batch is NaN.
         total = ops.sum(loss) / ops.maximum(ops.cast(ops.shape(loss)[0], loss.dtype), 1.0)
         for term in self.losses:
             total = total + ops.sum(term)
@@ -162,7 +162,7 @@ class Step(keras.Model):
         return [value if value is not None else old for value, old in zip(new, other, strict=True)]
 
     def _decay(self, count: Any) -> Any:
-        # The first averages would be mostly of the initial weights, which are noise.
+        # Otherwise early averages would consist mostly of the initial weights, which are noise.
         return ops.minimum(self.recipe.ema, (1.0 + count) / (10.0 + count))
 
     def finish(self) -> None:
@@ -188,7 +188,7 @@ def logits_of(model: keras.Model) -> keras.Model:
     """Return the network up to its logits, without the softmax at its end; the weights are shared.
 
     Raises:
-        ValueError: If its outputs are no class scores `(N, classes)`.
+        ValueError: If its outputs are not class scores `(N, classes)`.
     """
     outputs = model.outputs if isinstance(model.outputs, list) else []
     if len(outputs) != 1 or len(outputs[0].shape) != 2:

@@ -1,4 +1,4 @@
-"""TensorBoard's logs: the history, epoch by epoch, as files that TensorBoard reads. Works on every backend."""
+"""Write the history as event files for TensorBoard, on every backend."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["Board"]
 
 
 class Board(keras.callbacks.Callback):
-    """Writes `epoch_loss`, `epoch_accuracy` ... as `keras.callbacks.TensorBoard` does, which needs TensorFlow as the
-    backend and, for its scalars, the package `tensorboard`.
+    """Write `epoch_loss`, `epoch_accuracy` ... like `keras.callbacks.TensorBoard`, which works only on TensorFlow and
+    requires the package `tensorboard` for scalars.
 
-    The logs are those of the history: a run that goes on begins them anew, with the epochs that it has already, so that
-    nothing is there twice and nothing of what came after the last checkpoint.
+    A resumed run rewrites the logs from its history, so that no epoch appears twice and epochs after the last
+    checkpoint disappear.
 
     Args:
-        directory: Gets the folders `train` and `validation`; earlier logs there are removed.
-        history: Values by name and epoch, of all epochs so far; grows.
+        directory: Directory for the folders `train` and `validation`; earlier logs in them are removed.
+        history: Values by name and epoch, of all epochs so far; it grows during training.
     """
 
     def __init__(self, directory: Path, history: Mapping[str, Sequence[float]]) -> None:
@@ -32,7 +32,7 @@ class Board(keras.callbacks.Callback):
         self.failed = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if not self.writers:  # else it is another phase of the same training
+        if not self.writers:  # otherwise another phase of the same training
             self._attempt(self._begin)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -75,14 +75,19 @@ class Preprocess(keras.layers.Layer):
         else:
             sides = [float(s) if isinstance(s, int) else ops.cast(s, "float64") for s in (height, width)]
             ratio = _extreme(sides[0] / tall, sides[1] / wide, largest=self.crop_mode == "border")
-            new = (_round(sides[0] / ratio), _round(sides[1] / ratio))
+            new = tuple(_extreme_int(_round(side / ratio), 1) for side in sides)
         for target in ((height, new[1]), new):  # PIL's two passes, each rounded to integers
             x = ops.clip(ops.round(primitives.resize(x, target, self.interpolation)), 0.0, 255.0)
-        fill = [float(round(255 * m)) for m in self.mean] if self.crop_mode == "border" else [0.0] * len(self.mean)
+        fill = self.fill if self.crop_mode == "border" else (0.0,) * len(self.mean)
         x = _crop_or_pad(x, new, self.size, fill)
         x = (x / 255.0 - ops.convert_to_tensor(self.mean, "float32")) / ops.convert_to_tensor(self.std, "float32")
         x = ops.cast(x, self.compute_dtype)
         return x if batched else x[0]
+
+    @property
+    def fill(self) -> tuple[float, ...]:
+        """Return the color of the border, 0 to 255: the mean, rounded."""
+        return tuple(float(round(255 * m)) for m in self.mean)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         return (*input_shape[:-3], *self.size, input_shape[-1])
@@ -131,7 +136,7 @@ def _round(a: Any) -> Any:
     return round(a) if isinstance(a, float) else ops.cast(ops.round(a), "int32")
 
 
-def _crop_or_pad(x: Any, given: tuple[Any, Any], size: tuple[int, int], fill: list[float]) -> Any:
+def _crop_or_pad(x: Any, given: tuple[Any, ...], size: tuple[int, int], fill: tuple[float, ...]) -> Any:
     """Crop or pad height and width evenly on both sides; an odd pixel is placed as in torchvision."""
     x = x - ops.convert_to_tensor(fill, "float32")  # so that padding with zeros pads with the fill
     for axis, (have, want) in enumerate(zip(given, size, strict=True), start=1):
