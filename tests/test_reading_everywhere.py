@@ -96,6 +96,20 @@ def test_every_mode_in_every_format(background):
             np.testing.assert_array_equal(pixels, seen(data, background), f"{mode} {kind}")
 
 
+def test_the_scan_counts_what_an_export_refuses(tmp_path):
+    """With one warning for all of them; it agrees with the decoder about every mode and format."""
+    decoded, count = decoder(Reading()), 0
+    for number, (mode, kind, data) in enumerate(files()):
+        refused = bool(decoded(data)[1])
+        assert ("not in exports" in validation.check(data).notes) == refused, (mode, kind)
+        folder = tmp_path / "ab"[number % 2]
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.bin").write_bytes(data)
+        count += refused
+    warnings = kr.data.load(tmp_path, cache=False).warnings
+    assert sum(warning.startswith(f"{count} images are in a format that exported") for warning in warnings) == 1
+
+
 def test_the_table_of_the_manual():
     text = PAGE.read_text(encoding="utf-8")
     assert with_table(text) == text, "python -m tests.reading_table"

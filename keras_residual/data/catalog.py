@@ -15,6 +15,7 @@ from keras_residual.data.listing import Listing, is_manifest, listed
 from keras_residual.data.stores import Encoded, Pixels, Store
 from keras_residual.data.validation import Progress, Record, default_cache, scan, scan_bytes
 from keras_residual.io import literal
+from keras_residual.reading.graph import FORMATS
 
 
 @dataclasses.dataclass
@@ -129,6 +130,8 @@ _NOTES = {
     "16-bit": "16-bit: only the high byte is used",
     "extra bytes": "JPEG with extraneous bytes: check that it looks right",
     "CMYK": "CMYK: converted to RGB without a color profile",
+    "not in exports": "in a format that exported models cannot read: convert such images before asking a server; "
+    f"it reads {', '.join(FORMATS)}, not CMYK or palette BMP",
 }
 
 

@@ -29,14 +29,14 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_residual.io import written_whole
-from keras_residual.reading import host
+from keras_residual.reading import graph, host
 from keras_residual.reading.host import UnreadableError
 
 MAX_BYTES = 1 << 30
 Progress = Callable[[int, int], None]
 
 # Cached results are valid only for these rules and decoder versions.
-_RULES = f"2 tensorflow {tf.__version__} pillow {PIL.__version__}"
+_RULES = f"3 tensorflow {tf.__version__} pillow {PIL.__version__}"
 _LARGE = 8_000_000  # pixels; larger images are decoded one at a time, so that memory use does not grow with the cores
 _one_at_a_time = threading.Lock()
 
@@ -79,7 +79,8 @@ def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
         return Record(str(error), digest=digest)
     except MemoryError:
         return Record("needs more memory than is available", digest=digest)
-    return Record("", head.how, head.height, head.width, head.orientation, head.notes, digest)
+    notes = head.notes if graph.supports(data, "CMYK" in head.notes) else (*head.notes, "not in exports")
+    return Record("", head.how, head.height, head.width, head.orientation, notes, digest)
 
 
 def check_file(path: str, max_pixels: int = host.MAX_PIXELS) -> Record:

@@ -33,7 +33,7 @@ import tensorflow as tf
 from keras_residual.reading import host
 from keras_residual.reading.rules import Reading, composite, scale
 
-__all__ = ["FORMATS", "decode_batch"]
+__all__ = ["FORMATS", "decode_batch", "supports"]
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP")
 READS_WEBP = hasattr(tf.io, "decode_webp")  # since TensorFlow 2.20; the graph keeps what it was exported with
@@ -310,6 +310,13 @@ _STARTS = {_JPEG: b"\xff\xd8\xff", _PNG: b"\x89PNG\r\n\x1a\n", _GIF: b"GIF8", _B
 _CMYK = "a CMYK JPEG: save it as RGB"
 _OTHER_BMP = "a BMP with a palette or with unusual channels: save it as RGB"
 _TURNED = "an image whose orientation is only in XMP or in a text: save it upright, or with an EXIF orientation"
+
+
+def supports(data: bytes, cmyk: bool) -> bool:
+    """Return True if exports read the format of a valid image; `cmyk` tells whether it is a CMYK image."""
+    kind = next((number for number, magic in _STARTS.items() if data.startswith(magic)), 0)
+    shallow_bmp = kind == _BMP and int.from_bytes(data[28:30], "little") < 24
+    return kind > 0 and not cmyk and not shallow_bmp and (kind != _WEBP or READS_WEBP)
 
 
 @functools.partial(tf.function, autograph=False, input_signature=[tf.TensorSpec((), tf.string)])
