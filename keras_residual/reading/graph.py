@@ -293,7 +293,8 @@ def _decode_gif(content: Any, places: Any, reading: Reading) -> Any:
     rest = tf.maximum(canvas - corner - _little(data, tf.reverse(frame, [0]), 2), 0)
     indices = tf.pad(indices, tf.stack([corner, rest], 1), constant_values=tf.maximum(color, 0))
     local = _little(data, start + 9, 1)
-    table, flags = tf.where(local >= 128, start + 10, 13), tf.where(local >= 128, local, _little(data, 10, 1))
+    table = tf.where(local >= 128, start + 10, 13)
+    flags: Any = tf.where(local >= 128, local, _little(data, 10, 1))
     length = tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
     table = tf.concat([data[table : table + length], tf.io.decode_raw(_INDICES, tf.uint8)[length:]], 0)
     table = _scaled(tf.reshape(table, (256, 3)), reading)
@@ -519,7 +520,8 @@ def _number(data: Any, place: Any, weights: list[int]) -> Any:
     return tf.ensure_shape(_weighted(data, place, weights), place.shape)
 
 
-_BYTES, _PLACES = tf.TensorSpec((None,), tf.uint8), tf.TensorSpec(None, tf.int64)
+_ANY_RANK: Any = None
+_BYTES, _PLACES = tf.TensorSpec((None,), tf.uint8), tf.TensorSpec(_ANY_RANK, tf.int64)
 _WEIGHTS = tf.TensorSpec((None,), tf.int64)
 
 
