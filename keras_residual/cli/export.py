@@ -79,7 +79,6 @@ def _read(source: str) -> tuple[keras.Model, Any, Any, Any]:
     from keras_residual.classifier import SECTION, Classifier
     from keras_residual.models._checkpoints import require_architecture
     from keras_residual.models.pretrained import from_pretrained
-    from keras_residual.reading.rules import Reading
     from keras_residual.weights import Weights, preprocessing
 
     place = expand(source)
@@ -91,7 +90,7 @@ def _read(source: str) -> tuple[keras.Model, Any, Any, Any]:
         )
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
         run = Classifier.load(place)
-        return run.with_probabilities(), run.preprocess, run.labels, getattr(run, "reading", Reading.from_dict(None))
+        return run.with_probabilities(), run.preprocess, run.labels, run.reading
     require_architecture(source)
     record = Weights.read(source)
     model = from_pretrained(source, classifier_activation="softmax" if record.classes else None)

@@ -63,10 +63,10 @@ def kind_of(dtype: Any, limits: tuple[float, float] | None) -> str:
     return dtype.name
 
 
-def fixed_range(dtype: Any, bits: int | None = None) -> tuple[float, float] | None:
+def fixed_range(dtype: Any, bits: int = 0) -> tuple[float, float] | None:
     """Return the range of a sample type: `None` for floats and for 32 bits or more, which are never used in full."""
     dtype = np.dtype(dtype)
-    bits = 8 * dtype.itemsize if bits is None else bits
+    bits = bits or 8 * dtype.itemsize
     if dtype.kind not in "ui" or bits > 16:
         return None
     return (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -134,11 +134,11 @@ def _blended(values: Any, alpha: Any, reading: Reading, premultiplied: bool) -> 
     if premultiplied:
         whole = values.dtype == np.uint8
         rest = background * (255 - alpha.astype("int32" if whole else "float32"))
-        rest = (rest + 127) // 255 if whole else rest / np.float32(255)
+        rest = (rest + 127) // 255 if whole else rest * np.float32(1 / 255)
         return np.clip(values + rest, 0, 255).astype(values.dtype)
     if values.dtype == np.uint8:
         return composite(values.astype("int32"), alpha.astype("int32"), background).astype("uint8")
-    alpha = alpha / np.float32(255)
+    alpha = alpha * np.float32(1 / 255)  # as TensorFlow computes a division by a constant
     return values * alpha + background.astype("float32") * (1 - alpha)
 
 
