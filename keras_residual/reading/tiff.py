@@ -183,7 +183,9 @@ def _bytes(chunk: bytes, page: Page, width: int, rows: int) -> np.ndarray[Any, A
         return np.asarray(image)
 
 
-def _samples(raw: np.ndarray[Any, Any], page: Page, order: Literal["<", ">"], shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+def _samples(
+    raw: np.ndarray[Any, Any], page: Page, order: Literal["<", ">"], shape: tuple[int, int, int]
+) -> np.ndarray[Any, Any]:
     """Turn the bytes of a strip or tile into samples `shape`, undoing the predictor."""
     rows, width, count = shape
     predictor, size = page.tags.get(317, 1), page.dtype.itemsize
