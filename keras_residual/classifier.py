@@ -190,7 +190,9 @@ class Classifier:
     def export(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Export a SavedModel that TensorFlow Serving can load; see `keras_residual.export` for the options."""
         from keras_residual.exporting import export
+        from keras_residual.reading.rules import Reading
 
+        options.setdefault("reading", getattr(self, "reading", Reading.from_dict(None)))
         return export(self.with_probabilities(), path, labels=self.labels, preprocess=self.preprocess, **options)
 
     # ------------------------------------------------------------------------------------------- the run directory

@@ -438,6 +438,8 @@ def _draw_first_batch(plan: RunPlan, seed: int, path: Path) -> None:
     """Draw what the network will see in its first training batch."""
     from keras_residual.training import first_images
 
+    if plan.recipe.batch_size > len(plan.data.train):  # an error of training, whose message says what to do
+        return
     with reports.attempt(path.name):
         images, shares = first_images(plan.recipe, plan.data.train, plan.preprocess, seed, len(plan.data.labels))
         reports.write_first_batch(images, shares, plan.data.labels, path, plan.recipe.batch_size)

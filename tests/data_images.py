@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def picture(height=45, width=53, seed=0):
@@ -21,6 +21,17 @@ def encoded(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def seen(data, background=(255, 255, 255)):
+    """Pillow's opinion of a file, composited in integers: `(H, W, 3)`, upright; of 16 bits the upper byte."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image) // 256).astype("uint8")[..., None], 3, -1)
+    if background is None:
+        return np.asarray(image.convert("RGB"))
+    color, alpha = np.split(np.asarray(image.convert("RGBA")).astype(int), [3], -1)
+    return ((color * alpha + np.array(background) * (255 - alpha) + 127) // 255).astype("uint8")
 
 
 def exif(orientation):

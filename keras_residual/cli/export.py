@@ -63,15 +63,15 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{', '.join(unused)} must not be used with {directory.suffix} files, only for a SavedModel.")
     if options.int8 is not None and directory.suffix != ".tflite":
         raise ValueError(f"--int8 requires an output file that ends in .tflite; got {str(directory)!r}.")
-    model, preprocess, labels = _read(options.source)
+    model, preprocess, labels, reading = _read(options.source)
     if other_format:
         _convert(model, directory, preprocess, options.int8, given.get("fold", True))
     else:
-        _export(model, directory, preprocess=preprocess, labels=labels, **given)
+        _export(model, directory, preprocess=preprocess, labels=labels, reading=reading, **given)
 
 
-def _read(source: str) -> tuple[keras.Model, Any, Any]:
-    """Return a model with a softmax at its end, its preprocessing, and its labels.
+def _read(source: str) -> tuple[keras.Model, Any, Any, Any]:
+    """Return a model with a softmax at its end, its preprocessing, its labels, and how it reads images.
 
     Args:
         source: A run's directory, or what `keras_residual.from_pretrained` takes; `~` and variables are expanded.
@@ -79,6 +79,7 @@ def _read(source: str) -> tuple[keras.Model, Any, Any]:
     from keras_residual.classifier import SECTION, Classifier
     from keras_residual.models._checkpoints import require_architecture
     from keras_residual.models.pretrained import from_pretrained
+    from keras_residual.reading.rules import Reading
     from keras_residual.weights import Weights, preprocessing
 
     place = expand(source)
@@ -90,11 +91,11 @@ def _read(source: str) -> tuple[keras.Model, Any, Any]:
         )
     if config.is_file() and SECTION in json.loads(config.read_text(encoding="utf-8")):
         run = Classifier.load(place)
-        return run.with_probabilities(), run.preprocess, run.labels
+        return run.with_probabilities(), run.preprocess, run.labels, getattr(run, "reading", Reading.from_dict(None))
     require_architecture(source)
     record = Weights.read(source)
     model = from_pretrained(source, classifier_activation="softmax" if record.classes else None)
-    return model, preprocessing(record), record.labels or None
+    return model, preprocessing(record), record.labels or None, None
 
 
 def _export(model: keras.Model, directory: Path, **options: Any) -> None:

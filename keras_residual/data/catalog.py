@@ -15,6 +15,7 @@ from keras_residual.data.listing import Listing, is_manifest, listed
 from keras_residual.data.stores import Encoded, Pixels, Store
 from keras_residual.data.validation import Progress, Record, default_cache, scan, scan_bytes
 from keras_residual.io import literal
+from keras_residual.reading.graph import FORMATS
 from keras_residual.reading.rules import Reading
 
 
@@ -141,6 +142,8 @@ _NOTES = {
     "transparent": "partly transparent: see background",
     "extra bytes": "JPEG with extraneous bytes: check that it looks right",
     "CMYK": "CMYK: converted to RGB without a color profile",
+    "not in exports": "in a format that exported models cannot read: convert such images before asking a server; "
+    f"it reads {', '.join(FORMATS)}, not CMYK or palette BMP",
 }
 
 

@@ -116,7 +116,7 @@ def _percentiles(given: Gathered, rows: Sequence[int], channels: int, color: Any
     some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_IMAGES)).astype(int)) if len(rows) else ()
     values = []
     for i in some:
-        item = given.store.items[rows[i]].numpy()  # type: ignore[union-attr]
+        item: Any = given.store.items[rows[i]].numpy()  # type: ignore[union-attr]
         data = item if given.store.in_memory else validation.content(os.fsdecode(item))  # type: ignore[union-attr]
         samples = host.stored(data, host.header(data)).values.ravel()
         values.append(samples[:: max(1, len(samples) // _MOST_SAMPLES)].astype("float64"))

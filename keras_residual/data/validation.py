@@ -29,7 +29,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_residual.io import written_whole
-from keras_residual.reading import host
+from keras_residual.reading import graph, host
 from keras_residual.reading.host import UnreadableError
 
 MAX_BYTES = 1 << 30
@@ -82,14 +82,16 @@ def check(data: bytes, max_pixels: int = host.MAX_PIXELS) -> Record:
         return Record(str(error), digest=digest)
     except MemoryError:
         return Record("needs more memory than is available", digest=digest)
-    size, orientation, notes = (head.height, head.width), head.orientation, head.notes
+    height, width, orientation, notes = head.height, head.width, head.orientation, head.notes
     if head.how == host.PILLOW:
         samples = host.upright(samples, orientation)
-        size, orientation = samples.values.shape[:2], 1
+        (height, width), orientation = samples.values.shape[:2], 1
     if "transparent" in notes and samples.opaque:
         notes = tuple(note for note in notes if note != "transparent")
+    if not graph.supports(data, "CMYK" in notes):
+        notes = (*notes, "not in exports")
     limits = () if samples.kind == "uint8" else (*map(float, samples.extremes), samples.range)
-    return Record("", head.how, *size, orientation, notes, digest, head.kind, head.channels, limits)
+    return Record("", head.how, height, width, orientation, notes, digest, head.kind, head.channels, limits)
 
 
 def check_file(path: str, max_pixels: int = host.MAX_PIXELS) -> Record:

@@ -15,6 +15,7 @@ import keras
 
 from keras_residual.folding import Folding, fold_batch_norm, folding
 from keras_residual.io import expand
+from keras_residual.reading.rules import Reading
 from keras_residual.weights import Weights, preprocessing
 
 __all__ = ["export"]
@@ -35,6 +36,7 @@ def export(
     top_k: int = 5,
     max_pixels: int = 64_000_000,
     notes: str = "",
+    reading: Reading | None = None,
 ) -> Path:
     """Export a model as a SavedModel into `path/VERSION/`, the layout that TensorFlow Serving watches.
 
@@ -52,9 +54,9 @@ def export(
       its classes with -1 and its labels with "".
     * `classify`: for TensorFlow Serving's Classify API; takes serialized `tf.Example`s with `image/encoded`.
 
-    All floating-point outputs are float32. `keras_residual.reading.graph` documents how alpha channels, EXIF
-    orientation and 16-bit images are read. Every signature is run on the written model before the version is
-    published, and these requests become its warm-up requests.
+    All floating-point outputs are float32. Encoded images are read by the rules of `reading`, as in training;
+    `keras_residual.reading.graph` documents what it rejects. Every signature is run on the written model before the
+    version is published, and these requests become its warm-up requests.
 
     Args:
         model: A built model with one input and one output.
@@ -70,6 +72,8 @@ def export(
         top_k: Number of classes in `classes`, `scores` and `labels`.
         max_pixels: Largest accepted encoded image, in pixels.
         notes: Additional Markdown for the model card: data, accuracy, licence, the command that created the model.
+        reading: Rules by which encoded images are read, stored in `metadata.json`. Defaults to compositing transparent
+            images on white. `Classifier.export` passes the rules of its run.
 
     Returns:
         The directory of the version.
@@ -111,11 +115,11 @@ def export(
         if labels is not None:
             names = stage / "labels.txt"
             names.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        served = graph.serve(served_model, names, preprocess, freeze, top_k, max_pixels)
+        served = graph.serve(served_model, names, preprocess, freeze, top_k, max_pixels, reading)
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with graph.quiet("tensorflow"):  # TensorFlow logs the temporary directory
             tf.saved_model.save(served.root, str(stage / "version"), signatures=served.signatures, options=options)
-        bundle.complete(stage / "version", model, served, labels, preprocess, report, notes)
+        bundle.complete(stage / "version", model, served, labels, preprocess, report, notes, reading or Reading())
         bundle.write_serving_files(path, served)
         return _publish(stage / "version", path, version)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import platform
@@ -19,6 +20,8 @@ from keras_residual import __version__
 from keras_residual.exporting.graph import EXAMPLE_KEY, Served
 from keras_residual.folding import Folding
 from keras_residual.io import sha256, written_whole
+from keras_residual.reading.graph import FORMATS
+from keras_residual.reading.rules import Reading
 
 __all__ = ["complete", "describe", "verify", "write_serving_files"]
 
@@ -39,6 +42,7 @@ def complete(
     preprocess: keras.layers.Layer | None,
     report: Folding,
     notes: str,
+    reading: Reading,
 ) -> None:
     """Run every signature of a written SavedModel, compare its outputs with the model's, and write the other files.
 
@@ -72,6 +76,9 @@ def complete(
         "probabilities": served.activation or None,
         "classes": None if labels is None else len(labels),
         "preprocessing": None if preprocess is None else _config(preprocess),
+        "reading": None
+        if preprocess is None
+        else dataclasses.replace(reading, channels=model.inputs[0].shape[-1]).to_dict() | {"formats": FORMATS},
         "signatures": {name: _signature(loaded[name]) for name in served.signatures},
         "versions": {
             "keras_residual": __version__,
@@ -239,6 +246,15 @@ def describe(preprocess: keras.layers.Layer) -> str:
     return _settings(_config(preprocess))
 
 
+def _rules(reading: dict[str, Any]) -> str:
+    """Describe in words how transparent and deep images are read."""
+    color = reading["background"]
+    alpha = "lose their alpha channel" if color is None else f"are composited on the color {tuple(color)}"
+    low, high = reading["range"] or ("0", "the largest value of their type")
+    deep = f"have their values {low} to {high} mapped to 0..255" if reading["dtype"] == "float32" else "keep 8 bits"
+    return f"transparent images {alpha}, and 16-bit images {deep}"
+
+
 def _files(version: Path) -> Iterator[Path]:
     return (file for file in sorted(version.rglob("*")) if file.is_file() and file.name != METADATA)
 
@@ -269,8 +285,8 @@ def _card(about: dict[str, Any], notes: str) -> str:
         lines += [
             "Pixel values are 0..255. The graph includes the preprocessing: "
             + _settings(given)
-            + ". Encoded images may be JPEG, PNG, WebP, GIF or BMP. They are rotated according to their EXIF "
-            "orientation, transparency is dropped, and 16-bit images are reduced to their upper 8 bits. If an image "
+            + f". Encoded images may be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}. They are rotated according to "
+            f"their EXIF orientation, and {_rules(about['reading'])}. If an image "
             'cannot be read, `errors` states the reason and its other outputs are zeros, -1 and ""; the other images '
             "of the batch are not affected.",
             "",

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_residual.exporting.fusing import fusable
 from keras_residual.graph import classifier_input, connected, made_by
 from keras_residual.reading.graph import decode_batch
+from keras_residual.reading.rules import Reading
 
 __all__ = ["Served", "quiet", "serve"]
 
@@ -46,6 +47,7 @@ def serve(
     freeze: bool,
     top_k: int,
     max_pixels: int,
+    reading: Reading | None = None,
     native: bool = True,
 ) -> Served:
     """Trace a model's signatures.
@@ -57,6 +59,7 @@ def serve(
         freeze: If true, convert the weights to constants.
         top_k: Number of classes in `classes`, `scores` and `labels`.
         max_pixels: Largest image to decode, in pixels.
+        reading: Rules by which encoded images are read, white background by default; its channels are the model's.
         native: If true, trace layers in forms that only TensorFlow fuses; see `keras_residual.exporting.fusing`.
     """
     features, last = classifier_input(model), _last_activation(model)
@@ -121,11 +124,12 @@ def serve(
         return Served(root, signatures, activation, freeze)
 
     size = tuple(preprocess.compute_output_shape((None, None, shape[-1])))
+    rules = dataclasses.replace(reading or Reading(), channels=shape[-1])
     signature("serving_uint8", tf.TensorSpec(pixels.shape, tf.uint8), lambda x: answers(prepare(x)))
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)], autograph=False)
     def decoded(contents: Any) -> Any:
-        x, errors = decode_batch(contents, shape[-1], prepare, size, max_pixels)
+        x, errors = decode_batch(contents, rules, prepare, size, max_pixels)
         found, good = answers(x), errors == ""
         for name, value in found.items():
             row = tf.reshape(good, (-1, *[1] * (len(value.shape) - 1)))

@@ -188,7 +188,7 @@ def upright(samples: Samples, orientation: int) -> Samples:
 
 def decode_jpeg(data: Any, ratio: int = 1) -> Any:
     """Decode a JPEG to `(height, width, 3)`, as stored, with the IDCT that agrees with Pillow to the bit."""
-    return tf.io.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+    return tf.io.decode_jpeg(_ended(data), channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
 def decode_jpeg_window(data: Any, window: Any, ratio: int = 1) -> Any:
@@ -202,7 +202,12 @@ def decode_jpeg_window(data: Any, window: Any, ratio: int = 1) -> Any:
         window: `(top, left, height, width)` in the image scaled down by `ratio`.
         ratio: 1, 2, 4 or 8.
     """
-    return tf.io.decode_and_crop_jpeg(data, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+    return tf.io.decode_and_crop_jpeg(_ended(data), window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+
+def _ended(data: Any) -> Any:
+    """Append an end marker: TensorFlow rejects a JPEG without one even if it has every pixel, and ignores a second."""
+    return tf.strings.join([data, b"\xff\xd9"])
 
 
 def decode_png(data: Any) -> Any:

@@ -66,7 +66,7 @@ def kind_of(dtype: Any, limits: tuple[float, float] | None) -> str:
 def fixed_range(dtype: Any, bits: int | None = None) -> tuple[float, float] | None:
     """Return the range of a sample type: `None` for floats and for 32 bits or more, which are never used in full."""
     dtype = np.dtype(dtype)
-    bits = bits or 8 * dtype.itemsize
+    bits = 8 * dtype.itemsize if bits is None else bits
     if dtype.kind not in "ui" or bits > 16:
         return None
     return (0, 2**bits - 1) if dtype.kind == "u" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
