@@ -16,6 +16,7 @@ from keras_residual.data import sampling
 from keras_residual.data.stores import Encoded
 from keras_residual.data.validation import Record, check
 from keras_residual.reading.host import ORIENTATIONS
+from keras_residual.reading.rules import Reading
 from keras_residual.weights import Preprocess, Weights
 from tests.data_images import encoded, exif, picture, write_folder
 
@@ -168,7 +169,7 @@ def test_center_keeps_the_shape():
 
 def several(contents, channels=3):
     """Encoded images as a split; the label is the place."""
-    store = Encoded(contents, [check(content) for content in contents], channels, in_memory=True)
+    store = Encoded(contents, [check(content) for content in contents], Reading(channels=channels), in_memory=True)
     places = np.arange(len(contents))
     return data.Examples(store, places, places.astype("int32"), tuple(map(str, places)))
 
