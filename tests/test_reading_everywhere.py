@@ -106,7 +106,7 @@ def test_the_scan_counts_what_an_export_refuses(tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / f"{number}.bin").write_bytes(data)
         count += refused
-    warnings = kr.data.load(tmp_path, cache=False).warnings
+    warnings = kr.data.load(tmp_path, cache=False, value_range=(0, 65535)).warnings
     assert sum(warning.startswith(f"{count} images are in a format that exported") for warning in warnings) == 1
 
 

@@ -13,6 +13,7 @@ from keras_residual import data, figures, finetuning
 from keras_residual.cli import main
 from keras_residual.data.mirrors import mirror_pair
 from keras_residual.finetuning import finetune
+from keras_residual.reading.rules import Reading
 from keras_residual.training import Recipe, first_images, prepare
 from keras_residual.training.run import Run
 from keras_residual.weights import Preprocess, Weights
@@ -161,7 +162,7 @@ def test_options_override_the_recipe(planned, squares, options, crop, flip, eval
 def test_resize_crop_overrides_a_checkpoint_that_squashes():
     record, row = Weights("nowhere", "resnet18", crop=0.95, crop_mode="squash"), kr.models.find("ResNet18").config
     for resize, mode in {None: "squash", "crop": "center"}.items():
-        found = finetuning._preprocess(record, row, {"size": None, "resize": resize}, 3)
+        found = finetuning._preprocess(record, row, {"size": None, "resize": resize}, Reading())
         assert (found.crop_mode, found.crop) == (mode, 0.95)
 
 
