@@ -178,7 +178,8 @@ def draw_mistakes(
 
 
 def _drawn(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the channels that can be drawn: the first three, or the first of fewer."""
+    """Return the channels that can be drawn as uint8: the first three, or the first of fewer."""
+    image = np.clip(np.round(image), 0, 255).astype("uint8")
     return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 

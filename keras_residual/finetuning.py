@@ -584,7 +584,7 @@ def _report(
             answers=answers,
             baseline=compared and compared.accuracy,
         )
-        if compared and measured["accuracy"] <= compared.accuracy:
+        if compared and measured["accuracy"] <= compared.accuracy < 1:
             say(_beaten(measured["accuracy"], compared, plan))
         say(
             f"validation  {measured['accuracy']:.2%} of {int(measured['images']):,} images correct (always "

@@ -240,9 +240,10 @@ def test_a_confusion_matrix_has_shares_counts_and_totals(saved, tmp_path):
 
 @pytest.mark.parametrize(("count", "columns"), [(0, 1), (1, 1), (4, 4), (6, 6), (7, 6)])
 def test_few_mistakes_leave_no_blank_canvas(count, columns, saved, tmp_path):
-    images = [np.zeros((8, 8, 3), "uint8")] * count
+    images = [np.full((8, 8, 3), 99.6, "float32")] * count  # matplotlib would take floats for 0..1
     figures.draw_mistakes(images, ["caption"] * count, tmp_path / "mistakes.png", "title")
     assert saved[0].axes[0].get_gridspec().ncols == columns
+    assert all((axes.images[0].get_array() == 100).all() for axes in saved[0].axes[:count])
 
 
 def test_curves_show_the_baseline_and_the_learning_rate(saved, tmp_path):
