@@ -11,6 +11,7 @@ from keras_residual.benchmark import Measured, benchmark, measure
 from keras_residual.cli import main
 
 
+@pytest.mark.long
 def test_measures_and_shows_the_compiled_step(tmp_path, monkeypatch, capsys):
     """In this process, so that it does not import everything four times."""
     orders = []

@@ -61,6 +61,7 @@ def test_list(capsys):
     assert "ViT" not in out
 
 
+@pytest.mark.long
 def test_a_reader_that_has_enough_is_no_error():
     read, write = os.pipe()
     os.close(read)

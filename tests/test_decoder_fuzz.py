@@ -59,6 +59,7 @@ def faults(model, first, last):
     return found, read
 
 
+@pytest.mark.long
 def test_damaged_images_end_no_process(model):
     found, read = faults(model, 0, 100)
     assert not found, "reproduce by: python -m tests.decoder_child MODEL NUMBER NUMBER+1"

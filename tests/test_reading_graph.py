@@ -459,6 +459,7 @@ def test_bombs_behind_a_small_header(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
+@pytest.mark.long
 def test_webp_where_tensorflow_does_not_read_it(tmp_path, monkeypatch):
     """As with TensorFlow 2.18 and 2.19: the reason is not that the image is damaged."""
     monkeypatch.setattr(graph, "READS_WEBP", False)

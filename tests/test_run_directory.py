@@ -117,6 +117,7 @@ def test_names_that_no_figure_can_take(tmp_path):
         assert len(list(csv.DictReader(file))) == 5
 
 
+@pytest.mark.long
 def test_overwriting_keeps_the_old_run_until_the_new_one_trains(place):
     before = (place / "run" / "weights.safetensors").read_bytes()
     with pytest.raises(ValueError, match="batch_size=5000"):
@@ -189,6 +190,7 @@ def test_the_same_images_are_the_same_run(place, monkeypatch, typed):
     assert "finished" in train(source, "run")[1]
 
 
+@pytest.mark.long
 def test_weights_are_recognised_by_content(place, tmp_path, monkeypatch):
     """A file under another name is the same; another file under the same name is not."""
     weights = place / "run" / "weights.safetensors"
@@ -334,6 +336,7 @@ def test_class_weights_are_capped(counts):
         np.testing.assert_allclose(weights * counts, (weights * counts)[0])
 
 
+@pytest.mark.long
 def test_unbalanced_classes_are_told(tmp_path):
     photos = stripes(tmp_path / "photos", classes=("many", "few", "rare"), each=60)
     for image in [image for name in ("few", "rare") for image in (photos / name).iterdir() if int(image.stem) > 4]:

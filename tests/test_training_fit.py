@@ -472,7 +472,7 @@ def assert_equal_outcomes(whole, pieces):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case == "everything" else pytest.mark.slow) for case in CASES]
+    "case", [pytest.param(case, marks=pytest.mark.long if case == "everything" else pytest.mark.slow) for case in CASES]
 )
 def test_resumed_is_bit_equal(case, tmp_path):
     """Cut in the first epoch before anything is saved, in the middle of an epoch, and right after one."""

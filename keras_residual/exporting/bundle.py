@@ -247,7 +247,7 @@ def describe(preprocess: keras.layers.Layer) -> str:
 
 
 def _rules(reading: dict[str, Any]) -> str:
-    """Describe in words how transparent and deep images are read."""
+    """Describe how transparent and deep images are read."""
     color = reading["background"]
     alpha = "lose their alpha channel" if color is None else f"are composited on the color {tuple(color)}"
     low, high = reading["range"] or ("0", "the largest value of their type")

@@ -17,7 +17,7 @@ _COLORS: dict[str, Color] = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How images are read. Datasets, runs, exports and model cards carry it, and every path obeys it.
+    """Rules for reading images. Datasets, runs, exports and model cards carry them, and every path obeys them.
 
     Attributes:
         background: Color (R, G, B) of 0..255 on which transparent images are composited; `None` drops the alpha
