@@ -74,7 +74,7 @@ def test_a_report_that_fails_costs_one_file(tmp_path, monkeypatch):
         monkeypatch.setattr(f"keras_residual.figures.{name}", broken)
     with pytest.warns(UserWarning, match=r"curves\.png.*6\.5 GB") as said:
         train(stripes(tmp_path / "photos"), tmp_path / "run", epochs=1)
-    assert sum("Could not write" in str(one.message) for one in said) == 3
+    assert sum("Could not write" in str(one.message) for one in said) == 4, "draw_mistakes also draws augmented.png"
     assert Classifier.load(tmp_path / "run").labels == ("across", "down")
     assert (tmp_path / "run" / "predictions.csv").exists()
     assert RunDirectory(tmp_path / "run").finished()
