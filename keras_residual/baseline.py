@@ -99,7 +99,9 @@ def _fitted(name: str, training: Batch, validation: Batch) -> Baseline:
         folds = min(3, int(counts.min())) if len(counts) <= MOST_CLASSES else 1
         fitted = len(y) - -(-len(y) // folds) if folds > 1 else len(y)  # images left when the largest fold is left out
         reduce = PCA(min(COMPONENTS, fitted, x.shape[1]), svd_solver="randomized", random_state=0)
-        model = make_pipeline(StandardScaler(), reduce, LogisticRegression(C=STRENGTHS[-2:][0], max_iter=100))
+        model = make_pipeline(
+            StandardScaler(), reduce, LogisticRegression(C=STRENGTHS[len(STRENGTHS) // 2], max_iter=100)
+        )
         if folds > 1:
             model = GridSearchCV(model, {"logisticregression__C": STRENGTHS}, cv=folds)
     # small matrices: threads would wait for each other

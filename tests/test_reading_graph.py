@@ -256,7 +256,7 @@ def jpegs():
 
 
 def verdicts(data):
-    """What the scan, the training decoder and the graph make of a JPEG: whether they accept it."""
+    """Return whether the scan, the training decoder and the graph each accept a JPEG."""
     (decoded,) = validation.decoded(host.decode, [data])
     _, (error,) = verdict_of_graph(data)
     return not validation.scan_bytes([data])[0].reason, isinstance(decoded, np.ndarray), not error

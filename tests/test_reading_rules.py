@@ -1,4 +1,4 @@
-"""What users may type for a background and a range, and the record that runs keep."""
+"""Test the accepted spellings of backgrounds and ranges, and the record that is stored in runs."""
 
 import fractions
 import json
